@@ -1,0 +1,95 @@
+"""Declares the settings: every knob, its default, its unit. Read once, in `bootstrap`.
+
+`ORCHESTRATOR_<NAME>` sets a field. The conventional names (`DATABASE_URL`, `CELERY_BROKER_URL`, `REDIS_URL`,
+`ANTHROPIC_API_KEY`, `ANTHROPIC_BASE_URL`) are honoured too, after ours.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _named(name: str, *others: str) -> AliasChoices:
+    return AliasChoices(f"ORCHESTRATOR_{name}", *others)
+
+
+class Settings(BaseSettings):
+    """Everything that may differ between two installations."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ORCHESTRATOR_", extra="ignore", populate_by_name=True, frozen=True
+    )
+
+    data_dir: Path = Path("~/.local/share/orchestrator/default")
+    """Mirrors, workspaces, artifacts, beat's schedule, embedded servers."""
+
+    database_url: SecretStr | None = Field(default=None, validation_alias=_named("DATABASE_URL", "DATABASE_URL"))
+    """SQLAlchemy URL of Postgres, `postgresql+psycopg2://…`; `postgresql://` is understood."""
+    broker_url: SecretStr | None = Field(
+        default=None, validation_alias=_named("BROKER_URL", "CELERY_BROKER_URL", "REDIS_URL")
+    )
+    """`redis://…` or `amqp://…`."""
+    result_url: SecretStr | None = Field(default=None, validation_alias=_named("RESULT_URL", "CELERY_RESULT_BACKEND"))
+    """Redis for Celery's results; the broker itself when that is Redis."""
+    message_secret: SecretStr | None = None
+    """Key of the HMAC that every message of ours carries; shared by all processes of one installation."""
+    key_prefix: str = ""
+    """Namespace for every key and queue in a Redis shared with others."""
+
+    lease: timedelta = timedelta(seconds=60)
+    """A claim's right to run; heartbeats come at a quarter of it."""
+    sweep_every: timedelta = timedelta(seconds=10)
+    publish_grace: timedelta = timedelta(seconds=4)
+    """How long a ready row may stay unclaimed before the sweep publishes it; doubles with each publication."""
+    slice: timedelta = timedelta(minutes=15)
+    """The longest that our own engine keeps a slot before it gives it back at a turn boundary."""
+    cancel_grace: timedelta = timedelta(seconds=20)
+    max_attempts: int = 5
+    max_concurrent_workflows: int = Field(
+        default=0, validation_alias=_named("MAX_CONCURRENT_WORKFLOWS", "MAX_CONCURRENT_WORKFLOWS")
+    )
+    """0 means no limit."""
+    ageing: timedelta = timedelta(minutes=5)
+    """After this long unclaimed a ready step is published one priority higher."""
+
+    api_host: str = "127.0.0.1"
+    api_port: int = 8000
+    api_url: str = "http://127.0.0.1:8000"
+    api_key: SecretStr | None = None
+    """What the CLI and other clients send; servers keep only hashes."""
+    max_body_bytes: int = 1_048_576
+
+    anthropic_api_key: SecretStr | None = Field(
+        default=None, validation_alias=_named("ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY")
+    )
+    anthropic_base_url: str | None = Field(
+        default=None, validation_alias=_named("ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL")
+    )
+    model: str = "claude-sonnet-5-5"
+    max_turns: int = 100
+    max_mistakes: int = 3
+    max_tokens: int = 2_000_000
+    max_cost_usd: Decimal = Decimal("5.00")
+    max_wall_time: timedelta = timedelta(hours=2)
+
+    artifact_url: str | None = None
+    """None: `<data_dir>/artifacts`; else `file:///…` or `s3://bucket/prefix` (credentials by the usual AWS names)."""
+    strict_sandbox: bool = False
+    """Refuse to run commands when bubblewrap is not available."""
+    sandbox_read_only: list[Path] = []
+    """Further paths that commands may read, besides /usr and the interpreter's."""
+    command_timeout: timedelta = timedelta(minutes=10)
+    command_memory_bytes: int = 4 * 1024**3
+    allow_local_repositories: bool = True
+    allow_private_addresses: bool = False
+    """Whether repository hosts may resolve to loopback, private or link-local addresses."""
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
