@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Any, Final
 
 import networkx as nx
@@ -18,7 +17,6 @@ MAX_STEPS: Final = 500
 MAX_KEY_LENGTH: Final = 80
 _KEY: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.:-]{{0,{MAX_KEY_LENGTH - 1}}}")
 _KEY_RULE: Final = f"1 to {MAX_KEY_LENGTH} letters, digits or _ . : - (a letter or digit first)"
-_NO_SPEC: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class PlanStep:
     agent_type: str | None = None
     model: str | None = None
     estimate: timedelta | None = None
-    spec: Mapping[str, Any] = field(default=_NO_SPEC)
+    spec: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, strategies as st
@@ -145,6 +146,4 @@ def test_a_plan_is_accepted_exactly_if_its_steps_can_be_put_in_an_order(needs: l
             circle = problem.detail.split(" -> ")
             by_key = {step.key: step for step in given_steps}
             assert circle[0] == circle[-1]
-            assert all(
-                after in by_key[before].needs for before, after in zip(circle, circle[1:], strict=False)
-            )
+            assert all(after in by_key[before].needs for before, after in pairwise(circle))
