@@ -1,0 +1,225 @@
+"""What the engine needs from outside, as small Protocols, and the values that cross them.
+
+    Workspace   an attempt's files and commands              (built by `workspaces`)
+    Journal     the conversation's durable home              (built on Postgres by the shell)
+    Model       one request, one streamed reply              (`engine.providers`)
+
+Failures: a workspace raises `WorkspaceRefusal` (told to the model) or `WorkspaceFault` (ends the claim), a
+journal raises `LeaseLost`, a model raises `ModelError` or `Stopped`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, Literal, Protocol
+
+from orchestrator.core.assignment import Stop
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.workspace import CommandResult, Match
+
+Block = Mapping[str, Any]
+"""One content block as the Messages API spells it: {"type": "text" | "tool_use" | …, …}."""
+
+
+class LeaseLost(Exception):
+    """Another claim has the step now: nothing more may be written."""
+
+
+class Stopped(Exception):
+    """The stop was set while the model was answering; the stream is closed, nothing of the reply is kept."""
+
+
+class ModelError(Exception):
+    """The model gave no usable reply. `message` is for people and holds no secret."""
+
+    def __init__(
+        self,
+        error: ErrorClass,
+        code: str,
+        message: str,
+        *,
+        retryable: bool,
+        retry_after: timedelta | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.error = error
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one reply, as the provider counted them; the four don't overlap."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole reply: every block, and the reason for its end."""
+
+    content: tuple[Block, ...]
+    stop_reason: str
+    usage: Usage
+    model: str
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One request. `messages` grows by appending from turn to turn; a model must not change it."""
+
+    system: str
+    tools: Sequence[Mapping[str, Any]]
+    messages: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Some more of the text that the model is writing."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallAnnounced:
+    """The model began to write a tool call; its arguments are still to come."""
+
+    name: str
+
+
+StreamEvent = TextDelta | CallAnnounced
+
+
+class Model(Protocol):
+    """Answers one request, once: it never retries and never hides an error in text."""
+
+    @property
+    def kind(self) -> Literal["live", "recorded"]: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
+        """Raises `ModelError`, or `Stopped` as soon as `stop` is set."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool call gave, as the model will read it."""
+
+    text: str
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One reply of the model, whole, as it is appended to the journal; numbers count from 1 without gaps."""
+
+    number: int
+    content: tuple[Block, ...]
+    stop_reason: str
+    usage: Usage
+    model: str
+    model_kind: Literal["live", "recorded"]
+    request_id: str | None
+    cost_usd: Decimal | None
+    """0 for a recorded model; None when the price of the model isn't known."""
+    elapsed: timedelta
+    """Time at work since the turn before (or since the claim began); the sum is the step's wall time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A steering message; the model reads it in the request of turn `before_turn`."""
+
+    before_turn: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call that was begun; `result` is None until it was finished."""
+
+    call_id: str
+    result: ToolResult | None = None
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """All that a journal holds, in the order in which it was appended."""
+
+    entries: tuple[Turn | Heard, ...] = ()
+    calls: tuple[Call, ...] = ()
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """call_id of an `ask_followup_question` → the person's answer."""
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The commit of the tree after the last finished call that changed it."""
+        return next((call.checkpoint for call in reversed(self.calls) if call.checkpoint), None)
+
+
+class Journal(Protocol):
+    """The conversation's durable home, one per step. It only grows: nothing written is rewritten.
+
+    Every method is one transaction that first checks the claim's fence; without it it raises `LeaseLost`.
+    When a method has returned, what it was given survives the process.
+    """
+
+    def load(self) -> Conversation: ...
+
+    def hear(self, message: Heard, /) -> None: ...
+
+    def append_turn(self, turn: Turn, /) -> None: ...
+
+    def begin_call(self, turn: int, call_id: str, name: str, arguments: Mapping[str, Any], /) -> None:
+        """Before the tool runs. A call that was begun before is begun once."""
+
+    def finish_call(self, call_id: str, result: ToolResult, checkpoint: str | None, /) -> None: ...
+
+
+class Workspace(Protocol):
+    """The attempt's files and commands.
+
+    Paths are relative to the workspace, '/'-separated; '.' is its root; what leads outside is refused with
+    `WorkspaceRefusal`. A freshly opened workspace holds the step's base.
+    """
+
+    def read(self, path: str, start: int | None, end: int | None, /) -> str:
+        """Lines `start` to `end` (from 1, both included; None: to that edge), newlines as stored."""
+
+    def write(self, path: str, text: str, /) -> None:
+        """Makes missing folders; replaces the whole file."""
+
+    def delete(self, path: str, /) -> None: ...
+
+    def list(self, path: str, depth: int, /) -> Sequence[str]:
+        """Paths of what lies at most `depth` levels below `path`; those of folders end in '/'."""
+
+    def search(self, pattern: str, path: str, glob: str | None, /) -> Sequence[Match]:
+        """Lines that match the regular expression, in text files below `path` whose name matches `glob`."""
+
+    def run(
+        self, command: str, *, timeout: timedelta, on_output: Callable[[str], None], stop: Stop
+    ) -> CommandResult:
+        """One shell command in the root; `on_output` gets its output in pieces; a set `stop` kills it."""
+
+    def checkpoint(self, label: str, /) -> str | None:
+        """Commits the tree to a hidden ref; None if it is as at the last checkpoint or restore."""
+
+    def restore(self, commit: str, /) -> None:
+        """Makes the tree exactly that of `commit`, which a checkpoint of this step returned."""
