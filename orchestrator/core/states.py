@@ -74,6 +74,7 @@ class Event(StrEnum):
     """Everything that can happen to a step."""
 
     CLAIM = "claim"
+    PAUSE = "pause"
     SUCCEED = "succeed"
     ASK = "ask"
     WAIT = "wait"
@@ -109,7 +110,13 @@ RULES: Final[Mapping[Event, Rule]] = MappingProxyType(
             Status.RUNNING, to=Status.COMPLETED, meaning="the agent is done and its commit is in", leased=True
         ),
         Event.ASK: _rule(
-            Status.RUNNING, to=Status.PENDING_INPUT, meaning="a person is needed; the slot is given back", leased=True
+            Status.RUNNING,
+            to=Status.PENDING_INPUT,
+            meaning="a person is needed; the slot is given back",
+            leased=True,
+        ),
+        Event.PAUSE: _rule(
+            Status.QUEUED, Status.RUNNING, to=Status.PENDING_INPUT, meaning="a person paused the task"
         ),
         Event.WAIT: _rule(
             Status.RUNNING, to=Status.RUNNING, meaning="parked on a machine, without a lease", leased=True
@@ -121,10 +128,17 @@ RULES: Final[Mapping[Event, Rule]] = MappingProxyType(
             Status.PENDING_INPUT, to=Status.QUEUED, meaning="a person let it go on", leased=False
         ),
         Event.WAKE: _rule(
-            Status.RUNNING, Status.QUEUED, to=Status.QUEUED, meaning="what it waited for is there", leased=False
+            Status.RUNNING,
+            Status.QUEUED,
+            to=Status.QUEUED,
+            meaning="what it waited for is there",
+            leased=False,
         ),
         Event.YIELD: _rule(
-            Status.RUNNING, to=Status.QUEUED, meaning="slice over or worker draining; the attempt goes on", leased=True
+            Status.RUNNING,
+            to=Status.QUEUED,
+            meaning="slice over or worker draining; the attempt goes on",
+            leased=True,
         ),
         Event.RETRY: _rule(
             Status.RUNNING, to=Status.QUEUED, meaning="broke, and another attempt may succeed", leased=True
@@ -135,7 +149,9 @@ RULES: Final[Mapping[Event, Rule]] = MappingProxyType(
         Event.FAIL: _rule(
             Status.QUEUED, Status.RUNNING, Status.PENDING_INPUT, to=Status.FAILED, meaning="broke for good"
         ),
-        Event.CANCEL: _rule(*LIVE, to=Status.CANCELLED, meaning="cancelled, or something it needs ended badly"),
+        Event.CANCEL: _rule(
+            *LIVE, to=Status.CANCELLED, meaning="cancelled, or something it needs ended badly"
+        ),
     }
 )
 
@@ -186,6 +202,8 @@ class StepView:
     status: Status
     claimed: bool
     """True once any worker has ever claimed it."""
+    ready: bool
+    """True when all that it needs is completed."""
 
 
 def task_status(steps: Iterable[StepView], *, on_failure_continue: bool = False) -> Status:
@@ -197,7 +215,10 @@ def task_status(steps: Iterable[StepView], *, on_failure_continue: bool = False)
     found = list(steps)
     statuses = {step.status for step in found}
     if statuses & LIVE or not found:
-        if Status.PENDING_INPUT in statuses and not statuses & {Status.RUNNING, Status.QUEUED}:
+        moving = any(
+            step.status is Status.RUNNING or (step.status is Status.QUEUED and step.ready) for step in found
+        )
+        if Status.PENDING_INPUT in statuses and not moving:
             return Status.PENDING_INPUT
         return Status.RUNNING if any(step.claimed for step in found) else Status.QUEUED
     if Status.FAILED in statuses and not (on_failure_continue and Status.COMPLETED in statuses):
