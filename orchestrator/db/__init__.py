@@ -1,0 +1,1 @@
+"""Remembers: the tables, the transitions (the only writer of state), claims and leases, and what is ready."""

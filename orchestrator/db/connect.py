@@ -1,0 +1,49 @@
+"""Connections to Postgres, and what counts as Postgres being away."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psycopg2
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, TimeoutError as PoolTimeout
+
+_CONNECT_SECONDS: Final = 5
+_AWAY: Final = ("57P", "08", "53")
+"""SQLSTATE classes: operator intervention, connection exception, insufficient resources (disk full, too many)."""
+
+
+def create(url: str, *, application: str, pool_size: int = 4) -> Engine:
+    """An engine for one process. `postgresql://` means psycopg2. Nothing connects before the first use."""
+    parsed = make_url(url)
+    if parsed.drivername in {"postgres", "postgresql"}:
+        parsed = parsed.set(drivername="postgresql+psycopg2")
+    return create_engine(
+        parsed,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=30,
+        connect_args={
+            "connect_timeout": _CONNECT_SECONDS,
+            "application_name": application,
+            # A partition is noticed in about 15 s instead of hours; a lock is waited for, never for ever.
+            "keepalives_idle": 5,
+            "keepalives_interval": 3,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,
+            "options": "-c lock_timeout=30s -c idle_in_transaction_session_timeout=60s",
+        },
+    )
+
+
+def is_away(error: BaseException) -> bool:
+    """True if the database could not be reached or was shutting down, so that the same call may work later."""
+    if isinstance(error, DisconnectionError | PoolTimeout):
+        return True
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated or isinstance(error, OperationalError):
+            return True
+        error = error.orig or error
+    code = getattr(error, "pgcode", None) or ""
+    return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) or code.startswith(_AWAY)
