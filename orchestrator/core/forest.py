@@ -227,6 +227,8 @@ def _trimmed(root: Unit, most_steps: int) -> list[Unit]:
             left -= _least(unit)
         if unit.key is None and not any(kid.carries for kid in kids):
             paid.add(min(kids, key=_least))
-        open_units.extend(sorted(kids[::-1], key=lambda kid: kid in paid or kid.carries))
+        fixed = [kid for kid in kids if kid in paid or kid.carries]
+        open_units.extend(kid for kid in reversed(kids) if kid not in fixed)
+        open_units.extend(fixed)
         open_units.extend(unit.header)
     return late
