@@ -1,18 +1,21 @@
-"""Real servers for the tests: one Postgres and one Redis of our own for the whole session, fresh URLs for each test."""
+"""Real servers for the tests: one Postgres and one Redis for the whole session, fresh URLs for each test."""
 
 from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg2
 
 from orchestrator.local import ports, postgres, redis
 from orchestrator.local.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _DATABASES = 512
 _serial = itertools.count(1)
@@ -32,11 +35,11 @@ class PostgresServer:
         return self.cluster.url(self.port, database=name)
 
     def template(self, name: str, fill: Callable[[str], object]) -> str:
-        """A database that `fill(url)` has filled, made once; give its name to `fresh`. `fill` leaves no connection."""
+        """The name, for `fresh`, of a database made once by `fill(url)`, which leaves no connection open."""
         with closing(psycopg2.connect(self.cluster.dsn(self.port, database="postgres"))) as connection:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
-                made = cursor.fetchone() is not None
+            cursor = connection.cursor()
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
+            made = cursor.fetchone() is not None
         if not made:
             partial = f"{name}_partial"
             postgres.create_database(self.cluster, self.port, partial)
@@ -77,8 +80,9 @@ def serve_postgres(folder: Path) -> Iterator[PostgresServer]:
     home = folder / "postgres"
     cluster = postgres.prepare(home, secrets.token_urlsafe(16), say=print)
     port = ports.choose(0)
-    supervisor = Supervisor(folder, temporary=(home.resolve(),))
+    supervisor = Supervisor(folder)
     try:
+        supervisor.discard(home.resolve())
         supervisor.launch(cluster.service(port))
         supervisor.await_ready("postgres")
         yield PostgresServer(cluster, port)

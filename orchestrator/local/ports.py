@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.core.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Sequence
 
 _TRIED: Final = 200
 
 
-def choose(preferred: int, *, host: str = "127.0.0.1", avoid: Collection[int] = ()) -> int:
-    """`preferred`, or the next one above it that is free; 0 lets the system choose.
+def choose(preferred: int, *, hosts: Sequence[str] = ("127.0.0.1",)) -> int:
+    """`preferred`, or the next one above it that is free on all these addresses; 0 lets the system choose.
 
     Another process may take it before ours does: whoever starts a server on it must be ready to choose again.
     """
     if preferred == 0:
-        return _bound(host, 0)
+        return _bound(hosts[0], 0)
     for port in range(preferred, min(preferred + _TRIED, 65536)):
-        if port not in avoid and is_free(port, host=host):
+        if all(is_free(port, host=host) for host in hosts):
             return port
     raise Unavailable(
         "no-free-port",
-        f"None of the ports {preferred} to {preferred + _TRIED - 1} is free on {host}.",
+        f"None of the ports {preferred} to {preferred + _TRIED - 1} is free on {' and '.join(hosts)}.",
         "Stop what listens there, or choose another with --port.",
     )
 

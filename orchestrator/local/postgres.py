@@ -184,6 +184,13 @@ def create_database(
                 cursor.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
 
 
+def server_version(cluster: Cluster, port: int) -> str:
+    """Such as 18.4."""
+    with closing(psycopg2.connect(cluster.dsn(port, database="postgres"))) as connection:
+        major, minor = divmod(connection.server_version, 10_000)
+        return f"{major}.{minor}"
+
+
 def _accepts(cluster: Cluster, port: int) -> bool:
     try:
         psycopg2.connect(cluster.dsn(port, database="postgres"), connect_timeout=5).close()
@@ -324,6 +331,7 @@ def _initialise(cluster: Cluster) -> None:
             text=True,
             check=False,
             cwd=cluster.data.parent,
+            start_new_session=True,  # Ctrl-C is the caller's to handle
             env=_ENVIRONMENT,
             **_as(cluster.account),
         )

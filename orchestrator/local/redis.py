@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import socket
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from importlib import metadata
@@ -85,6 +87,13 @@ def program(path: str | None = None) -> Path:
         f"on {platform.system()} {platform.machine()}.",
         f"{install}, use Python 3.11 or 3.12 on Linux x86_64, or set CELERY_BROKER_URL=redis://…",
     )
+
+
+def server_version(binary: Path) -> str:
+    """Such as 7.0.15."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\bv=(\S+)", said)
+    return found[1] if found else "?"
 
 
 def ping(port: int, password: str, *, host: str = "127.0.0.1") -> bool:

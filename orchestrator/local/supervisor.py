@@ -69,7 +69,6 @@ class Supervisor:
         *,
         say: Callable[[str], None] = print,
         wait: Callable[[float], None] = time.sleep,
-        temporary: tuple[Path, ...] = (),
     ) -> None:
         self.stack: Final = secrets.token_hex(16)
         self._folder = folder
@@ -85,7 +84,6 @@ class Supervisor:
             stack=self.stack,
             supervisor=itself,
             ports=before.ports if before else {},
-            temporary=tuple(str(path) for path in temporary),
         )
         (folder / "logs").mkdir(mode=0o700, exist_ok=True)
         self._record()
@@ -102,6 +100,11 @@ class Supervisor:
     def publish(self, urls: Mapping[str, str]) -> None:
         """Lets `ps` and other commands find the stack. No secrets."""
         self._roster = replace(self._roster, urls=urls)
+        self._record()
+
+    def discard(self, *folders: Path) -> None:
+        """They end with the stack, even if the supervisor can't delete them itself."""
+        self._roster = replace(self._roster, temporary=tuple(str(folder) for folder in folders))
         self._record()
 
     def launch(self, service: Service) -> None:

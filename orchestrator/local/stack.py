@@ -1,0 +1,412 @@
+"""`orchestrator up`: everything that an installation needs, on this machine, in one terminal.
+
+    with Stack(options, settings) as stack:  # Ctrl-C and `orchestrator down` are handled from here on
+        stack.start()                        # returns when all of it is ready
+        code = stack.run(work)               # keeps it running until `work` returns, or until asked to stop
+
+Leaving the block stops it in order: workers, beat, Flower, API, Redis, Postgres. Asked again, it stops now.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from orchestrator.core.errors import Conflict, OrchestratorError, Unavailable
+from orchestrator.local import control, credentials, ports, postgres, probes, redis, roster
+from orchestrator.local.interrupts import Interrupts, StopAsked
+from orchestrator.local.services import PROGRAM, Processes
+from orchestrator.local.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from orchestrator.config import Settings
+    from orchestrator.local.service import Service
+
+FLOWER_PORT: Final = 5555
+
+_LOOK_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.02
+_PORT_TRIES: Final = 5
+_INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line decides; the rest is in the settings.
+
+    `listen` is an address of this machine on which Postgres and Redis are opened to others. `program` is what
+    the verbs api, worker, beat, flower and db are given to.
+    """
+
+    workers: int = 2
+    concurrency: int = 1
+    flower: bool = True
+    flower_port: int = FLOWER_PORT
+    ephemeral: bool = False
+    listen: str | None = None
+    program: tuple[str, ...] = PROGRAM
+
+
+@dataclass(frozen=True, slots=True)
+class Urls:
+    """Where the servers are, passwords included."""
+
+    database: str
+    broker: str
+    result: str
+
+
+class Stack:
+    """See the module's docstring. `say` prints a line."""
+
+    def __init__(self, options: Options, settings: Settings, *, say: Callable[[str], None] = print) -> None:
+        self._options = options
+        self._settings = settings
+        self._say = say
+        self._interrupts = Interrupts()
+        self._supervisor: Supervisor | None = None
+        self._interrupted = False
+
+    def __enter__(self) -> Self:
+        self._interrupts.__enter__()
+        try:
+            self.data_dir = self._claim_folder()
+        except BaseException:
+            self._interrupts.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        finally:
+            os.close(self._lock)
+            self._interrupts.__exit__(kind, error, trace)
+
+    def start(self) -> None:
+        """Starts it all, a line for each part. Raises OrchestratorError, or StopAsked when interrupted."""
+        self._greet()
+        self._heal()
+        self.credentials = credentials.load_or_make(self.data_dir)
+        supervisor = Supervisor(self.data_dir, say=self._say, wait=self._interrupts.wait)
+        self._supervisor = supervisor
+        self._requests = control.Requests(self.data_dir)
+        self.urls = self._start_servers(supervisor)
+        self.environment = self._environment(self.urls)
+        self._migrate()
+        self._start_processes(supervisor)
+        self._tell_about_model()
+        if self._options.listen:
+            self._tell_others(self._options.listen)
+
+    def run(self, work: Callable[[], int] | None = None) -> int:
+        """Supervises until asked to stop (130), or until `work`, run in a thread, returns its exit code."""
+        if self._supervisor is None:
+            raise AssertionError("start() comes first")
+        task = _Task(work) if work else None
+        try:
+            while task is None or not task.done:
+                self._interrupts.wait(_POLL_SECONDS * 5 if task else _LOOK_SECONDS)
+                self._supervisor.look()
+                self._serve_requests(self._supervisor)
+        except StopAsked:
+            self._interrupted = True
+            return _INTERRUPTED
+        return task.result()
+
+    def stop(self) -> None:
+        """In order, or at once when asked again meanwhile. Leaves no process. Safe to call twice."""
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            self._say(" Stopping: workers first, then the servers. Ctrl-C again stops at once.")
+            try:
+                supervisor.stop()
+            except StopAsked:
+                supervisor.abort()
+            self._say(
+                " Stopped."
+                + ("" if self._options.ephemeral else f" The data stays in {_short(self.data_dir)}")
+            )
+        if self._options.ephemeral and self.data_dir.exists():
+            postgres.remove(self.data_dir / "postgres")
+            shutil.rmtree(self.data_dir, ignore_errors=True)
+
+    # ---- the folder
+
+    def _claim_folder(self) -> Path:
+        """Ours alone until the lock's file is closed, which the system does for whoever is killed."""
+        if self._options.ephemeral:
+            folder = Path(tempfile.mkdtemp(prefix="orchestrator-"))
+        else:
+            folder = self._settings.data_dir
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise Unavailable(
+                "no-data-folder",
+                f"Can't use {folder} for data ({error.strerror}).",
+                "Choose another folder: --data DIR",
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            current = roster.read(folder)
+            raise Conflict(
+                "already-running",
+                f"A stack already runs for {folder}{f' (pid {current.supervisor.pid})' if current else ''}.",
+                "See it: orchestrator ps   Stop it: orchestrator down   A second one: --data DIR",
+            ) from None
+        return folder
+
+    def _heal(self) -> None:
+        left = roster.read(self.data_dir)
+        if left and (ended := roster.sweep(left)):
+            self._say(f" ! healed     ended {ended} processes that a killed run had left")
+
+    # ---- the servers
+
+    def _start_servers(self, supervisor: Supervisor) -> Urls:
+        database = self._settings.database_url
+        broker = self._settings.broker_url
+        result = self._settings.result_url
+        database_url = database.get_secret_value() if database else self._start_postgres(supervisor)
+        if database:
+            self._line("postgres", f"yours (DATABASE_URL)     {probes.reach('postgres', database_url)}")
+        if broker:
+            broker_url = broker.get_secret_value()
+            self._line("broker", f"yours (CELERY_BROKER_URL) {probes.reach('broker', broker_url)}")
+        if result:
+            result_url = result.get_secret_value()
+        elif broker and broker_url.startswith("redis"):
+            result_url = broker_url
+        else:
+            result_url = self._start_redis(supervisor)
+        return Urls(database_url, broker_url if broker else result_url, result_url)
+
+    def _start_postgres(self, supervisor: Supervisor) -> str:
+        began = time.monotonic()
+        cluster = postgres.prepare(
+            self.data_dir / "postgres",
+            self.credentials.postgres_password,
+            say=lambda text: self._say(f"   {text}"),
+        )
+        if self._options.ephemeral:
+            supervisor.discard(cluster.data.parent, self.data_dir)
+        port = self._serve(
+            supervisor,
+            "postgres",
+            postgres.PREFERRED_PORT,
+            lambda port: cluster.service(port, listen=self._options.listen),
+        )
+        postgres.create_database(cluster, port)
+        version = postgres.server_version(cluster, port)
+        self._line("postgres", f"{version:<6} embedded          127.0.0.1:{port}", time.monotonic() - began)
+        return cluster.url(port)
+
+    def _start_redis(self, supervisor: Supervisor) -> str:
+        began = time.monotonic()
+        server = redis.Server(redis.program(), self.data_dir / "redis", self.credentials.redis_password)
+        port = self._serve(
+            supervisor,
+            "redis",
+            redis.PREFERRED_PORT,
+            lambda port: server.service(port, listen=self._options.listen),
+        )
+        version = redis.server_version(server.program)
+        self._line("redis", f"{version:<6} embedded          127.0.0.1:{port}", time.monotonic() - began)
+        return server.url(port)
+
+    def _serve(
+        self, supervisor: Supervisor, name: str, preferred: int, make: Callable[[int], Service]
+    ) -> int:
+        """On the port it had last, if that is free; on another when somebody takes it under our hands."""
+        hosts = ("127.0.0.1", self._options.listen) if self._options.listen else ("127.0.0.1",)
+        for attempt in range(_PORT_TRIES):
+            last = supervisor.ports.get(name, preferred)
+            port = ports.choose(0 if self._options.ephemeral else last, hosts=hosts)
+            supervisor.launch(make(port))
+            try:
+                supervisor.await_ready(name)
+            except Unavailable:
+                taken = not all(ports.is_free(port, host=host) for host in hosts)
+                supervisor.forget(name)
+                if not taken or attempt == _PORT_TRIES - 1:
+                    raise
+            else:
+                return port
+        raise AssertionError
+
+    def _migrate(self) -> None:
+        """In a process of its own, whose memory is given back."""
+        began = time.monotonic()
+        done = subprocess.run(
+            [*self._options.program, "db", "upgrade"],
+            env={**os.environ, **self.environment},
+            cwd=self.data_dir,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        if done.returncode != 0:
+            raise Unavailable(
+                "schema-not-upgraded",
+                f"The database schema could not be brought up to date:\n{done.stderr.strip()[-2000:]}",
+                "See it by itself: orchestrator db upgrade",
+            )
+        said = done.stdout.strip().splitlines()
+        self._line("schema", said[-1] if said else "up to date", time.monotonic() - began)
+
+    # ---- our processes
+
+    def _start_processes(self, supervisor: Supervisor) -> None:
+        """All at once, and then waited for: they spend their start importing."""
+        options = self._options
+        parts = Processes(self.environment, self.data_dir, options.program)
+        self.api_url = f"http://{self._settings.api_host}:{self._api_port}"
+        workers = parts.workers(options.workers, options.concurrency)
+        flower_port = (
+            ports.choose(supervisor.ports.get("flower", options.flower_port)) if options.flower else None
+        )
+        for service in (parts.api(self._settings.api_host, self._api_port), *workers, parts.beat()):
+            supervisor.launch(service)
+        if flower_port:
+            password = self.credentials.flower_password
+            supervisor.launch(parts.flower(flower_port, credentials.FLOWER_USER, password))
+        self._line("api", self.api_url, supervisor.await_ready("api"))
+        lanes = "critical, high, medium, low, system"
+        slowest = max(supervisor.await_ready(worker.name) for worker in workers)
+        self._line("agents", f"{options.workers} workers × {options.concurrency} ({lanes})", slowest)
+        every = f"{self._settings.sweep_every.total_seconds():g}s"
+        self._line("beat", f"stalled-agent sweep every {every}", supervisor.await_ready("beat"))
+        flower_url = f"http://127.0.0.1:{flower_port}/flower/" if flower_port else None
+        where = self._keep_credentials(flower_url)
+        if flower_url:
+            what = f"{flower_url}  (read-only · {credentials.FLOWER_USER} / in {_short(where)})"
+            self._line("flower", what, supervisor.await_ready("flower"))
+        supervisor.publish({"api": self.api_url, **({"flower": flower_url} if flower_url else {})})
+
+    def _keep_credentials(self, flower_url: str | None) -> Path:
+        """Where this user's clients find the key; a passing stack leaves nothing outside its folder."""
+        inside = self.data_dir / credentials.FILE
+        outside = credentials.client_file()
+        if self._options.ephemeral:
+            return inside
+        told = credentials.tell_clients(
+            outside, self.credentials, api_url=self.api_url, flower_url=flower_url
+        )
+        return outside if told else inside
+
+    def _environment(self, urls: Urls) -> dict[str, str]:
+        self._api_port = ports.choose(self._settings.api_port, hosts=(self._settings.api_host,))
+        secret = self._settings.message_secret
+        key = self._settings.api_key
+        return {
+            "ORCHESTRATOR_DATA_DIR": str(self.data_dir),
+            "ORCHESTRATOR_DATABASE_URL": urls.database,
+            "ORCHESTRATOR_BROKER_URL": urls.broker,
+            "ORCHESTRATOR_RESULT_URL": urls.result,
+            "ORCHESTRATOR_MESSAGE_SECRET": (
+                secret.get_secret_value() if secret else self.credentials.message_secret
+            ),
+            "ORCHESTRATOR_API_KEY": key.get_secret_value() if key else self.credentials.api_key,
+            "ORCHESTRATOR_API_URL": f"http://{self._settings.api_host}:{self._api_port}",
+        }
+
+    def _serve_requests(self, supervisor: Supervisor) -> None:
+        for request, name, extra in self._requests.take():
+            result: tuple[str, ...] | OrchestratorError
+            try:
+                result = supervisor.restart(name, extra)
+                for restarted in result:
+                    supervisor.await_ready(restarted)
+            except OrchestratorError as error:
+                result = error
+            self._requests.reply(request, result)
+
+    # ---- what it says
+
+    def _greet(self) -> None:
+        version = importlib.metadata.version("orchestrator")
+        kept = "removed at the end" if self._options.ephemeral else "kept between runs"
+        python = platform.python_version()
+        self._say(f"orchestrator {version} · Python {python} · data {_short(self.data_dir)} ({kept})\n")
+
+    def _line(self, name: str, what: str, seconds: float | None = None) -> None:
+        took = f"{seconds:5.1f}s" if seconds is not None else ""
+        self._say(f" ✓ {name:<10} {what:<52}{took}".rstrip())
+
+    def _tell_about_model(self) -> None:
+        if self._settings.anthropic_api_key:
+            self._line("model", f"{self._settings.model} (key from ANTHROPIC_API_KEY)")
+        else:
+            self._say(
+                " ! model      no ANTHROPIC_API_KEY — only recorded demos will run."
+                " Set it and `orchestrator restart worker`."
+            )
+
+    def _tell_others(self, address: str) -> None:
+        host = socket.gethostname() if address in {"0.0.0.0", "::"} else address  # noqa: S104 - compared only
+        self._say(
+            f"\n Postgres and Redis also listen on {address}. Another machine's workers need these settings;\n"
+            " the passwords are in them and nothing is encrypted: only on a network that you trust.\n"
+        )
+        shared = ("DATABASE_URL", "BROKER_URL", "RESULT_URL", "MESSAGE_SECRET")
+        for name in (f"ORCHESTRATOR_{one}" for one in shared):
+            self._say(f"   export {name}='{self.environment[name].replace('@127.0.0.1:', f'@{host}:')}'")
+        artifacts = self._settings.artifact_url
+        if artifacts:
+            self._say(f"   export ORCHESTRATOR_ARTIFACT_URL='{artifacts}'")
+        else:
+            self._say(
+                "   export ORCHESTRATOR_ARTIFACT_URL=…   "
+                "# a store that both reach: file:///a/shared/folder or s3://bucket/prefix; set it here too"
+            )
+
+
+class _Task:
+    """Work in a thread that a stop does not wait for."""
+
+    def __init__(self, work: Callable[[], int]) -> None:
+        self._outcome: int | BaseException | None = None
+        self._thread = threading.Thread(target=self._do, args=(work,), daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> int:
+        if isinstance(self._outcome, int):
+            return self._outcome
+        raise self._outcome or AssertionError("the work has not ended")
+
+    def _do(self, work: Callable[[], int]) -> None:
+        try:
+            self._outcome = work()
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            self._outcome = error
+
+
+def _short(path: Path) -> str:
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
