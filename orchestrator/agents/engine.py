@@ -1,0 +1,45 @@
+"""Our own engine as an agent: opens what one claim needs, and lets the loop work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from orchestrator.core.assignment import Assignment, Link
+from orchestrator.core.verdict import Broke, Verdict
+from orchestrator.core.workspace import WorkspaceFault
+from orchestrator.engine import loop
+from orchestrator.engine.ports import Journal, Model, ModelError, Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAgent:
+    """`model` may raise `ModelError`, `open_workspace` may raise `WorkspaceFault`: both end in a verdict.
+
+    `open_journal` gives the journal of this step under this claim's fence. A run that was given
+    `context["conflict"]` starts a conversation of its own: its journal must be a new one.
+    """
+
+    model: Callable[[Assignment], Model]
+    open_journal: Callable[[Assignment], Journal]
+    open_workspace: Callable[[Assignment], AbstractContextManager[Workspace]]
+    command_timeout: timedelta = loop.COMMAND_TIMEOUT
+
+    def work(self, assignment: Assignment, link: Link) -> Verdict:
+        try:
+            model = self.model(assignment)
+            with self.open_workspace(assignment) as workspace:
+                return loop.work(
+                    assignment,
+                    link,
+                    model=model,
+                    journal=self.open_journal(assignment),
+                    workspace=workspace,
+                    command_timeout=self.command_timeout,
+                )
+        except ModelError as error:
+            return Broke(error.code, error.message, error.error, error.retryable, error.retry_after)
+        except WorkspaceFault as fault:
+            return Broke(fault.code, fault.message, fault.error)

@@ -1,0 +1,44 @@
+"""Where a step's agent stops by itself."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Final
+
+from orchestrator.core.assignment import Limits
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.verdict import Broke
+from orchestrator.engine.dialogue import Dialogue
+
+_NEXT_TO_NOTHING: Final = Decimal("0.000001")
+"""Where a limit of nothing begins: a recorded model, which costs nothing, may work under it."""
+
+
+def exceeded(limits: Limits, dialogue: Dialogue, since_last_turn: timedelta) -> Broke | None:
+    """Which limit allows no further request; tokens and cost are those of the requests already answered."""
+    worked = dialogue.elapsed + since_last_turn
+    reached = (
+        (dialogue.silent > 1, "mistakes", "the model answered twice in a row without calling a tool"),
+        (
+            dialogue.mistakes >= limits.consecutive_mistakes,
+            "mistakes",
+            f"{dialogue.mistakes} turns in a row had no call that could be run",
+        ),
+        (dialogue.turns >= limits.turns, "turns", f"not done after {dialogue.turns} turns"),
+        (
+            dialogue.tokens >= limits.tokens,
+            "tokens",
+            f"{dialogue.tokens:,} tokens used, {limits.tokens:,} allowed",
+        ),
+        (
+            dialogue.cost_usd >= max(limits.cost_usd, _NEXT_TO_NOTHING),
+            "cost",
+            f"${dialogue.cost_usd:.4f} spent, ${limits.cost_usd} allowed",
+        ),
+        (worked >= limits.wall_time, "wall-time", f"at work for {worked.total_seconds():.0f} seconds"),
+    )
+    for is_reached, limit, message in reached:
+        if is_reached:
+            return Broke(f"limit-{limit}", message, ErrorClass.LIMIT, retryable=False)
+    return None

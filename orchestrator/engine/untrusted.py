@@ -1,0 +1,31 @@
+"""Text from outside: made storable, cut to a size, and marked with where it came from."""
+
+from __future__ import annotations
+
+from typing import Final
+
+RESULT_CHARACTERS: Final = 30_000
+"""The most of one tool's output that the model gets to read."""
+
+
+def storable(text: str) -> str:
+    """Without NUL and lone surrogates, which neither Postgres nor UTF-8 can hold."""
+    if text.isascii():
+        return text.replace("\0", "\ufffd")
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def cut(text: str, limit: int = RESULT_CHARACTERS) -> str:
+    """About `limit` characters: the first third and the last two, since what matters often comes last."""
+    if len(text) <= limit:
+        return text
+    head, tail = limit // 3, limit - limit // 3
+    left_out = len(text) - limit
+    return f"{text[:head]}\n[… {left_out:,} characters left out …]\n{text[-tail:]}"
+
+
+def marked(source: str, text: str) -> str:
+    """`text` between tags that name its source; a closing tag inside the text is made harmless."""
+    label = storable(" ".join(source.replace('"', "'").split()))
+    inner = storable(text).replace("</untrusted", "<\\/untrusted")
+    return f'<untrusted source="{label}">\n{inner}{"" if inner.endswith(chr(10)) else chr(10)}</untrusted>'
