@@ -48,7 +48,7 @@ class Message:
 def signature(app: Celery, message: Message, secret: bytes) -> Signature[Any]:
     """A signature that can be sent or composed; `message.reference.kind` is the Celery task's name."""
     return app.signature(
-        message.reference.kind,
+        str(message.reference.kind),  # of an enum's member Celery would take the `name`
         kwargs=sealed(message.reference, secret),
         immutable=True,
         options={"task_id": message.celery_id, **message.destination.options, **message.label.options},
@@ -56,7 +56,7 @@ def signature(app: Celery, message: Message, secret: bytes) -> Signature[Any]:
 
 
 def compiled(canvas: Canvas, signature_of: Callable[[str], Signature[Any]], app: Celery) -> Signature[Any]:
-    """The canvas as one signature, sent by `apply_async()`; `signature_of` gives each step's own by its key."""
+    """The canvas as one signature, sent by `apply_async()`; `signature_of` gives each step's by its key."""
     return _Compiler(signature_of, app).compiled(canvas.root)
 
 

@@ -34,7 +34,6 @@ result_extended = False
 # A message is acknowledged when its row is written; a lost worker's message comes back, and the claim counts.
 task_acks_late = True
 task_reject_on_worker_lost = True
-task_acks_on_failure_or_timeout = True
 worker_cancel_long_running_tasks_on_connection_loss = False
 worker_prefetch_multiplier = 1
 worker_soft_shutdown_timeout = 10.0

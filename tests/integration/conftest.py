@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.rabbitmq import serve_rabbitmq
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A private node; what a test leaves in its queues, the next one finds."""
+    if shutil.which("rabbitmq-server") is None and not Path("/usr/sbin/rabbitmq-server").exists():
+        pytest.skip(
+            "NOT TESTED ON RABBITMQ: there is no rabbitmq-server on PATH (apt-get install rabbitmq-server)"
+        )
+    with serve_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as url:
+        yield url
