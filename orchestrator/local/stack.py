@@ -10,11 +10,8 @@ Leaving the block stops it in order: workers, beat, Flower, API, Redis, Postgres
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import os
-import platform
 import shutil
-import socket
 import subprocess
 import tempfile
 import threading
@@ -26,6 +23,7 @@ from typing import TYPE_CHECKING, Final, Self
 from orchestrator.core.errors import Conflict, OrchestratorError, Unavailable
 from orchestrator.local import control, credentials, ports, postgres, probes, redis, roster
 from orchestrator.local.interrupts import Interrupts, StopAsked
+from orchestrator.local.report import Report, short
 from orchestrator.local.services import PROGRAM, Processes
 from orchestrator.local.supervisor import Supervisor
 
@@ -77,6 +75,7 @@ class Stack:
         self._options = options
         self._settings = settings
         self._say = say
+        self._report = Report(say)
         self._interrupts = Interrupts()
         self._supervisor: Supervisor | None = None
         self._interrupted = False
@@ -101,7 +100,7 @@ class Stack:
 
     def start(self) -> None:
         """Starts it all, a line for each part. Raises OrchestratorError, or StopAsked when interrupted."""
-        self._greet()
+        self._report.greet(self.data_dir, ephemeral=self._options.ephemeral)
         self._heal()
         self.credentials = credentials.load_or_make(self.data_dir)
         supervisor = Supervisor(self.data_dir, say=self._say, wait=self._interrupts.wait)
@@ -111,9 +110,9 @@ class Stack:
         self.environment = self._environment(self.urls)
         self._migrate()
         self._start_processes(supervisor)
-        self._tell_about_model()
+        self._report.model(self._settings)
         if self._options.listen:
-            self._tell_others(self._options.listen)
+            self._report.other_machines(self._options.listen, self.environment, self._settings.artifact_url)
 
     def run(self, work: Callable[[], int] | None = None) -> int:
         """Supervises until asked to stop (130), or until `work`, run in a thread, returns its exit code."""
@@ -141,7 +140,7 @@ class Stack:
                 supervisor.abort()
             self._say(
                 " Stopped."
-                + ("" if self._options.ephemeral else f" The data stays in {_short(self.data_dir)}")
+                + ("" if self._options.ephemeral else f" The data stays in {short(self.data_dir)}")
             )
         if self._options.ephemeral and self.data_dir.exists():
             postgres.remove(self.data_dir / "postgres")
@@ -189,10 +188,12 @@ class Stack:
         result = self._settings.result_url
         database_url = database.get_secret_value() if database else self._start_postgres(supervisor)
         if database:
-            self._line("postgres", f"yours (DATABASE_URL)     {probes.reach('postgres', database_url)}")
+            self._report.line(
+                "postgres", f"yours (DATABASE_URL)     {probes.reach('postgres', database_url)}"
+            )
         if broker:
             broker_url = broker.get_secret_value()
-            self._line("broker", f"yours (CELERY_BROKER_URL) {probes.reach('broker', broker_url)}")
+            self._report.line("broker", f"yours (CELERY_BROKER_URL) {probes.reach('broker', broker_url)}")
         if result:
             result_url = result.get_secret_value()
         elif broker and broker_url.startswith("redis"):
@@ -218,7 +219,9 @@ class Stack:
         )
         postgres.create_database(cluster, port)
         version = postgres.server_version(cluster, port)
-        self._line("postgres", f"{version:<6} embedded          127.0.0.1:{port}", time.monotonic() - began)
+        self._report.line(
+            "postgres", f"{version:<6} embedded          127.0.0.1:{port}", time.monotonic() - began
+        )
         return cluster.url(port)
 
     def _start_redis(self, supervisor: Supervisor) -> str:
@@ -231,7 +234,9 @@ class Stack:
             lambda port: server.service(port, listen=self._options.listen),
         )
         version = redis.server_version(server.program)
-        self._line("redis", f"{version:<6} embedded          127.0.0.1:{port}", time.monotonic() - began)
+        self._report.line(
+            "redis", f"{version:<6} embedded          127.0.0.1:{port}", time.monotonic() - began
+        )
         return server.url(port)
 
     def _serve(
@@ -274,7 +279,7 @@ class Stack:
                 "See it by itself: orchestrator db upgrade",
             )
         said = done.stdout.strip().splitlines()
-        self._line("schema", said[-1] if said else "up to date", time.monotonic() - began)
+        self._report.line("schema", said[-1] if said else "up to date", time.monotonic() - began)
 
     # ---- our processes
 
@@ -292,17 +297,21 @@ class Stack:
         if flower_port:
             password = self.credentials.flower_password
             supervisor.launch(parts.flower(flower_port, credentials.FLOWER_USER, password))
-        self._line("api", self.api_url, supervisor.await_ready("api"))
+        self._report.line("api", self.api_url, supervisor.await_ready("api"))
         lanes = "critical, high, medium, low, system"
         slowest = max(supervisor.await_ready(worker.name) for worker in workers)
-        self._line("agents", f"{options.workers} workers × {options.concurrency} ({lanes})", slowest)
+        self._report.line(
+            "agents",
+            f"{options.workers} workers \N{MULTIPLICATION SIGN} {options.concurrency} ({lanes})",
+            slowest,
+        )
         every = f"{self._settings.sweep_every.total_seconds():g}s"
-        self._line("beat", f"stalled-agent sweep every {every}", supervisor.await_ready("beat"))
+        self._report.line("beat", f"stalled-agent sweep every {every}", supervisor.await_ready("beat"))
         flower_url = f"http://127.0.0.1:{flower_port}/flower/" if flower_port else None
         where = self._keep_credentials(flower_url)
         if flower_url:
-            what = f"{flower_url}  (read-only · {credentials.FLOWER_USER} / in {_short(where)})"
-            self._line("flower", what, supervisor.await_ready("flower"))
+            what = f"{flower_url}  (read-only · {credentials.FLOWER_USER} / in {short(where)})"
+            self._report.line("flower", what, supervisor.await_ready("flower"))
         supervisor.publish({"api": self.api_url, **({"flower": flower_url} if flower_url else {})})
 
     def _keep_credentials(self, flower_url: str | None) -> Path:
@@ -343,45 +352,6 @@ class Stack:
                 result = error
             self._requests.reply(request, result)
 
-    # ---- what it says
-
-    def _greet(self) -> None:
-        version = importlib.metadata.version("orchestrator")
-        kept = "removed at the end" if self._options.ephemeral else "kept between runs"
-        python = platform.python_version()
-        self._say(f"orchestrator {version} · Python {python} · data {_short(self.data_dir)} ({kept})\n")
-
-    def _line(self, name: str, what: str, seconds: float | None = None) -> None:
-        took = f"{seconds:5.1f}s" if seconds is not None else ""
-        self._say(f" ✓ {name:<10} {what:<52}{took}".rstrip())
-
-    def _tell_about_model(self) -> None:
-        if self._settings.anthropic_api_key:
-            self._line("model", f"{self._settings.model} (key from ANTHROPIC_API_KEY)")
-        else:
-            self._say(
-                " ! model      no ANTHROPIC_API_KEY — only recorded demos will run."
-                " Set it and `orchestrator restart worker`."
-            )
-
-    def _tell_others(self, address: str) -> None:
-        host = socket.gethostname() if address in {"0.0.0.0", "::"} else address  # noqa: S104 - compared only
-        self._say(
-            f"\n Postgres and Redis also listen on {address}. Another machine's workers need these settings;\n"
-            " the passwords are in them and nothing is encrypted: only on a network that you trust.\n"
-        )
-        shared = ("DATABASE_URL", "BROKER_URL", "RESULT_URL", "MESSAGE_SECRET")
-        for name in (f"ORCHESTRATOR_{one}" for one in shared):
-            self._say(f"   export {name}='{self.environment[name].replace('@127.0.0.1:', f'@{host}:')}'")
-        artifacts = self._settings.artifact_url
-        if artifacts:
-            self._say(f"   export ORCHESTRATOR_ARTIFACT_URL='{artifacts}'")
-        else:
-            self._say(
-                "   export ORCHESTRATOR_ARTIFACT_URL=…   "
-                "# a store that both reach: file:///a/shared/folder or s3://bucket/prefix; set it here too"
-            )
-
 
 class _Task:
     """Work in a thread that a stop does not wait for."""
@@ -405,8 +375,3 @@ class _Task:
             self._outcome = work()
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             self._outcome = error
-
-
-def _short(path: Path) -> str:
-    home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

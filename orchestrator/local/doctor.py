@@ -1,0 +1,218 @@
+"""What is missing on this machine, and what to do about it. Looks only; changes nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.local import ports, postgres_programs, probes, processes, redis, roster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from orchestrator.config import Settings
+
+OLDEST_GIT: Final = (2, 38)
+"""The first whose `merge-tree --write-tree` merges without a checkout."""
+OLDEST_PYTHON: Final = (3, 11)
+
+_ENOUGH_DISK_BYTES: Final = 5 * 1024**3
+_LEAST_DISK_BYTES: Final = 512 * 1024**2
+_WHEEL_PYTHONS: Final = ((3, 11), (3, 12))
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `why` and `fix` are empty when it is as it should be."""
+
+    level: Level
+    what: str
+    why: str = ""
+    fix: str = ""
+
+
+def examine(settings: Settings, environment: Mapping[str, str]) -> tuple[Finding, ...]:
+    """All of it, in the order in which it matters. An ERROR keeps `orchestrator up` from working."""
+    running = roster.read(settings.data_dir)
+    up = running is not None and processes.alive(running.supervisor)
+    return (
+        _python(),
+        _git(),
+        _bubblewrap(strict=settings.strict_sandbox),
+        _postgres(settings),
+        _redis(settings),
+        *(_ports(settings) if not up else ()),
+        _disk(settings.data_dir),
+        _key(settings),
+        *_entry_points(environment),
+        *_rabbitmq(settings),
+    )
+
+
+def _python() -> Finding:
+    version = sys.version_info[:3]
+    shown = f"Python {'.'.join(map(str, version))}"
+    if version[:2] < OLDEST_PYTHON:
+        return Finding(Level.ERROR, shown, "older than 3.11", "install Python 3.12")
+    if version[:2] not in _WHEEL_PYTHONS:
+        return Finding(
+            Level.OK, f"{shown}; there is no Redis wheel for it, so that redis-server has to be on PATH"
+        )
+    return Finding(Level.OK, shown)
+
+
+def _git() -> Finding:
+    said = _said("git", "--version")
+    if said is None:
+        return Finding(Level.ERROR, "git", "not on PATH", "apt-get install git   (or: brew install git)")
+    found = re.search(r"(\d+)\.(\d+)", said)
+    if found is None or (int(found[1]), int(found[2])) < OLDEST_GIT:
+        return Finding(
+            Level.ERROR,
+            said,
+            "results are merged with git merge-tree --write-tree",
+            "install git 2.38 or later",
+        )
+    return Finding(Level.OK, said)
+
+
+def _bubblewrap(*, strict: bool) -> Finding:
+    bad = Level.ERROR if strict else Level.WARNING
+    said = _said("bwrap", "--version")
+    if said is None:
+        return Finding(
+            bad,
+            "bubblewrap",
+            "not on PATH: agents' commands run with your own rights",
+            "apt-get install bubblewrap (Linux only)",
+        )
+    tried = _run("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
+    if tried is None or tried.returncode != 0:
+        reason = tried.stderr.strip() if tried else "it does not run"
+        return Finding(
+            bad,
+            f"{said}, which can't make a sandbox",
+            reason,
+            "allow unprivileged user namespaces: sysctl kernel.unprivileged_userns_clone=1 "
+            "or, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns=0",
+        )
+    return Finding(Level.OK, said)
+
+
+def _postgres(settings: Settings) -> Finding:
+    def look() -> str:
+        if settings.database_url:
+            return f"Postgres at {probes.reach('postgres', settings.database_url.get_secret_value())}"
+        return f"Postgres {postgres_programs.installed().major}, embedded"
+
+    return _available(look)
+
+
+def _redis(settings: Settings) -> Finding:
+    def look() -> str:
+        if settings.broker_url:
+            return f"broker at {probes.reach('broker', settings.broker_url.get_secret_value())}"
+        program = redis.program()
+        return f"Redis {redis.server_version(program)}, {program}"
+
+    return _available(look)
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    for name, port in (("API", settings.api_port), ("Flower", 5555)):
+        if ports.is_free(port):
+            yield Finding(Level.OK, f"port {port} for {name}")
+        else:
+            yield Finding(
+                Level.WARNING,
+                f"port {port} for {name}",
+                "taken",
+                "nothing: `up` takes the next free one and says so",
+            )
+
+
+def _disk(data_dir: Path) -> Finding:
+    existing = next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    shown = f"{free / 1024**3:.1f} GiB free for {data_dir}"
+    if not os.access(existing, os.W_OK):
+        return Finding(Level.ERROR, f"{existing}", "can't be written to", "choose another folder: --data DIR")
+    if free >= _ENOUGH_DISK_BYTES:
+        return Finding(Level.OK, shown)
+    level = Level.WARNING if free >= _LEAST_DISK_BYTES else Level.ERROR
+    return Finding(
+        level, shown, "checkouts and logs need room", "make room, or choose another disk: --data DIR"
+    )
+
+
+def _key(settings: Settings) -> Finding:
+    if settings.anthropic_api_key:
+        return Finding(Level.OK, "ANTHROPIC_API_KEY is set")
+    return Finding(
+        Level.WARNING,
+        "ANTHROPIC_API_KEY",
+        "not set: only recorded demos will run",
+        "export ANTHROPIC_API_KEY=…, then: orchestrator restart worker",
+    )
+
+
+def _entry_points(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Another product has a command of that name; whichever comes first on PATH is run."""
+    ours = Path(sys.executable).parent
+    for name in ("orchestrator", "task-master"):
+        found = shutil.which(name, path=environment.get("PATH"))
+        if found and (ours / name).exists() and Path(found).resolve() != (ours / name).resolve():
+            yield Finding(
+                Level.WARNING,
+                f"{name} on PATH is {found}",
+                "not the one of this installation",
+                f"use {ours / name}, or put {ours} first on PATH",
+            )
+
+
+def _rabbitmq(settings: Settings) -> Iterator[Finding]:
+    url = settings.broker_url.get_secret_value() if settings.broker_url else ""
+    if urlsplit(url).scheme in {"amqp", "amqps"}:
+        yield Finding(
+            Level.WARNING,
+            "RabbitMQ's consumer_timeout",
+            "it closes a channel whose message is unacknowledged for 30 minutes, and a step may take longer",
+            "in rabbitmq.conf: consumer_timeout = 86400000",
+        )
+
+
+def _available(look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(Level.OK, look())
+    except OrchestratorError as error:
+        return Finding(Level.ERROR, error.code, error.message, error.hint)
+
+
+def _said(*command: str) -> str | None:
+    done = _run(*command)
+    return done.stdout.strip() if done and done.returncode == 0 else None
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """None when there is no such program."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=20, stdin=subprocess.DEVNULL
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
