@@ -1,0 +1,224 @@
+"""Git over the bare repositories that are ours, in an environment that nobody else has a say in.
+
+GitPython's runner copies the whole process environment into every git (keys, GIT_DIR, GIT_SSH_COMMAND), and has no
+way to leave anything out; so processes are started here, and GitPython reads objects (`Git.commit`) without any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from time import monotonic
+from typing import IO, Final
+
+from git import Repo
+from git.db import GitDB
+from git.exc import BadName, BadObject
+
+from orchestrator.core.assignment import Stop
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.repository_url import redact
+from orchestrator.workspaces.errors import GitError
+
+LOCAL: Final = timedelta(minutes=2)
+"""How long a git that talks to nobody may take."""
+SHA: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+
+INHERITED: Final = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+INHERITED_BY_NETWORK: Final = (
+    "HOME", "SSH_AUTH_SOCK", "http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
+)  # fmt: skip
+ISOLATION: Final[Mapping[str, str]] = {
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_ALLOW_PROTOCOL": "",
+    "LC_ALL": "C",
+}
+# Old histories hold these three harmless faults; a fetch that refused them would refuse well-known projects.
+_TOLERATED: Final = ("zeroPaddedFilemode", "missingSpaceBeforeDate", "badTimezone")
+SETTINGS: Final[tuple[str, ...]] = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.attributesFile=/dev/null",
+    "http.followRedirects=false",
+    "submodule.recurse=false",
+    "fetch.recurseSubmodules=false",
+    "push.recurseSubmodules=no",
+    "transfer.fsckObjects=true",
+    *(f"{where}.fsck.{fault}=ignore" for where in ("fetch", "receive") for fault in _TOLERATED),
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "core.logAllRefUpdates=false",
+    "protocol.version=2",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a git printed. `errors` is redacted and decoded."""
+
+    code: int
+    data: bytes
+    errors: str
+
+    @property
+    def text(self) -> str:
+        """Standard output without the last newline; names that aren't UTF-8 survive as surrogates."""
+        return self.data.decode("utf-8", "surrogateescape").rstrip("\n")
+
+
+@dataclass(frozen=True, slots=True)
+class CommitInfo:
+    """What a commit object says about itself; `message` is the whole of it."""
+
+    sha: str
+    tree: str
+    parents: tuple[str, ...]
+    committed_at: int
+    """Seconds since 1970."""
+    message: str
+
+
+class Git:
+    """One bare repository of ours. `environment` is the process's; only the names listed above are passed on."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        self.directory = directory
+        self._environment = environment
+
+    def run(
+        self,
+        *words: str,
+        stdin: bytes | IO[bytes] | None = None,
+        settings: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+        network: bool = False,
+        accept: tuple[int, ...] = (0,),
+        timeout: timedelta = LOCAL,
+        stop: Stop | None = None,
+    ) -> Output:
+        """Raises `GitError` when it ends with a code that isn't in `accept`, takes too long, or `stop` is set."""
+        options = [option for setting in (*SETTINGS, *settings) for option in ("-c", setting)]
+        inherited = INHERITED + (INHERITED_BY_NETWORK if network else ())
+        return run(
+            ["git", f"--git-dir={self.directory}", *options, *words],
+            environment={
+                **{name: self._environment[name] for name in inherited if name in self._environment},
+                **ISOLATION,
+                **(environment or {}),
+            },
+            stdin=stdin,
+            accept=accept,
+            timeout=timeout,
+            stop=stop,
+        )
+
+    def text(self, *words: str, stdin: bytes | None = None) -> str:
+        return self.run(*words, stdin=stdin).text
+
+    def has(self, commit: str) -> bool:
+        """Whether this repository holds that commit (not: all that it reaches)."""
+        return self.run("cat-file", "-e", f"{commit}^{{commit}}", accept=(0, 1, 128)).code == 0
+
+    def ref(self, name: str) -> str | None:
+        found = self.run("rev-parse", "--verify", "--quiet", "--end-of-options", name, accept=(0, 1, 128))
+        return found.text if found.code == 0 and SHA.fullmatch(found.text) else None
+
+    def commit(self, sha: str) -> CommitInfo:
+        """Raises `GitError` when there is no such commit."""
+        try:
+            with Repo(self.directory, odbt=GitDB) as repository:
+                found = repository.commit(sha)
+                return CommitInfo(
+                    sha=found.hexsha,
+                    tree=found.tree.hexsha,
+                    parents=tuple(parent.hexsha for parent in found.parents),
+                    committed_at=found.committed_date,
+                    message=_text(found.message),
+                )
+        except (BadName, BadObject, ValueError, IndexError) as error:
+            raise GitError(f"no such commit: {sha}", ErrorClass.REPOSITORY) from error
+
+    def write_commit(
+        self, tree: str, parents: tuple[str, ...], message: str, at: int, *, author: str = "orchestrator"
+    ) -> str:
+        """The same arguments give the same sha, anywhere and any time."""
+        date = f"{at} +0000"
+        identity = {
+            "GIT_AUTHOR_NAME": author,
+            "GIT_AUTHOR_EMAIL": f"{author}@orchestrator.invalid",
+            "GIT_AUTHOR_DATE": date,
+            "GIT_COMMITTER_NAME": author,
+            "GIT_COMMITTER_EMAIL": f"{author}@orchestrator.invalid",
+            "GIT_COMMITTER_DATE": date,
+        }
+        ancestry = [word for parent in parents for word in ("-p", parent)]
+        text = message.replace("\0", "").encode("utf-8", "replace")
+        return self.run(
+            "commit-tree", *ancestry, "-F", "-", tree,
+            stdin=text, environment=identity, settings=("commit.gpgSign=false", "i18n.commitEncoding=UTF-8"),
+        ).text  # fmt: skip
+
+
+def run(
+    words: list[str],
+    *,
+    environment: Mapping[str, str],
+    stdin: bytes | IO[bytes] | None = None,
+    accept: tuple[int, ...] = (0,),
+    timeout: timedelta = LOCAL,
+    stop: Stop | None = None,
+) -> Output:
+    """One process, its own group, killed whole at the timeout."""
+    try:
+        process = subprocess.Popen(
+            words,
+            env=environment,
+            stdin=subprocess.PIPE if isinstance(stdin, bytes) else (stdin or subprocess.DEVNULL),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise GitError(f"git could not be started: {error.strerror or error}") from error
+    with process:
+        try:
+            given = stdin if isinstance(stdin, bytes) else None
+            data, errors = _wait(process, given, monotonic() + timeout.total_seconds(), stop)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    complaint = redact(errors.decode("utf-8", "replace").strip())[-2000:]
+    if process.returncode not in accept:
+        raise GitError(complaint or f"git ended with code {process.returncode}")
+    return Output(process.returncode, data, complaint)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], given: bytes | None, until: float, stop: Stop | None
+) -> tuple[bytes, bytes]:
+    while True:
+        try:
+            return process.communicate(given, timeout=max(0.0, min(0.25, until - monotonic())))
+        except subprocess.TimeoutExpired:
+            if stop is not None and stop.is_set():
+                raise GitError("git was stopped", ErrorClass.TIMEOUT) from None
+            if monotonic() >= until:
+                raise GitError("git took too long", ErrorClass.TIMEOUT) from None
+            given = None
+
+
+def _text(message: str | bytes) -> str:
+    return message if isinstance(message, str) else message.decode("utf-8", "replace")
