@@ -3,8 +3,8 @@
 What makes it safe to kill at any point: a turn is appended whole before anything of it is done, and is never
 asked for again; a call is begun in the journal before it runs and finished after, with the checkpoint of the
 files that it left. Picking up, the loop restores the last checkpoint (the workspace was opened at the step's
-base), tells the model of a call that was begun and not finished that its outcome is unknown, without running it
-again, and runs the calls that were not begun.
+base), tells the model of a call that was begun and not finished that its outcome is unknown, without running
+it again, and runs the calls that were not begun.
 """
 
 from __future__ import annotations

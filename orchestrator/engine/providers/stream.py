@@ -1,0 +1,132 @@
+"""Puts a reply together from the events of the Messages API's stream.
+
+Own code, since the SDK's accumulator takes a stream that ends early for a whole reply.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.engine.ports import Block, CallAnnounced, ModelError, Reply, StreamEvent, TextDelta, Usage
+from orchestrator.engine.untrusted import storable
+
+
+class Assembly:
+    """Fed with events as plain dictionaries, in order; `reply` once the last one is in.
+
+    Blocks and deltas of unknown types are kept as they started or ignored, never an error.
+    """
+
+    def __init__(self) -> None:
+        self._model = ""
+        self._usage: dict[str, int] = {}
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._arguments: dict[int, list[str]] = {}
+        self._stop_reason: str | None = None
+        self._ended = False
+
+    def feed(self, event: Mapping[str, Any]) -> StreamEvent | None:
+        """What a listener may want to know of it. Raises `ModelError` for an event that can't be read."""
+        try:
+            return self._take(event)
+        except (KeyError, TypeError, ValueError) as garbled:
+            raise ModelError(
+                ErrorClass.NETWORK, "model-garbled", "the model's stream can't be read", retryable=True
+            ) from garbled
+
+    def _take(self, event: Mapping[str, Any]) -> StreamEvent | None:
+        match event["type"]:
+            case "message_start":
+                self._model = event["message"]["model"]
+                self._count(event["message"].get("usage"))
+            case "content_block_start":
+                return self._open(event["index"], event["content_block"])
+            case "content_block_delta":
+                return self._extend(event["index"], event["delta"])
+            case "message_delta":
+                self._stop_reason = event["delta"].get("stop_reason") or self._stop_reason
+                self._count(event.get("usage"))
+            case "message_stop":
+                self._ended = True
+            case _:
+                pass
+        return None
+
+    def _open(self, index: int, block: Mapping[str, Any]) -> StreamEvent | None:
+        self._blocks[index] = dict(block)
+        if block["type"] != "tool_use":
+            return None
+        self._arguments[index] = []
+        return CallAnnounced(block["name"])
+
+    def _extend(self, index: int, delta: Mapping[str, Any]) -> StreamEvent | None:
+        block = self._blocks[index]
+        match delta["type"]:
+            case "text_delta":
+                block["text"] = block.get("text", "") + delta["text"]
+                return TextDelta(delta["text"])
+            case "input_json_delta":
+                self._arguments[index].append(delta["partial_json"])
+            case "thinking_delta":
+                block["thinking"] = block.get("thinking", "") + delta["thinking"]
+            case "signature_delta":
+                block["signature"] = delta["signature"]
+            case _:
+                pass
+        return None
+
+    def _count(self, usage: Mapping[str, Any] | None) -> None:
+        """Counts in a stream are totals so far: the latest ones hold."""
+        self._usage.update({name: count for name, count in (usage or {}).items() if isinstance(count, int)})
+
+    def reply(self, request_id: str | None) -> Reply:
+        """Raises `ModelError` when the stream ended before the reply did."""
+        if not self._ended or self._stop_reason is None:
+            raise ModelError(
+                ErrorClass.NETWORK,
+                "model-stream-truncated",
+                "the model's stream ended before its reply did",
+                retryable=True,
+            )
+        return Reply(
+            content=tuple(self._finished(index) for index in sorted(self._blocks)),
+            stop_reason=self._stop_reason,
+            usage=Usage(
+                input_tokens=self._usage.get("input_tokens", 0),
+                output_tokens=self._usage.get("output_tokens", 0),
+                cache_read_tokens=self._usage.get("cache_read_input_tokens", 0),
+                cache_write_tokens=self._usage.get("cache_creation_input_tokens", 0),
+            ),
+            model=self._model,
+            request_id=request_id,
+        )
+
+    def _finished(self, index: int) -> Block:
+        block = {key: _storable(value) for key, value in self._blocks[index].items()}
+        if written := "".join(self._arguments.get(index, ())):
+            block["input"] = _storable(_arguments(written))
+        elif block["type"] == "tool_use":
+            block["input"] = block.get("input") or {}
+        return block
+
+
+def _arguments(written: str) -> Mapping[str, Any]:
+    """An object; what is none (a call cut off at the output limit) is kept as the text that it is."""
+    try:
+        arguments = json.loads(written)
+    except ValueError:
+        arguments = None
+    return arguments if isinstance(arguments, dict) else {"unparsed_json": written[:2000]}
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return {storable(key): _storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    return value
