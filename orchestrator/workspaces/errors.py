@@ -23,8 +23,15 @@ from orchestrator.core.workspace import WorkspaceFault
 class RepositoryUnreachable(WorkspaceFault):
     """The repository can't be fetched or pushed to just now, or not with these rights."""
 
+    def __init__(self, message: str, error: ErrorClass = ErrorClass.NETWORK) -> None:
+        super().__init__("repository-unreachable", message, error)
+
+
+class RepositoryForbidden(WorkspaceFault):
+    """The address is one that policy doesn't allow, as it is spelled or where its name leads."""
+
     def __init__(self, message: str) -> None:
-        super().__init__("repository-unreachable", message, ErrorClass.NETWORK)
+        super().__init__("repository-forbidden", message, ErrorClass.REPOSITORY)
 
 
 class BranchUnknown(WorkspaceFault):
@@ -50,7 +57,7 @@ class CommitMissing(WorkspaceFault):
 
 
 class RefMoved(WorkspaceFault):
-    """A ref isn't where the caller expected it; nothing was changed. `actual` is None when it doesn't exist."""
+    """A ref isn't where the caller expected it; nothing changed. `actual` is None when it doesn't exist."""
 
     def __init__(self, ref: str, expected: str | None, actual: str | None) -> None:
         super().__init__(
@@ -84,7 +91,7 @@ class ArtifactStoreUnavailable(Unavailable):
         super().__init__("artifact-store-unavailable", message, hint, retryable=True)
 
 
-class MergeConflict(Exception):
+class MergeConflict(Exception):  # noqa: N818  # a word that agents and people know
     """Two results change the same lines. `text` shows git's messages and the hunks with conflict markers."""
 
     def __init__(self, files: tuple[str, ...], text: str) -> None:
