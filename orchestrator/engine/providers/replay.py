@@ -8,7 +8,7 @@ A recording is a JSONL file; each line answers one request:
 
 `request` is the hash of the whole canonical request: system prompt, tools and every message. One thing is
 normalised, in tool results alone: durations such as 0.012s. Whatever else departs from the recording ends
-the step with `recording-mismatch`; nothing is ever invented. Several lines may answer the same turn, for different
+the step with `recording-mismatch`; nothing is invented. Several lines may answer the same turn, for different
 pasts (another answer to a question, a call that was interrupted).
 """
 

@@ -1,0 +1,299 @@
+"""Everything that the engine needs from outside, small and real: a folder, a file, a script in place of a model."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.core.assignment import Assignment, Limits, Stop
+from orchestrator.core.workspace import CommandResult, Match, WorkspaceRefusal
+from orchestrator.engine.ports import (
+    Block,
+    Call,
+    Conversation,
+    Heard,
+    LeaseLost,
+    ModelRequest,
+    Reply,
+    StreamEvent,
+    TextDelta,
+    ToolResult,
+    Turn,
+    Usage,
+)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class FolderWorkspace:
+    """A plain folder; checkpoints are copies of it beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._copies = root.parent / f"{root.name}.checkpoints"
+        root.mkdir(parents=True, exist_ok=True)
+        self._last = self._digest()
+
+    def _inside(self, path: str) -> Path:
+        found = (self.root / path).resolve()
+        if not found.is_relative_to(self.root.resolve()):
+            raise WorkspaceRefusal(f"{path} is outside the workspace")
+        return found
+
+    def read(self, path: str, start: int | None, end: int | None, /) -> str:
+        file = self._inside(path)
+        if not file.is_file():
+            raise WorkspaceRefusal(f"there is no file {path}")
+        with file.open(encoding="utf-8", newline="") as opened:
+            lines = opened.read().splitlines(keepends=True)
+        return "".join(lines[(start or 1) - 1 : end])
+
+    def write(self, path: str, text: str, /) -> None:
+        file = self._inside(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", encoding="utf-8", newline="") as opened:
+            opened.write(text)
+
+    def delete(self, path: str, /) -> None:
+        file = self._inside(path)
+        if not file.is_file():
+            raise WorkspaceRefusal(f"there is no file {path}")
+        file.unlink()
+
+    def list(self, path: str, depth: int, /) -> Sequence[str]:
+        start = self._inside(path)
+        found = []
+        for entry in sorted(start.rglob("*")):
+            if len(entry.relative_to(start).parts) <= depth and "__pycache__" not in entry.parts:
+                found.append(entry.relative_to(self.root).as_posix() + ("/" if entry.is_dir() else ""))
+        return found
+
+    def search(self, pattern: str, path: str, glob: str | None, /) -> Sequence[Match]:
+        matches = []
+        for file in self._files():
+            if not file.is_relative_to(self._inside(path)) or (glob and not fnmatch.fnmatch(file.name, glob)):
+                continue
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+                if re.search(pattern, line):
+                    matches.append(Match(file.relative_to(self.root).as_posix(), number, line))
+        return matches
+
+    def run(
+        self, command: str, *, timeout: timedelta, on_output: Callable[[str], None], stop: Stop
+    ) -> CommandResult:
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        process = subprocess.Popen(
+            ["sh", "-c", command],
+            cwd=self.root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        waited, timed_out, output = 0.0, False, b""
+        while True:
+            try:
+                output, _ = process.communicate(timeout=0.05)
+                break
+            except subprocess.TimeoutExpired:
+                waited += 0.05
+                timed_out = timed_out or waited >= timeout.total_seconds()
+                if timed_out or stop.is_set():
+                    os.killpg(process.pid, signal.SIGKILL)
+        text = output.decode("utf-8", "replace")
+        on_output(text)
+        exit_code = None if process.returncode < 0 else process.returncode
+        return CommandResult(exit_code, text, truncated=False, timed_out=timed_out)
+
+    def checkpoint(self, label: str, /) -> str | None:
+        digest = self._digest()
+        if digest == self._last:
+            return None
+        shutil.copytree(self.root, self._copies / digest, dirs_exist_ok=True)
+        self._last = digest
+        return digest
+
+    def restore(self, commit: str, /) -> None:
+        shutil.rmtree(self.root)
+        shutil.copytree(self._copies / commit, self.root)
+        self._last = commit
+
+    def _files(self) -> list[Path]:
+        return [file for file in sorted(self.root.rglob("*")) if file.is_file()]
+
+    def _digest(self) -> str:
+        parts = [(file.relative_to(self.root).as_posix(), file.read_bytes()) for file in self._files()]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+class FileJournal:
+    """A journal in a JSONL file, which outlives the object; `die_at` kills at the nth write, before or after it."""
+
+    def __init__(
+        self, path: Path, *, die_at: int | None = None, after: bool = False, lost_at: int = 0
+    ) -> None:
+        self.path = path
+        self.writes = 0
+        self._die_at = die_at
+        self._after = after
+        self._lost_at = lost_at
+
+    def load(self) -> Conversation:
+        entries: list[Turn | Heard] = []
+        calls: dict[str, Call] = {}
+        answers: dict[str, str] = {}
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            kind, data = json.loads(line)
+            if kind == "turn":
+                entries.append(_turn(data))
+            elif kind == "heard":
+                entries.append(Heard(**data))
+            elif kind == "begin":
+                calls.setdefault(data["call_id"], Call(data["call_id"]))
+            elif kind == "finish":
+                result = ToolResult(**data["result"])
+                calls[data["call_id"]] = Call(data["call_id"], result, data["checkpoint"])
+            else:
+                answers[data["call_id"]] = data["answer"]
+        return Conversation(tuple(entries), tuple(calls.values()), answers)
+
+    def hear(self, message: Heard, /) -> None:
+        self._write("heard", asdict(message))
+
+    def append_turn(self, turn: Turn, /) -> None:
+        self._write("turn", asdict(turn))
+
+    def begin_call(self, turn: int, call_id: str, name: str, arguments: Mapping[str, Any], /) -> None:
+        self._write("begin", {"turn": turn, "call_id": call_id, "name": name, "arguments": arguments})
+
+    def finish_call(self, call_id: str, result: ToolResult, checkpoint: str | None, /) -> None:
+        self._write("finish", {"call_id": call_id, "result": asdict(result), "checkpoint": checkpoint})
+
+    def answer(self, call_id: str, answer: str) -> None:
+        self._write("answer", {"call_id": call_id, "answer": answer})
+
+    def _write(self, kind: str, data: Mapping[str, Any]) -> None:
+        self.writes += 1
+        if self.writes == self._lost_at:
+            raise LeaseLost
+        if self.writes == self._die_at and not self._after:
+            raise Killed
+        with self.path.open("a") as file:
+            file.write(json.dumps([kind, data], default=_plain) + "\n")
+        if self.writes == self._die_at:
+            raise Killed
+
+
+def _plain(value: object) -> object:
+    return value.total_seconds() if isinstance(value, timedelta) else str(value)
+
+
+def _turn(data: dict[str, Any]) -> Turn:
+    return Turn(
+        **{
+            **data,
+            "content": tuple(data["content"]),
+            "usage": Usage(**data["usage"]),
+            "cost_usd": None if data["cost_usd"] is None else Decimal(data["cost_usd"]),
+            "elapsed": timedelta(seconds=data["elapsed"]),
+        }
+    )
+
+
+Answer = Sequence[Block] | Callable[[ModelRequest], Sequence[Block]]
+
+
+@dataclass
+class Script:
+    """Answers turn n with the nth of `answers`, whatever was asked; keeps a copy of every request."""
+
+    answers: Sequence[Answer]
+    kind: Literal["live", "recorded"] = "recorded"
+    name: str = "script"
+    usage: Usage = Usage()
+    stop_reason: str = "tool_use"
+    requests: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
+        self.requests.append(json.loads(json.dumps(asdict(request))))
+        turn = sum(message["role"] == "assistant" for message in request.messages)
+        answer = self.answers[turn]
+        blocks = answer(request) if callable(answer) else answer
+        for block in blocks:
+            if block["type"] == "text":
+                listen(TextDelta(block["text"]))
+        return Reply(tuple(blocks), self.stop_reason, self.usage, self.name)
+
+    @property
+    def turns_asked(self) -> list[int]:
+        return [sum(m["role"] == "assistant" for m in request["messages"]) + 1 for request in self.requests]
+
+
+@dataclass
+class Wire:
+    """A link that keeps what went over it."""
+
+    stop: Stop = field(default_factory=Stop)
+    notes: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    logs: list[tuple[str, str]] = field(default_factory=list)
+    mail: list[str] = field(default_factory=list)
+
+    def note(self, kind: str, data: Mapping[str, Any]) -> None:
+        self.notes.append((kind, data))
+
+    def log(self, stream: str, text: str) -> None:
+        self.logs.append((stream, text))
+
+    def inbox(self) -> list[str]:
+        arrived, self.mail = self.mail, []
+        return arrived
+
+
+def text(words: str) -> Block:
+    return {"type": "text", "text": words}
+
+
+def call(call_id: str, name: str, **arguments: Any) -> Block:
+    return {"type": "tool_use", "id": call_id, "name": name, "input": arguments}
+
+
+def done(summary: str = "Done.", call_id: str = "done") -> Block:
+    return call(call_id, "attempt_completion", summary=summary)
+
+
+ASSIGNMENT = Assignment(
+    tenant_id="tenant",
+    task_id="task",
+    workflow_id="workflow",
+    step_id="step",
+    step_key="fix",
+    step_number=1,
+    step_total=1,
+    kind="agent",
+    attempt=1,
+    fence=1,
+    task_description="Make the tests pass.",
+    description="Fix it.",
+    agent_type="replay",
+    model=None,
+    limits=Limits(),
+)
+
+
+def assignment(**changes: Any) -> Assignment:
+    return replace(ASSIGNMENT, **changes)
