@@ -243,6 +243,8 @@ class Step(Base):
     """It was once sent without its chain and chord, so Celery won't start what follows it."""
     signature: Mapped[dict[str, Any] | None]
     """The Celery request of the latest message, as a signature: sent again, its canvas goes on."""
+    canvas: Mapped[int | None]
+    """Which canvas of the plan begins with it, if that is one that the database releases."""
     agent_id: Mapped[str | None]
     start_commit: Mapped[str | None]
     result_commit: Mapped[str | None]

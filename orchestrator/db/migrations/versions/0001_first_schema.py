@@ -584,6 +584,7 @@ def upgrade() -> None:
         sa.Column("published_by", sa.Text(), server_default=sa.text("'canvas'"), nullable=False),
         sa.Column("published_alone", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("signature", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("canvas", sa.Integer(), nullable=True),
         sa.Column("agent_id", sa.Text(), nullable=True),
         sa.Column("start_commit", sa.Text(), nullable=True),
         sa.Column("result_commit", sa.Text(), nullable=True),

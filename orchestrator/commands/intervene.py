@@ -1,0 +1,126 @@
+"""People's commands over a task: pause, resume, cancel, retry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection
+
+from orchestrator.commands.publication import NOTHING, Publication
+from orchestrator.commands.submit import plan_from_json, write_workflow
+from orchestrator.core.errors import Conflict, Unknown
+from orchestrator.core.flow import compile_plan
+from orchestrator.core.states import TERMINAL
+from orchestrator.db import interventions
+from orchestrator.db.events import EventDraft, append_events
+from orchestrator.db.interventions import Commanded
+from orchestrator.db.locks import LockedTask, lock_task
+from orchestrator.db.sql import TaskRef, one, statement
+
+
+@dataclass(frozen=True, slots=True)
+class Intervened:
+    """A command that was accepted; `applied` False: a running step takes it up at its next heartbeat."""
+
+    task_id: str
+    intervention_id: str | None
+    status: str
+    applied: bool
+    publish: Publication
+
+
+def pause(
+    connection: Connection, tenant_id: str, task_id: str, *, by: str, reason: str | None = None
+) -> Intervened:
+    task = _live(connection, tenant_id, task_id, "paused")
+    if task.paused:
+        raise Conflict("already-paused", f"Task {task_id} is paused.", f"orchestrator task resume {task_id}")
+    return _intervened(task, interventions.pause(connection, task, by, reason))
+
+
+def resume(
+    connection: Connection, tenant_id: str, task_id: str, *, by: str, reason: str | None = None
+) -> Intervened:
+    task = _live(connection, tenant_id, task_id, "resumed")
+    if not task.paused:
+        raise Conflict("not-paused", f"Task {task_id} is not paused.", f"orchestrator task status {task_id}")
+    return _intervened(task, interventions.resume(connection, task, by, reason))
+
+
+def cancel(
+    connection: Connection, tenant_id: str, task_id: str, *, by: str, reason: str | None = None
+) -> Intervened:
+    task = _live(connection, tenant_id, task_id, "cancelled")
+    if task.cancel_requested:
+        return Intervened(task_id, None, task.status, False, NOTHING)
+    return _intervened(task, interventions.cancel(connection, task, by, reason or f"cancelled by {by}"))
+
+
+_PLAN: Final = statement(
+    """
+    SELECT p.plan, s.max_attempts FROM plan_revisions p
+    JOIN steps s ON s.tenant_id = p.tenant_id AND s.workflow_id = p.workflow_id AND s.number = 1
+    WHERE p.tenant_id = :tenant AND p.workflow_id = :workflow ORDER BY p.number DESC LIMIT 1
+    """
+)
+
+
+def retry(
+    connection: Connection, tenant_id: str, task_id: str, *, by: str, reason: str | None = None
+) -> Intervened:
+    """A new workflow of the same plan, from the start. Raises Conflict `not-ended` while one is under way."""
+    task = _found(connection, tenant_id, task_id)
+    if task.status not in TERMINAL:
+        raise Conflict(
+            "not-ended",
+            f"Task {task_id} is {task.status}.",
+            f"Cancel it first: orchestrator task cancel {task_id}",
+        )
+    row = one(connection, _PLAN, tenant=tenant_id, workflow=task.workflow_id)
+    assert row is not None  # noqa: S101 - written with the workflow
+    plan = plan_from_json(row["plan"])
+    interventions.reopen(connection, task, by, reason)
+    workflow_id = write_workflow(
+        connection,
+        task.ref,
+        task.workflow_number + 1,
+        plan,
+        compile_plan(plan),
+        task.priority,
+        row["max_attempts"],
+        by,
+        start=True,
+    )
+    append_events(
+        connection,
+        task.ref,
+        [
+            EventDraft("intervention", "retry", {"by": by, "reason": reason}, workflow_id=workflow_id),
+            EventDraft("status", "queued", {"from": task.status, "to": "queued"}, workflow_id=workflow_id),
+        ],
+    )
+    return Intervened(task_id, None, "queued", True, Publication(started=task.ref))
+
+
+def _found(connection: Connection, tenant_id: str, task_id: str) -> LockedTask:
+    task = lock_task(connection, TaskRef(tenant_id, task_id))
+    if task is None:
+        raise Unknown("task-unknown", f"There is no task {task_id}.", "orchestrator task list")
+    return task
+
+
+def _live(connection: Connection, tenant_id: str, task_id: str, verb: str) -> LockedTask:
+    task = _found(connection, tenant_id, task_id)
+    if task.status in TERMINAL:
+        raise Conflict(
+            "task-ended",
+            f"Task {task_id} has ended as {task.status} and can't be {verb}.",
+            f"Run it again: orchestrator task retry {task_id}",
+        )
+    return task
+
+
+def _intervened(task: LockedTask, done: Commanded) -> Intervened:
+    publish = Publication(released=done.released, finished=(task.ref,) if done.settled.ended else ())
+    return Intervened(task.ref.task_id, done.intervention_id, done.settled.status, done.applied, publish)

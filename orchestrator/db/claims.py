@@ -1,0 +1,325 @@
+"""The claim: the one gate to running. A duplicate, late or reordered message finds it shut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from orchestrator.core.states import RULES, Event, Phase, Status
+from orchestrator.db.ending import move_phase
+from orchestrator.db.events import APPEND_SQL, EventDraft, append_values
+from orchestrator.db.locks import LOCK_SQL, lock_task
+from orchestrator.db.sql import StepRef, dumps, one, statement
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A step that is ours until the lease ends; `fence` must be shown with every write."""
+
+    step: StepRef
+    key: str
+    number: int
+    total: int
+    kind: str
+    description: str
+    spec: Mapping[str, Any]
+    agent_type: str | None
+    model: str | None
+    attempt: int
+    max_attempts: int
+    fence: int
+    resumed: bool
+    """The attempt was begun by an earlier claim and goes on."""
+    conflicts: int
+    start_commit: str | None
+    task_description: str
+    task_agent_type: str | None
+    task_model: str | None
+    repository_url: str | None
+    repository_branch: str | None
+    base_commit: str | None
+    tip_commit: str | None
+    previous: Any
+    request: Mapping[str, Any]
+
+
+class Why(StrEnum):
+    """Why a claim was refused."""
+
+    UNKNOWN = "unknown"
+    COMPLETED = "completed"
+    ENDED = "ended"
+    TAKEN = "taken"
+    PARKED = "parked"
+    LATER = "later"
+    SLOT = "slot"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A claim that was refused, and the row's status for those who watch Celery."""
+
+    why: Why
+    status: Status | None
+    successors_unclaimed: bool = False
+    """The step is completed and something that it releases waits to be claimed: Celery should carry on."""
+
+
+_WORKFLOW_LIMIT: Final = "SELECT 1 FROM limits WHERE tenant_id = :tenant AND name = 'workflows' FOR UPDATE;"
+_CLAIM_SQL: Final = f"""
+    WITH claimed AS (
+        UPDATE steps AS s SET
+            status = '{RULES[Event.CLAIM].to}', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
+            fence = s.fence + 1, attempt = s.attempt + CASE WHEN s.given_back THEN 0 ELSE 1 END,
+            given_back = false, not_before = NULL, error = NULL,
+            lease_until = clock_timestamp() + make_interval(secs => :lease),
+            heartbeat_at = clock_timestamp(), progress_at = clock_timestamp(), claimed_at = clock_timestamp(),
+            started_at = coalesce(s.started_at, clock_timestamp()),
+            signature = coalesce(CAST(:signature AS jsonb), s.signature), agent_id = :agent
+        FROM tasks t
+        WHERE s.tenant_id = :tenant AND s.id = :step AND s.workflow_id = :workflow AND s.task_id = :task
+          AND t.tenant_id = s.tenant_id AND t.id = s.task_id
+          AND s.status = 'queued' AND s.ready_at IS NOT NULL
+          AND t.cancel_requested_at IS NULL AND t.paused_at IS NULL
+          AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
+          AND (s.attempt < s.max_attempts OR s.given_back)
+          AND NOT EXISTS (
+            SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
+            WHERE n.tenant_id = s.tenant_id AND n.step_id = s.id AND r.status <> 'completed')
+          {{room}}
+        RETURNING s.*, t.started_at AS task_started_at, t.description AS task_description,
+            t.agent_type AS task_agent_type, t.model AS task_model, t.repository_url, t.repository_branch,
+            t.base_commit, t.tip_commit, t.previous, t.request, t.status AS task_status
+    ), tried AS (
+        INSERT INTO attempts (tenant_id, step_id, number, first_fence, agent_id)
+        SELECT tenant_id, id, attempt, fence, agent_id FROM claimed
+        ON CONFLICT DO NOTHING
+        RETURNING number
+    ), busy AS (
+        UPDATE agents SET status = CASE WHEN status = 'draining' THEN status ELSE 'busy' END, step_id = :step
+        WHERE tenant_id = :tenant AND id = :agent AND EXISTS (SELECT 1 FROM claimed)
+    )
+    SELECT c.*, (SELECT count(*) FROM tried) = 0 AS resumed,
+        (SELECT count(*) FROM steps a WHERE a.tenant_id = c.tenant_id AND a.workflow_id = c.workflow_id) AS total
+    FROM claimed c
+"""
+_CLAIM: Final = statement(LOCK_SQL + _CLAIM_SQL.format(room=""))
+_CLAIM_LIMITED: Final = statement(
+    _WORKFLOW_LIMIT
+    + LOCK_SQL
+    + _CLAIM_SQL.format(
+        room="""
+          AND (SELECT count(DISTINCT o.workflow_id) FROM steps o
+               WHERE o.tenant_id = s.tenant_id AND o.lease_until IS NOT NULL AND o.workflow_id <> s.workflow_id)
+              < (SELECT maximum FROM limits WHERE tenant_id = :tenant AND name = 'workflows')"""
+    )
+)
+_CLAIMED: Final = statement(
+    """
+    UPDATE tasks SET status = 'running', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
+        started_at = coalesce(started_at, clock_timestamp())
+    WHERE tenant_id = :tenant AND id = :task;
+    """
+    + APPEND_SQL
+)
+
+
+def claim(
+    connection: Connection,
+    step: StepRef,
+    *,
+    lease: timedelta,
+    agent_id: str,
+    signature: Mapping[str, Any] | None,
+    limited: bool = False,
+) -> Claimed | Refusal:
+    """queued → running for one caller at most, with a new fence and a lease.
+
+    `signature`: the Celery request as JSON, kept for sending the same message again. `limited`: this tenant has
+    a row in `limits` for concurrent workflows.
+    """
+    row = one(
+        connection,
+        _CLAIM_LIMITED if limited else _CLAIM,
+        tenant=step.tenant_id,
+        task=step.task_id,
+        workflow=step.workflow_id,
+        step=step.step_id,
+        lease=lease.total_seconds(),
+        agent=agent_id,
+        signature=dumps(signature),
+    )
+    if row is None:
+        return _refuse(connection, step, signature, limited=limited)
+    events = [
+        EventDraft(
+            "step",
+            Event.CLAIM,
+            {
+                "to": Status.RUNNING,
+                "attempt": row["attempt"],
+                "agent": agent_id,
+                "by": row["published_by"],
+                "resumed": row["resumed"],
+            },
+            step.workflow_id,
+            step.step_id,
+            row["fence"],
+        )
+    ]
+    if row["fence"] == 1:
+        events += _first_claim(connection, step)
+    if row["task_status"] != Status.RUNNING:
+        events.append(
+            EventDraft(
+                "status",
+                Status.RUNNING,
+                {"from": row["task_status"], "to": Status.RUNNING, "waiting_on": None},
+                workflow_id=step.workflow_id,
+            )
+        )
+    connection.execute(_CLAIMED, append_values(step.task, events))
+    return _claimed(step, row)
+
+
+def _claimed(step: StepRef, row: Mapping[str, Any]) -> Claimed:
+    same = (
+        "key number total kind description spec agent_type model attempt max_attempts fence resumed conflicts"
+        " start_commit task_description task_agent_type task_model repository_url repository_branch base_commit"
+        " tip_commit previous request"
+    )
+    return Claimed(step=step, **{name: row[name] for name in same.split()})
+
+
+def _first_claim(connection: Connection, step: StepRef) -> list[EventDraft]:
+    task = lock_task(connection, step.task)
+    if task is None or task.phase is not Phase.PENDING:
+        return []
+    return [move_phase(connection, task, Phase.PENDING, Phase.PROCESSING)]
+
+
+_LOOK: Final = statement(
+    """
+    SELECT s.status, s.waiting_on, s.lease_until, s.not_before, s.ready_at,
+        EXISTS (SELECT 1 FROM step_needs n JOIN steps d ON d.tenant_id = n.tenant_id AND d.id = n.step_id
+                WHERE n.tenant_id = s.tenant_id AND n.need_id = s.id
+                  AND d.status = 'queued' AND d.fence = 0) AS successors_unclaimed
+    FROM steps s
+    WHERE s.tenant_id = :tenant AND s.id = :step AND s.workflow_id = :workflow AND s.task_id = :task
+    """
+)
+_KEEP: Final = statement(
+    """
+    UPDATE steps SET signature = CAST(:signature AS jsonb)
+    WHERE tenant_id = :tenant AND id = :step AND signature IS NULL AND status IN ('queued', 'pending_input')
+    """
+)
+_NO_SLOT: Final = statement(
+    """
+    UPDATE steps SET waiting_on = 'slot', waiting_since = coalesce(waiting_since, clock_timestamp())
+    WHERE tenant_id = :tenant AND id = :step AND status = 'queued' AND waiting_on IS NULL
+    """
+)
+
+
+def _refuse(
+    connection: Connection, step: StepRef, signature: Mapping[str, Any] | None, *, limited: bool
+) -> Refusal:
+    row = one(
+        connection,
+        _LOOK,
+        tenant=step.tenant_id,
+        task=step.task_id,
+        workflow=step.workflow_id,
+        step=step.step_id,
+    )
+    if row is None:
+        return Refusal(Why.UNKNOWN, None)
+    status = Status(row["status"])
+    match status:
+        case Status.COMPLETED:
+            return Refusal(Why.COMPLETED, status, bool(row["successors_unclaimed"]))
+        case Status.FAILED | Status.CANCELLED:
+            return Refusal(Why.ENDED, status)
+        case Status.RUNNING if row["lease_until"] is not None:
+            return Refusal(Why.TAKEN, status)
+    if signature is not None:
+        # It will still run, so its canvas must not be forgotten with this message.
+        connection.execute(
+            _KEEP, {"tenant": step.tenant_id, "step": step.step_id, "signature": dumps(signature)}
+        )
+    if status is not Status.QUEUED:
+        return Refusal(Why.PARKED, status)
+    if limited and row["ready_at"] is not None and row["not_before"] is None:
+        connection.execute(_NO_SLOT, {"tenant": step.tenant_id, "step": step.step_id})
+        return Refusal(Why.SLOT, status)
+    return Refusal(Why.LATER, status)
+
+
+# --- keeping it -----------------------------------------------------------------------------------------------
+
+_BEAT: Final = statement(
+    """
+    UPDATE steps s SET lease_until = clock_timestamp() + make_interval(secs => :lease),
+        heartbeat_at = clock_timestamp(),
+        progress_at = CASE WHEN :moved THEN clock_timestamp() ELSE s.progress_at END
+    FROM tasks t
+    WHERE s.tenant_id = :tenant AND s.id = :step AND s.fence = :fence AND s.status = 'running'
+      AND s.lease_until IS NOT NULL AND t.tenant_id = s.tenant_id AND t.id = s.task_id
+    RETURNING t.cancel_requested_at IS NOT NULL AS cancel, t.paused_at IS NOT NULL AS pause, s.lease_until
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The lease goes on; what people want meanwhile."""
+
+    cancel: bool
+    pause: bool
+    lease_until: datetime
+
+
+def heartbeat(
+    connection: Connection, step: StepRef, fence: int, lease: timedelta, *, moved: bool
+) -> Beat | None:
+    """Prolongs the lease; None: it is lost, and whoever works must stop. `moved`: there was progress since."""
+    row = one(
+        connection,
+        _BEAT,
+        tenant=step.tenant_id,
+        step=step.step_id,
+        fence=fence,
+        lease=lease.total_seconds(),
+        moved=moved,
+    )
+    return None if row is None else Beat(row["cancel"], row["pause"], row["lease_until"])
+
+
+_HOLD: Final = statement(
+    LOCK_SQL
+    + """
+    SELECT 1 FROM steps WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND status = 'running'
+      AND lease_until IS NOT NULL FOR UPDATE
+    """
+)
+
+
+def holds(connection: Connection, step: StepRef, fence: int) -> bool:
+    """Whether the claim still stands; locks task and step, so that it does until the transaction ends."""
+    return (
+        one(
+            connection,
+            _HOLD,
+            tenant=step.tenant_id,
+            task=step.task_id,
+            step=step.step_id,
+            fence=fence,
+        )
+        is not None
+    )

@@ -1,0 +1,160 @@
+"""How a workflow ends: outcome, result and phase, in the transaction of the step that ended last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from orchestrator.core.states import PHASES, Phase, Status
+from orchestrator.db.events import EventDraft
+from orchestrator.db.locks import LockedTask
+from orchestrator.db.sql import dumps, rows, statement
+
+_MOVE: Final = statement(
+    """
+    INSERT INTO workflow_history (tenant_id, workflow_id, from_state, to_state, details)
+    VALUES (:tenant, :workflow, :from, :to, CAST(:details AS jsonb));
+    UPDATE workflows SET phase = :to, updated_at = clock_timestamp(),
+        started_at = coalesce(started_at, clock_timestamp()),
+        ended_at = CASE WHEN :ends THEN clock_timestamp() END, result = CAST(:result AS jsonb)
+    WHERE tenant_id = :tenant AND id = :workflow
+    """
+)
+_STEPS: Final = statement(
+    """
+    SELECT key, status, summary, result_commit, error FROM steps
+    WHERE tenant_id = :tenant AND workflow_id = :workflow ORDER BY number
+    """
+)
+_END: Final = statement(
+    """
+    UPDATE tasks SET status = :status, waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
+        outcome = CAST(:outcome AS jsonb), result = CAST(:result AS jsonb), paused_at = NULL,
+        finished_at = clock_timestamp()
+    WHERE tenant_id = :tenant AND id = :task;
+    UPDATE interventions SET state = 'applied', applied_at = clock_timestamp()
+    WHERE tenant_id = :tenant AND task_id = :task AND command = 'cancel' AND state IN ('requested', 'acknowledged')
+      AND :status = 'cancelled';
+    UPDATE interventions SET state = 'rejected', applied_at = clock_timestamp()
+    WHERE tenant_id = :tenant AND task_id = :task AND state IN ('requested', 'acknowledged')
+    """
+)
+
+
+def move_phase(
+    connection: Connection,
+    task: LockedTask,
+    start: Phase,
+    to: Phase,
+    *,
+    ends: bool = False,
+    result: Mapping[str, Any] | None = None,
+) -> EventDraft:
+    """One arrow of the phase diagram, with its history row; ValueError for an arrow that isn't there."""
+    if to not in PHASES[start]:
+        raise ValueError(f"no phase leads from {start} to {to}")
+    connection.execute(
+        _MOVE,
+        {
+            "tenant": task.ref.tenant_id,
+            "workflow": task.workflow_id,
+            "from": start,
+            "to": to,
+            "details": dumps({}),
+            "ends": ends,
+            "result": dumps(result),
+        },
+    )
+    return EventDraft("phase", to, {"from": start, "to": to}, workflow_id=task.workflow_id)
+
+
+def end_task(connection: Connection, task: LockedTask, status: Status) -> list[EventDraft]:
+    """Ends the workflow and the task; returns the events to append."""
+    steps = rows(connection, _STEPS, tenant=task.ref.tenant_id, workflow=task.workflow_id)
+    outcome = _outcome(task, status, steps)
+    result = _result(task, status, steps)
+    events = []
+    phase = task.phase
+    for to in _phases_to_end(phase, status):
+        last = to in {Phase.VALIDATION_PASSED, Phase.FAILED, Phase.CANCELLED}
+        events.append(move_phase(connection, task, phase, to, ends=last, result=result if last else None))
+        phase = to
+    connection.execute(
+        _END,
+        {
+            "tenant": task.ref.tenant_id,
+            "task": task.ref.task_id,
+            "status": status,
+            "outcome": dumps(outcome),
+            "result": dumps(result),
+        },
+    )
+    return [
+        *events,
+        EventDraft(
+            "status",
+            status,
+            {"from": task.status, "to": status, "outcome": outcome},
+            workflow_id=task.workflow_id,
+        ),
+    ]
+
+
+def _phases_to_end(phase: Phase, status: Status) -> tuple[Phase, ...]:
+    match status:
+        case Status.COMPLETED:
+            start = (Phase.PROCESSING,) if phase is Phase.PENDING else ()
+            return (*start, Phase.VALIDATION_RUNNING, Phase.VALIDATION_PASSED)
+        case Status.CANCELLED:
+            return (Phase.CANCELLED,)
+        case _:
+            return (Phase.FAILED,)
+
+
+def _outcome(task: LockedTask, status: Status, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    gaps = [step["key"] for step in steps if step["status"] != Status.COMPLETED]
+    broken = next((step for step in steps if step["status"] == Status.FAILED), None)
+    match status:
+        case Status.COMPLETED if gaps:
+            return {"type": "partially_completed", "gaps": gaps}
+        case Status.COMPLETED:
+            return {"type": "completed"}
+        case Status.CANCELLED:
+            return {"type": "cancelled", "reason": task.cancel_reason or _first_reason(steps)}
+    error = broken["error"] if broken and broken["error"] else {"code": "failed", "message": "A step failed."}
+    return {
+        "type": "failed",
+        "reason": error["code"],
+        "message": error["message"],
+        "recoverable": bool(error.get("recoverable", False)),
+        "step": broken["key"] if broken else None,
+    }
+
+
+def _first_reason(steps: Sequence[Mapping[str, Any]]) -> str:
+    reasons = (step["error"]["message"] for step in steps if step["error"])
+    return str(next(reasons, "cancelled"))
+
+
+def _result(task: LockedTask, status: Status, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    summaries = [step["summary"] for step in steps if step["summary"]]
+    return {
+        "task_id": task.ref.task_id,
+        "status": status,
+        "workflow_id": task.workflow_id,
+        "summary": summaries[-1] if summaries else None,
+        "base_commit": task.base_commit,
+        "commit": task.tip_commit,
+        "branch": f"agent/{task.ref.task_id}" if task.tip_commit else None,
+        "steps": [
+            {
+                "key": step["key"],
+                "status": step["status"],
+                "summary": step["summary"],
+                "commit": step["result_commit"],
+            }
+            for step in steps
+        ],
+    }

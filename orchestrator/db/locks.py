@@ -1,0 +1,68 @@
+"""The lock on a task's row, with which every change of its steps begins (order: parent task, task, workflow, steps)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection
+
+from orchestrator.core.states import Phase, Status
+from orchestrator.db.sql import TaskRef, one, statement
+
+LOCK_SQL: Final = "SELECT 1 FROM tasks WHERE tenant_id = :tenant AND id = :task FOR UPDATE;"
+
+_LOCKED: Final = statement(
+    """
+    SELECT t.status, t.workflow_number, t.paused_at, t.cancel_requested_at, t.cancel_reason, t.on_step_failure,
+           t.open_questions, t.started_at, t.base_commit, t.tip_commit, t.priority, t.entry_signature,
+           w.id AS workflow_id, w.phase
+    FROM tasks t
+    JOIN workflows w ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
+    WHERE t.tenant_id = :tenant AND t.id = :task
+    FOR UPDATE OF t
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LockedTask:
+    """A task whose row this transaction holds."""
+
+    ref: TaskRef
+    status: Status
+    workflow_id: str
+    workflow_number: int
+    phase: Phase
+    paused: bool
+    cancel_requested: bool
+    cancel_reason: str | None
+    on_step_failure: str
+    started: bool
+    base_commit: str | None
+    tip_commit: str | None
+    priority: str
+    has_entry: bool
+
+
+def lock_task(connection: Connection, ref: TaskRef) -> LockedTask | None:
+    """Takes the lock that every change of a task's rows begins with."""
+    row = one(connection, _LOCKED, tenant=ref.tenant_id, task=ref.task_id)
+    if row is None:
+        return None
+    return LockedTask(
+        ref=ref,
+        status=Status(row["status"]),
+        workflow_id=row["workflow_id"],
+        workflow_number=row["workflow_number"],
+        phase=Phase(row["phase"]),
+        paused=row["paused_at"] is not None,
+        cancel_requested=row["cancel_requested_at"] is not None,
+        cancel_reason=row["cancel_reason"],
+        on_step_failure=row["on_step_failure"],
+        started=row["started_at"] is not None,
+        base_commit=row["base_commit"],
+        tip_commit=row["tip_commit"],
+        priority=row["priority"],
+        has_entry=row["entry_signature"] is not None,
+    )

@@ -1,0 +1,515 @@
+"""The only writer of state. Each function applies one event of `core.states.RULES` to one step, under a lock on
+its task, and writes the event row in the same transaction, which the caller owns.
+
+A guard that doesn't hold changes nothing: the function returns None and the caller reads why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, WaitingOn, task_status
+from orchestrator.db.ending import end_task
+from orchestrator.db.events import APPEND_SQL, EventDraft, append_events, append_values
+from orchestrator.db.locks import LOCK_SQL, LockedTask, lock_task
+from orchestrator.db.sql import StepRef, dumps, one, rows, statement
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a transition did to the task; `ended` only in the transaction that ended it."""
+
+    status: Status
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A transition that took place. `ready` are the steps that it made ready, `released` those of them that the
+    caller must publish because no canvas does."""
+
+    settled: Settled
+    ready: tuple[str, ...] = ()
+    released: tuple[str, ...] = ()
+
+
+def _sources(event: Event) -> str:
+    return ", ".join(f"'{status}'" for status in sorted(RULES[event].sources))
+
+
+def step_event(event: Event, step: StepRef, fence: int | None, **data: Any) -> EventDraft:
+    """The event row of a step's transition; `to` is where the table says that it leads."""
+    return EventDraft("step", event, {"to": RULES[event].to, **data}, step.workflow_id, step.step_id, fence)
+
+
+# --- the task follows its steps -------------------------------------------------------------------------------
+
+_STEPS: Final = statement(
+    """
+    SELECT status, waiting_on, (fence > 0) AS claimed, (ready_at IS NOT NULL) AS ready,
+           min(waiting_since) AS since, min(id) AS step_id
+    FROM steps WHERE tenant_id = :tenant AND workflow_id = :workflow
+    GROUP BY 1, 2, 3, 4
+    """
+)
+_FOLLOW: Final = statement(
+    """
+    UPDATE tasks SET status = :status, waiting_on = :waiting_on, waiting_since = CAST(:since AS timestamptz),
+        waiting_detail = CAST(:detail AS jsonb),
+        started_at = CASE WHEN :started THEN coalesce(started_at, clock_timestamp()) ELSE started_at END
+    WHERE tenant_id = :tenant AND id = :task;
+    """
+    + APPEND_SQL
+)
+
+
+def settle(connection: Connection, task: LockedTask, events: Sequence[EventDraft]) -> Settled:
+    """Makes the task say what its steps say, and appends the events of the transition that moved them.
+
+    When all have ended, the task ends here, in the same transaction.
+    """
+    groups = rows(connection, _STEPS, tenant=task.ref.tenant_id, workflow=task.workflow_id)
+    status = task_status(
+        (StepView(Status(g["status"]), g["claimed"], g["ready"]) for g in groups),
+        on_failure_continue=task.on_step_failure == "continue",
+    )
+    drafts = list(events)
+    if status in TERMINAL:
+        append_events(connection, task.ref, [*drafts, *end_task(connection, task, status)])
+        return Settled(status, ended=True)
+    waiting_on, since, detail = _waiting(status, groups)
+    if status is not task.status:
+        drafts.append(
+            EventDraft(
+                "status",
+                status,
+                {"from": task.status, "to": status, "waiting_on": waiting_on},
+                workflow_id=task.workflow_id,
+            )
+        )
+    connection.execute(
+        _FOLLOW,
+        {
+            "status": status,
+            "waiting_on": waiting_on,
+            "since": since,
+            "detail": dumps(detail),
+            "started": status is not Status.QUEUED,
+            **append_values(task.ref, drafts),
+        },
+    )
+    return Settled(status)
+
+
+def _waiting(
+    status: Status, groups: Sequence[Mapping[str, Any]]
+) -> tuple[str | None, datetime | None, dict[str, Any] | None]:
+    """What the task waits for: the oldest wait among the steps that have the task's own status."""
+    if any(g["status"] == Status.RUNNING and g["waiting_on"] is None for g in groups):
+        return None, None, None
+    waits = [g for g in groups if g["waiting_on"] and g["status"] == status and g["since"] is not None]
+    if not waits:
+        return None, None, None
+    first = min(waits, key=lambda g: g["since"])
+    return first["waiting_on"], first["since"], {"step_id": first["step_id"]}
+
+
+# --- one step -------------------------------------------------------------------------------------------------
+
+_SUCCEED: Final = statement(
+    LOCK_SQL
+    + f"""
+    UPDATE steps SET status = 'completed', lease_until = NULL, given_back = false,
+        finished_at = clock_timestamp(), summary = :summary, result = CAST(:result AS jsonb),
+        result_commit = :commit
+    WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND status IN ({_sources(Event.SUCCEED)})
+      AND lease_until IS NOT NULL
+    RETURNING attempt
+    """
+)
+_DEPENDENTS: Final = statement(
+    """
+    UPDATE steps AS d SET ready_at = now(), published_at = now(), publications = 0,
+        status = CASE WHEN :paused THEN 'pending_input' ELSE d.status END,
+        waiting_on = CASE WHEN :paused THEN 'paused' END,
+        waiting_since = CASE WHEN :paused THEN clock_timestamp() END
+    WHERE d.tenant_id = :tenant AND d.status = 'queued' AND d.ready_at IS NULL
+      AND d.id IN (SELECT step_id FROM step_needs WHERE tenant_id = :tenant AND need_id = :step)
+      AND NOT EXISTS (
+        SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
+        WHERE n.tenant_id = d.tenant_id AND n.step_id = d.id AND r.status <> 'completed')
+    RETURNING d.id, d.status, d.canvas, EXISTS (
+        SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
+        WHERE n.tenant_id = d.tenant_id AND n.step_id = d.id AND r.published_alone) AS after_alone
+    """
+)
+_RELEASED: Final = statement(
+    """
+    UPDATE steps SET published_by = 'release', published_alone = (canvas IS NULL)
+    WHERE tenant_id = :tenant AND id = ANY(:steps)
+    """
+)
+
+
+def succeed(
+    connection: Connection,
+    step: StepRef,
+    fence: int,
+    *,
+    summary: str,
+    result: Mapping[str, Any],
+    commit: str | None = None,
+    carried: frozenset[str] = frozenset(),
+) -> Applied | None:
+    """running → completed. `carried` are the steps that the claim's own Celery request publishes when it returns."""
+    ended = one(
+        connection,
+        _SUCCEED,
+        tenant=step.tenant_id,
+        task=step.task_id,
+        step=step.step_id,
+        fence=fence,
+        summary=summary,
+        result=dumps(result),
+        commit=commit,
+    )
+    if ended is None:
+        return None
+    task = lock_task(connection, step.task)
+    assert task is not None  # noqa: S101 - the step's foreign key
+    made_ready = rows(connection, _DEPENDENTS, tenant=step.tenant_id, step=step.step_id, paused=task.paused)
+    released = tuple(
+        row["id"]
+        for row in made_ready
+        if row["status"] == Status.QUEUED and (row["id"] not in carried or row["after_alone"])
+    )
+    if released:
+        connection.execute(_RELEASED, {"tenant": step.tenant_id, "steps": list(released)})
+    end_attempt(connection, step, ended["attempt"], "completed")
+    settled = settle(
+        connection, task, [step_event(Event.SUCCEED, step, fence, summary=summary, commit=commit)]
+    )
+    return Applied(settled, tuple(row["id"] for row in made_ready), released)
+
+
+_PARK: Final = statement(
+    LOCK_SQL
+    + f"""
+    UPDATE steps SET status = :to, waiting_on = :waiting_on, waiting_since = clock_timestamp(),
+        waiting_detail = CAST(:detail AS jsonb), lease_until = NULL, given_back = true,
+        not_before = clock_timestamp() + make_interval(secs => :seconds)
+    WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND status IN ({_sources(Event.ASK)})
+      AND lease_until IS NOT NULL
+    RETURNING attempt
+    """
+)
+
+
+def park(
+    connection: Connection,
+    step: StepRef,
+    fence: int,
+    event: Event,
+    waiting_on: WaitingOn,
+    detail: Mapping[str, Any],
+    *,
+    wake_after: timedelta | None = None,
+) -> Applied | None:
+    """running → pending_input (ASK, PAUSE) or running without a lease (WAIT); the attempt stays open.
+
+    `wake_after`: when the sweep wakes it by itself; None: only somebody's word does.
+    """
+    parked = one(
+        connection,
+        _PARK,
+        tenant=step.tenant_id,
+        task=step.task_id,
+        step=step.step_id,
+        fence=fence,
+        to=RULES[event].to,
+        waiting_on=waiting_on,
+        detail=dumps(detail),
+        seconds=None if wake_after is None else wake_after.total_seconds(),
+    )
+    if parked is None:
+        return None
+    return _settled(connection, step, [step_event(event, step, fence, waiting_on=waiting_on, **detail)])
+
+
+_BACK: Final = statement(
+    LOCK_SQL
+    + f"""
+    UPDATE steps SET status = 'queued', lease_until = NULL, given_back = :given_back,
+        waiting_on = :waiting_on, waiting_since = CASE WHEN :waiting_on IS NULL THEN NULL ELSE clock_timestamp() END,
+        waiting_detail = CAST(:detail AS jsonb), error = CAST(:error AS jsonb),
+        not_before = clock_timestamp() + make_interval(secs => :seconds),
+        ready_at = now(), published_at = now(), publications = 0, published_by = 'wake'
+    WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND status IN ({_sources(Event.RETRY)})
+      AND lease_until IS NOT NULL
+    RETURNING attempt
+    """
+)
+
+
+def give_back(connection: Connection, step: StepRef, fence: int, why: str) -> Applied | None:
+    """running → queued at a turn boundary (slice over, worker draining): the attempt goes on elsewhere."""
+    back = _back(connection, step, fence, given_back=True)
+    if back is None:
+        return None
+    applied = _settled(connection, step, [step_event(Event.YIELD, step, fence, why=why)])
+    return Applied(applied.settled, released=(step.step_id,))
+
+
+def retry_later(
+    connection: Connection, step: StepRef, fence: int, error: Mapping[str, Any], delay: timedelta
+) -> Applied | None:
+    """running → queued, not before `delay` has passed; the sweep publishes it then."""
+    back = _back(
+        connection,
+        step,
+        fence,
+        given_back=False,
+        waiting_on=WaitingOn.RETRY_BACKOFF,
+        error=error,
+        seconds=delay.total_seconds(),
+    )
+    if back is None:
+        return None
+    end_attempt(connection, step, back, "broke", error)
+    return _settled(
+        connection,
+        step,
+        [step_event(Event.RETRY, step, fence, error=dict(error), delay_seconds=delay.total_seconds())],
+    )
+
+
+def _back(
+    connection: Connection,
+    step: StepRef,
+    fence: int,
+    *,
+    given_back: bool,
+    waiting_on: WaitingOn | None = None,
+    error: Mapping[str, Any] | None = None,
+    seconds: float | None = None,
+) -> int | None:
+    row = one(
+        connection,
+        _BACK,
+        tenant=step.tenant_id,
+        task=step.task_id,
+        step=step.step_id,
+        fence=fence,
+        given_back=given_back,
+        waiting_on=waiting_on,
+        detail=None,
+        error=dumps(error),
+        seconds=seconds,
+    )
+    return None if row is None else int(row["attempt"])
+
+
+_EXPIRE: Final = statement(
+    LOCK_SQL
+    + f"""
+    UPDATE steps SET status = 'queued', lease_until = NULL, given_back = :uncounted,
+        waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL, not_before = NULL,
+        ready_at = now(), published_at = now(), publications = 0, published_by = 'wake'
+    WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND status IN ({_sources(Event.EXPIRE)})
+      AND lease_until <= clock_timestamp()
+    RETURNING attempt, max_attempts
+    """
+)
+
+
+def expire(connection: Connection, step: StepRef, fence: int, *, uncounted: bool) -> Applied | None:
+    """running → queued because the lease ended without a word; over the limit of attempts → failed (poison).
+
+    `uncounted`: Postgres itself was away, so that the next claim goes on with the same attempt.
+    """
+    row = one(
+        connection,
+        _EXPIRE,
+        tenant=step.tenant_id,
+        task=step.task_id,
+        step=step.step_id,
+        fence=fence,
+        uncounted=uncounted,
+    )
+    if row is None:
+        return None
+    if not uncounted:
+        end_attempt(connection, step, row["attempt"], "lease_lost")
+        if row["attempt"] >= row["max_attempts"]:
+            error = {
+                "code": "poison",
+                "message": f"The worker was lost in each of {row['attempt']} attempts.",
+                "recoverable": True,
+            }
+            return fail(connection, step, None, error, event_fence=fence)
+    applied = _settled(connection, step, [step_event(Event.EXPIRE, step, fence, uncounted=uncounted)])
+    return Applied(applied.settled, released=(step.step_id,))
+
+
+_FAIL: Final = statement(
+    LOCK_SQL
+    + f"""
+    UPDATE steps SET status = 'failed', lease_until = NULL, given_back = false, waiting_on = NULL,
+        waiting_since = NULL, waiting_detail = NULL, finished_at = clock_timestamp(), error = CAST(:error AS jsonb)
+    WHERE tenant_id = :tenant AND id = :step AND status IN ({_sources(Event.FAIL)})
+      AND (CAST(:fence AS int) IS NULL OR (fence = :fence AND lease_until IS NOT NULL))
+    RETURNING attempt
+    """
+)
+
+
+def fail(
+    connection: Connection,
+    step: StepRef,
+    fence: int | None,
+    error: Mapping[str, Any],
+    *,
+    event_fence: int | None = None,
+) -> Applied | None:
+    """live → failed for good; what needs it is cancelled, and, unless the task goes on after failures, all else
+    that isn't running. `fence` None: the sweep's word, not a worker's."""
+    row = one(
+        connection,
+        _FAIL,
+        tenant=step.tenant_id,
+        task=step.task_id,
+        step=step.step_id,
+        fence=fence,
+        error=dumps(error),
+    )
+    if row is None:
+        return None
+    if fence is not None:
+        end_attempt(connection, step, row["attempt"], "failed", error)
+    return _broken(
+        connection, step, [step_event(Event.FAIL, step, fence or event_fence, error=dict(error))], "failed"
+    )
+
+
+_CANCEL_ONE: Final = statement(
+    LOCK_SQL
+    + f"""
+    UPDATE steps SET status = 'cancelled', lease_until = NULL, given_back = false, waiting_on = NULL,
+        waiting_since = NULL, waiting_detail = NULL, finished_at = clock_timestamp(), error = CAST(:error AS jsonb)
+    WHERE tenant_id = :tenant AND id = :step AND status IN ({_sources(Event.CANCEL)})
+      AND (CAST(:fence AS int) IS NULL OR (fence = :fence AND lease_until IS NOT NULL))
+    RETURNING attempt
+    """
+)
+
+
+def cancel_step(connection: Connection, step: StepRef, fence: int | None, reason: str) -> Applied | None:
+    """live → cancelled. `fence` None: without the worker's consent (it didn't stop in time, or revoked outside)."""
+    row = one(
+        connection,
+        _CANCEL_ONE,
+        tenant=step.tenant_id,
+        task=step.task_id,
+        step=step.step_id,
+        fence=fence,
+        error=dumps({"code": "cancelled", "message": reason}),
+    )
+    if row is None:
+        return None
+    end_attempt(connection, step, row["attempt"], "cancelled")
+    return _broken(connection, step, [step_event(Event.CANCEL, step, fence, reason=reason)], "was cancelled")
+
+
+_DOOMED: Final = statement(
+    """
+    WITH RECURSIVE after(id) AS (
+        SELECT step_id FROM step_needs WHERE tenant_id = :tenant AND need_id = :step
+        UNION
+        SELECT n.step_id FROM step_needs n JOIN after a ON n.need_id = a.id WHERE n.tenant_id = :tenant
+    ), doomed AS (
+        SELECT s.id, (s.id IN (SELECT id FROM after)) AS needs FROM steps s
+        WHERE s.tenant_id = :tenant AND s.workflow_id = :workflow
+          AND (s.status IN ('queued', 'pending_input') OR (s.status = 'running' AND s.lease_until IS NULL))
+          AND (:all OR s.id IN (SELECT id FROM after))
+        ORDER BY s.number FOR UPDATE OF s
+    )
+    UPDATE steps s SET status = 'cancelled', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
+        given_back = false, finished_at = clock_timestamp(),
+        error = jsonb_build_object('code', 'cancelled', 'message',
+            CASE WHEN d.needs THEN 'needs ' || :key ELSE :otherwise END)
+    FROM doomed d WHERE s.tenant_id = :tenant AND s.id = d.id
+    RETURNING s.id, s.number, s.error ->> 'message' AS reason
+    """
+)
+_KEY: Final = statement("SELECT key FROM steps WHERE tenant_id = :tenant AND id = :step")
+_WITHDRAW: Final = statement(
+    """
+    UPDATE questions SET withdrawn_at = clock_timestamp()
+    WHERE tenant_id = :tenant AND step_id = ANY(:steps) AND answered_at IS NULL AND withdrawn_at IS NULL
+    """
+)
+
+
+def _broken(connection: Connection, step: StepRef, events: list[EventDraft], how: str) -> Applied:
+    """After a step ended badly: nothing that needs it may start; by default nothing else does either."""
+    task = lock_task(connection, step.task)
+    assert task is not None  # noqa: S101 - the step's foreign key
+    key = connection.execute(_KEY, {"tenant": step.tenant_id, "step": step.step_id}).scalar_one()
+    doomed = rows(
+        connection,
+        _DOOMED,
+        tenant=step.tenant_id,
+        workflow=step.workflow_id,
+        step=step.step_id,
+        all=task.on_step_failure == "stop",
+        key=key,
+        otherwise=f"step {key} {how}",
+    )
+    withdraw_questions(connection, step.tenant_id, [step.step_id, *(row["id"] for row in doomed)])
+    for row in sorted(doomed, key=lambda r: r["number"]):
+        ref = StepRef(step.tenant_id, step.task_id, step.workflow_id, row["id"])
+        events.append(step_event(Event.CANCEL, ref, None, reason=row["reason"]))
+    return Applied(settle(connection, task, events))
+
+
+def withdraw_questions(connection: Connection, tenant_id: str, steps: Sequence[str]) -> None:
+    """Nobody needs these steps' open questions any more."""
+    connection.execute(_WITHDRAW, {"tenant": tenant_id, "steps": list(steps)})
+
+
+def _settled(connection: Connection, step: StepRef, events: list[EventDraft]) -> Applied:
+    task = lock_task(connection, step.task)
+    assert task is not None  # noqa: S101 - the step's foreign key
+    return Applied(settle(connection, task, events))
+
+
+_END_ATTEMPT: Final = statement(
+    """
+    UPDATE attempts SET ended_at = clock_timestamp(), outcome = :outcome, error = CAST(:error AS jsonb)
+    WHERE tenant_id = :tenant AND step_id = :step AND number = :attempt AND ended_at IS NULL
+    """
+)
+
+
+def end_attempt(
+    connection: Connection,
+    step: StepRef,
+    attempt: int,
+    outcome: str,
+    error: Mapping[str, Any] | None = None,
+) -> None:
+    connection.execute(
+        _END_ATTEMPT,
+        {
+            "tenant": step.tenant_id,
+            "step": step.step_id,
+            "attempt": attempt,
+            "outcome": outcome,
+            "error": dumps(error),
+        },
+    )

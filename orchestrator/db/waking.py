@@ -1,0 +1,56 @@
+"""What waits, goes on: the events ANSWER, RESUME and WAKE lead back to queued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from orchestrator.core.states import RULES, Event
+from orchestrator.db.locks import lock_task
+from orchestrator.db.sql import StepRef, one, statement
+from orchestrator.db.transitions import Applied, settle, step_event
+
+_WAKE: Final = statement(
+    """
+    UPDATE steps SET
+        status = CASE WHEN :paused THEN 'pending_input' ELSE 'queued' END,
+        waiting_on = CASE WHEN :paused THEN 'paused' END,
+        waiting_since = CASE WHEN :paused THEN clock_timestamp() END,
+        waiting_detail = NULL, not_before = NULL, lease_until = NULL,
+        ready_at = now(), published_at = now(), publications = 0, published_by = 'wake'
+    WHERE tenant_id = :tenant AND id = :step AND status = ANY(:sources) AND waiting_on IS NOT NULL
+    RETURNING status
+    """
+)
+
+
+def _sources(event: Event) -> list[str]:
+    return [str(status) for status in RULES[event].sources]
+
+
+def wake(
+    connection: Connection,
+    step: StepRef,
+    event: Event,
+    data: Mapping[str, Any],
+    *,
+    first: Callable[[], bool] = lambda: True,
+) -> Applied | None:
+    """A waiting step → queued, or → paused if its task is. `first` runs under the task's lock: False stops it."""
+    task = lock_task(connection, step.task)
+    if task is None or not first():
+        return None
+    row = one(
+        connection,
+        _WAKE,
+        tenant=step.tenant_id,
+        step=step.step_id,
+        sources=_sources(event),
+        paused=task.paused,
+    )
+    if row is None:
+        return None
+    settled = settle(connection, task, [step_event(event, step, None, **data)])
+    return Applied(settled, released=(step.step_id,) if row["status"] == RULES[event].to else ())
