@@ -15,15 +15,19 @@ def create_app(
     *,
     key_prefix: str = "",
     publish_retry: bool = False,
+    waits: bool = True,
     **more: Any,
 ) -> Celery:
-    """An app of our settings; connects to nothing until it is used. `more` are further Celery settings.
+    """An app of our settings; connects to nothing until it is used.
+
+    See `settings.located` for the arguments; `more` are further Celery settings.
 
     It isn't made the process's default: a producer's own app stays that.
     """
     app = Celery("orchestrator", set_as_current=False)
     app.config_from_object(settings)
-    app.conf.update(
-        settings.located(broker_url, result_url, key_prefix=key_prefix, publish_retry=publish_retry), **more
+    located = settings.located(
+        broker_url, result_url, key_prefix=key_prefix, publish_retry=publish_retry, waits=waits
     )
+    app.conf.update(located, **more)
     return app

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from orchestrator.core.priority import Priority
 from orchestrator.queues.names import EXCHANGE
+from orchestrator.queues.results import SCHEME
 from orchestrator.queues.topology import topology
 
 WORKER_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType({"REMAP_SIGTERM": "SIGQUIT"})
@@ -72,19 +73,20 @@ def located(
     *,
     key_prefix: str = "",
     publish_retry: bool = False,
+    waits: bool = True,
 ) -> dict[str, Any]:
     """The settings that depend on where things are.
 
     `result_url` is Redis, and may be left out if the broker is. `publish_retry` is for workers: a door that
-    can't reach the broker answers at once, since the sweep publishes later. Raises Refused
-    `broker-unsupported`.
+    can't reach the broker answers at once, since the sweep publishes later. `waits` is False
+    for processes that never call `.get()` on a result, all of ours. Raises Refused `broker-unsupported`.
     """
     laid_out = topology(broker_url)
     prefix = f"{key_prefix.rstrip(':')}:" if key_prefix else ""
     on_redis = laid_out.broker == "redis"
     return {
         "broker_url": broker_url,
-        "result_backend": result_url or broker_url,
+        "result_backend": (result_url or broker_url) if waits else SCHEME + (result_url or broker_url),
         "result_backend_transport_options": {"global_keyprefix": prefix} if prefix else {},
         "broker_transport_options": _redis_transport(prefix) if on_redis else _amqp_transport(),
         "worker_disable_prefetch": on_redis,

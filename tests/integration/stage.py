@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -123,10 +122,8 @@ def staged(broker_url: str, result_url: str) -> Iterator[Stage]:
     try:
         yield Stage(broker_url, result_url, app, notes)
     finally:
-        # Celery's results of groups unsubscribe when they are collected, which needs their Redis.
-        gc.collect()
+        app.backend.client.connection_pool.disconnect()
         app.close()
-        app.backend.client.close()
         notes.close()
 
 

@@ -43,7 +43,7 @@ def seen_by(task: Task[Any, Any], step: str, event: str) -> dict[str, Any]:
 
 
 def make(broker_url: str, result_url: str) -> Any:
-    app = create_app(broker_url, result_url, publish_retry=True, broker_pool_limit=4)
+    app = create_app(broker_url, result_url, publish_retry=True, waits=False)
     notes = Redis.from_url(result_url)
 
     @app.task(name=TaskName.RUN_STEP.value, bind=True, shared=False)
