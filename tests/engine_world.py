@@ -1,4 +1,4 @@
-"""Everything that the engine needs from outside, small and real: a folder, a file, a script in place of a model."""
+"""What the engine needs from outside, small and real: a folder, a file, and a script in place of a model."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ class FolderWorkspace:
 
     def list(self, path: str, depth: int, /) -> Sequence[str]:
         start = self._inside(path)
-        found = []
-        for entry in sorted(start.rglob("*")):
-            if len(entry.relative_to(start).parts) <= depth and "__pycache__" not in entry.parts:
-                found.append(entry.relative_to(self.root).as_posix() + ("/" if entry.is_dir() else ""))
-        return found
+        return [
+            entry.relative_to(self.root).as_posix() + ("/" if entry.is_dir() else "")
+            for entry in sorted(start.rglob("*"))
+            if len(entry.relative_to(start).parts) <= depth
+        ]
 
     def search(self, pattern: str, path: str, glob: str | None, /) -> Sequence[Match]:
         matches = []
@@ -120,7 +120,7 @@ class FolderWorkspace:
         exit_code = None if process.returncode < 0 else process.returncode
         return CommandResult(exit_code, text, truncated=False, timed_out=timed_out)
 
-    def checkpoint(self, label: str, /) -> str | None:
+    def checkpoint(self, _label: str, /) -> str | None:
         digest = self._digest()
         if digest == self._last:
             return None
@@ -133,7 +133,7 @@ class FolderWorkspace:
         shutil.copytree(self._copies / commit, self.root)
         self._last = commit
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> Sequence[Path]:
         return [file for file in sorted(self.root.rglob("*")) if file.is_file()]
 
     def _digest(self) -> str:
@@ -142,7 +142,7 @@ class FolderWorkspace:
 
 
 class FileJournal:
-    """A journal in a JSONL file, which outlives the object; `die_at` kills at the nth write, before or after it."""
+    """A journal in a JSONL file, which outlives it; `die_at` kills at the nth write, before or after it."""
 
     def __init__(
         self, path: Path, *, die_at: int | None = None, after: bool = False, lost_at: int = 0
@@ -225,11 +225,11 @@ class Script:
     answers: Sequence[Answer]
     kind: Literal["live", "recorded"] = "recorded"
     name: str = "script"
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     stop_reason: str = "tool_use"
     requests: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
+    def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], _: Stop, /) -> Reply:
         self.requests.append(json.loads(json.dumps(asdict(request))))
         turn = sum(message["role"] == "assistant" for message in request.messages)
         answer = self.answers[turn]

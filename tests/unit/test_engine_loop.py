@@ -115,7 +115,7 @@ def test_a_completion_beside_a_failed_call_is_not_accepted(world: World) -> None
 @pytest.mark.parametrize("after", [False, True])
 def test_a_step_killed_at_any_write_goes_on_and_does_nothing_twice(tmp_path: Path, after: bool) -> None:
     unbroken, deaths = None, 0
-    for die_at in range(0, 100):
+    for die_at in range(100):
         world = World(tmp_path / f"{die_at}")
         ran = tmp_path / f"ran-{die_at}"
         script = _busy_script(ran)
@@ -254,8 +254,8 @@ def test_a_stop_between_two_calls_leaves_the_second_for_the_next_claim(world: Wo
     )
     log = world.wire.log
 
-    def stop_at_output(stream: str, words: str) -> None:
-        log(stream, words)
+    def stop_at_output(stream: str, text: str) -> None:
+        log(stream, text)
         if stream == "stdout":
             world.wire.stop.set(StopReason.PAUSE)
 
