@@ -90,7 +90,7 @@ def submit(
     url = _repository(request, policy)
     plan = _plan(request, policy)
     flow = compile_plan(plan)
-    stored = _SECRETS.structure(request.model_dump(mode="json", exclude_unset=True))
+    stored = _SECRETS.value(request.model_dump(mode="json", exclude_unset=True))
     warnings = tuple(_warnings(request, now))
     written = one(
         connection,
@@ -98,8 +98,8 @@ def submit(
         tenant=tenant_id,
         task=ref.task_id,
         external_id=request.external_id,
-        title=request.title or _title(request.description),
-        description=request.description,
+        title=_SECRETS.text(request.title or _title(request.description)),
+        description=_SECRETS.text(request.description),
         priority=request.priority,
         mode=request.execution_mode,
         on_step_failure=request.on_step_failure,
@@ -116,7 +116,7 @@ def submit(
         url=url,
         branch=request.repository.branch if request.repository else None,
         push=bool(request.repository and request.repository.push),
-        previous=dumps(_SECRETS.structure(previous)),
+        previous=dumps(_SECRETS.value(previous)),
         start=request.start,
     )
     if written is None:
@@ -276,8 +276,8 @@ def write_workflow(
                         "number": place,
                         "key": step.key,
                         "kind": step.kind,
-                        "description": step.description,
-                        "spec": dict(step.spec),
+                        "description": _SECRETS.text(step.description),
+                        "spec": _SECRETS.value(dict(step.spec)),
                         "agent_type": step.agent_type,
                         "model": step.model,
                         "canvas": heads.get(step.key),
@@ -297,13 +297,13 @@ def write_workflow(
 def plan_as_json(step: PlanStep) -> dict[str, Any]:
     return {
         "key": step.key,
-        "description": step.description,
+        "description": _SECRETS.text(step.description),
         "needs": list(step.needs),
         "kind": step.kind,
         "agent_type": step.agent_type,
         "model": step.model,
         "estimate": None if step.estimate is None else step.estimate.total_seconds(),
-        "spec": dict(step.spec),
+        "spec": _SECRETS.value(dict(step.spec)),
     }
 
 

@@ -55,6 +55,7 @@ class TurnRow(Base):
             "uq_turns_number",
             "tenant_id",
             "step_id",
+            "conversation",
             "number",
             unique=True,
             postgresql_where=text("kind = 'turn'"),
@@ -63,6 +64,8 @@ class TurnRow(Base):
 
     step_id: Mapped[str] = mapped_column(primary_key=True)
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    conversation: Mapped[int] = zero()
+    """0, or the number of the conflict after which the step began anew."""
     kind: Mapped[str]
     number: Mapped[int]
     fence: Mapped[int]
@@ -78,6 +81,7 @@ class ToolCall(Base):
     __table_args__ = (ForeignKeyConstraint(["tenant_id", "step_id"], ["steps.tenant_id", "steps.id"]),)
 
     step_id: Mapped[str] = mapped_column(primary_key=True)
+    conversation: Mapped[int] = mapped_column(primary_key=True, server_default=text("0"))
     id: Mapped[str] = mapped_column(primary_key=True)
     number: Mapped[int] = mapped_column(Identity())
     turn: Mapped[int]
@@ -97,13 +101,14 @@ class UsageRow(Base):
     __tablename__ = "usage"
     __table_args__ = (
         ForeignKeyConstraint(["tenant_id", "step_id"], ["steps.tenant_id", "steps.id"]),
-        UniqueConstraint("tenant_id", "step_id", "turn"),
+        UniqueConstraint("tenant_id", "step_id", "conversation", "turn"),
         Index("ix_usage_task", "tenant_id", "task_id"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     task_id: Mapped[str]
     step_id: Mapped[str]
+    conversation: Mapped[int] = zero()
     turn: Mapped[int]
     model: Mapped[str]
     recorded: Mapped[bool] = false()

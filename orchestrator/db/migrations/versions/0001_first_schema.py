@@ -786,6 +786,7 @@ def upgrade() -> None:
         "tool_calls",
         sa.Column("tenant_id", sa.Text(), server_default=sa.text("'default'"), nullable=False),
         sa.Column("step_id", sa.Text(), nullable=False),
+        sa.Column("conversation", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("number", sa.Integer(), sa.Identity(always=False), nullable=False),
         sa.Column("turn", sa.Integer(), nullable=False),
@@ -812,13 +813,14 @@ def upgrade() -> None:
             ["steps.tenant_id", "steps.id"],
             name=op.f("fk_tool_calls_tenant_id_step_id"),
         ),
-        sa.PrimaryKeyConstraint("tenant_id", "step_id", "id", name=op.f("pk_tool_calls")),
+        sa.PrimaryKeyConstraint("tenant_id", "step_id", "conversation", "id", name=op.f("pk_tool_calls")),
     )
     op.create_table(
         "turns",
         sa.Column("tenant_id", sa.Text(), server_default=sa.text("'default'"), nullable=False),
         sa.Column("step_id", sa.Text(), nullable=False),
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("conversation", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("fence", sa.Integer(), nullable=False),
@@ -838,7 +840,7 @@ def upgrade() -> None:
     op.create_index(
         "uq_turns_number",
         "turns",
-        ["tenant_id", "step_id", "number"],
+        ["tenant_id", "step_id", "conversation", "number"],
         unique=True,
         postgresql_where=sa.text("kind = 'turn'"),
     )
@@ -848,6 +850,7 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("task_id", sa.Text(), nullable=False),
         sa.Column("step_id", sa.Text(), nullable=False),
+        sa.Column("conversation", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("turn", sa.Integer(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("recorded", sa.Boolean(), server_default=sa.text("false"), nullable=False),
@@ -863,7 +866,13 @@ def upgrade() -> None:
             ["tenant_id", "step_id"], ["steps.tenant_id", "steps.id"], name=op.f("fk_usage_tenant_id_step_id")
         ),
         sa.PrimaryKeyConstraint("tenant_id", "id", name=op.f("pk_usage")),
-        sa.UniqueConstraint("tenant_id", "step_id", "turn", name=op.f("uq_usage_tenant_id_step_id_turn")),
+        sa.UniqueConstraint(
+            "tenant_id",
+            "step_id",
+            "conversation",
+            "turn",
+            name=op.f("uq_usage_tenant_id_step_id_conversation_turn"),
+        ),
     )
     op.create_index("ix_usage_task", "usage", ["tenant_id", "task_id"], unique=False)
     for guard in GUARDS:

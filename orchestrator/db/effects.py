@@ -1,0 +1,286 @@
+"""What a running step leaves behind besides its state: logs, observations, questions, artifacts, commits.
+
+Each checks the fence in its own transaction; each with a key happens once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from orchestrator.core.states import Event, WaitingOn
+from orchestrator.core.verdict import Ask
+from orchestrator.db.claims import holds
+from orchestrator.db.events import EventDraft, append_events
+from orchestrator.db.journal import FenceLost
+from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
+from orchestrator.db.transitions import Applied, park
+
+
+@dataclass(frozen=True, slots=True)
+class LogChunk:
+    """Some output of one stream: agent, stdout, stderr or system. Already redacted."""
+
+    stream: str
+    text: str
+
+
+_LOGS: Final = statement(
+    """
+    WITH t AS (
+        UPDATE tasks SET log_number = log_number + :count WHERE tenant_id = :tenant AND id = :task
+        RETURNING log_number
+    )
+    INSERT INTO logs (tenant_id, task_id, number, step_id, attempt, stream, text)
+    SELECT :tenant, :task, t.log_number - :count + v.i, :step, :attempt, v.stream, v.text
+    FROM t, jsonb_to_recordset(CAST(:chunks AS jsonb)) AS v(i int, stream text, text text)
+    """
+)
+
+
+def observe(
+    connection: Connection,
+    step: StepRef,
+    fence: int,
+    attempt: int,
+    events: Sequence[EventDraft],
+    logs: Sequence[LogChunk],
+) -> None:
+    """Appends what happened since the last time. Raises FenceLost."""
+    if not holds(connection, step, fence):
+        raise FenceLost
+    append_events(connection, step.task, events)
+    append_logs(connection, step.task, step.step_id, attempt, logs)
+
+
+def append_logs(
+    connection: Connection, task: TaskRef, step_id: str | None, attempt: int | None, logs: Sequence[LogChunk]
+) -> None:
+    """Log rows may follow a terminal row too: why something was refused, what a clean-up did."""
+    if not logs:
+        return
+    chunks = [{"i": i, "stream": chunk.stream, "text": chunk.text} for i, chunk in enumerate(logs, start=1)]
+    connection.execute(
+        _LOGS,
+        {
+            "tenant": task.tenant_id,
+            "task": task.task_id,
+            "step": step_id,
+            "attempt": attempt,
+            "count": len(chunks),
+            "chunks": dumps(chunks),
+        },
+    )
+
+
+_ASK: Final = statement(
+    """
+    INSERT INTO questions (tenant_id, id, task_id, workflow_id, step_id, call_id, text, options)
+    VALUES (:tenant, 'q_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :workflow, :step, :call,
+        :text, CAST(:options AS jsonb))
+    ON CONFLICT (tenant_id, step_id, call_id) DO NOTHING
+    RETURNING id
+    """
+)
+_ASKED: Final = statement(
+    """
+    SELECT id, answered_at FROM questions WHERE tenant_id = :tenant AND step_id = :step AND call_id = :call
+    """
+)
+_COUNT: Final = statement(
+    "UPDATE tasks SET open_questions = open_questions + 1 WHERE tenant_id = :tenant AND id = :task"
+)
+
+
+def ask(connection: Connection, step: StepRef, fence: int, question: Ask) -> Applied | None:
+    """Parks the step on a question, which is written with it. None: the fence is lost.
+
+    An answer that is already there (the question was asked before a crash) leaves the step running: the
+    result then has no `released` and the caller goes on.
+    """
+    if not holds(connection, step, fence):
+        return None
+    written = one(
+        connection,
+        _ASK,
+        tenant=step.tenant_id,
+        task=step.task_id,
+        workflow=step.workflow_id,
+        step=step.step_id,
+        call=question.call_id,
+        text=question.text.replace("\x00", "\ufffd"),
+        options=dumps(list(question.options)),
+    )
+    keys = {"tenant": step.tenant_id, "step": step.step_id, "call": question.call_id}
+    asked = one(connection, _ASKED, **keys)
+    assert asked is not None  # noqa: S101 - just written, or there before
+    if written is not None:
+        connection.execute(_COUNT, {"tenant": step.tenant_id, "task": step.task_id})
+    detail = {"question_id": asked["id"], "question": question.text, "options": list(question.options)}
+    return park(connection, step, fence, Event.ASK, WaitingOn.QUESTION, detail)
+
+
+_BASE: Final = statement(
+    """
+    UPDATE tasks SET base_commit = :commit
+    WHERE tenant_id = :tenant AND id = :task AND base_commit IS NULL
+    """
+)
+_START: Final = statement(
+    "UPDATE steps SET start_commit = :commit WHERE tenant_id = :tenant AND id = :step AND fence = :fence"
+)
+_TASK_BASE: Final = statement("SELECT base_commit FROM tasks WHERE tenant_id = :tenant AND id = :task")
+
+
+def fix_base(connection: Connection, step: StepRef, fence: int, commit: str) -> str:
+    """The task's base: the first step to resolve it decides for all. Raises FenceLost."""
+    if not holds(connection, step, fence):
+        raise FenceLost
+    connection.execute(_BASE, {"tenant": step.tenant_id, "task": step.task_id, "commit": commit})
+    row = one(connection, _TASK_BASE, tenant=step.tenant_id, task=step.task_id)
+    assert row is not None  # noqa: S101 - the step's foreign key
+    return str(row["base_commit"])
+
+
+def fix_start(connection: Connection, step: StepRef, fence: int, commit: str) -> None:
+    """The commit that this attempt's workspace began with."""
+    connection.execute(
+        _START, {"tenant": step.tenant_id, "step": step.step_id, "fence": fence, "commit": commit}
+    )
+
+
+_NEEDED: Final = statement(
+    """
+    SELECT r.key, r.summary, r.result, r.result_commit FROM step_needs n
+    JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
+    WHERE n.tenant_id = :tenant AND n.step_id = :step ORDER BY r.number
+    """
+)
+
+
+def needed(connection: Connection, step: StepRef) -> list[dict[str, Any]]:
+    """What the step's needs left: key, summary, result, result_commit, in the plan's order."""
+    return rows(connection, _NEEDED, tenant=step.tenant_id, step=step.step_id)
+
+
+_TIP: Final = statement("UPDATE tasks SET tip_commit = :commit WHERE tenant_id = :tenant AND id = :task")
+_CONFLICT: Final = statement(
+    """
+    UPDATE steps SET conflicts = conflicts + 1, waiting_detail = NULL
+    WHERE tenant_id = :tenant AND id = :step AND fence = :fence
+    RETURNING conflicts
+    """
+)
+
+
+def set_tip(connection: Connection, task: TaskRef, commit: str) -> None:
+    """The branch's new end; only in the transaction that completes the step whose commit it is."""
+    connection.execute(_TIP, {"tenant": task.tenant_id, "task": task.task_id, "commit": commit})
+
+
+def count_conflict(connection: Connection, step: StepRef, fence: int) -> int:
+    """How often this step's commit could not be integrated, this time included."""
+    row = one(connection, _CONFLICT, tenant=step.tenant_id, step=step.step_id, fence=fence)
+    return 0 if row is None else int(row["conflicts"])
+
+
+_ARTIFACT: Final = statement(
+    """
+    INSERT INTO artifacts (tenant_id, id, task_id, workflow_id, step_id, kind, name, media_type, size, sha256, key)
+    VALUES (:tenant, 'art_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :workflow, :step, :kind,
+        :name, :media_type, :size, :sha256, :key)
+    ON CONFLICT (tenant_id, task_id, workflow_id, name) DO UPDATE
+        SET size = excluded.size, sha256 = excluded.sha256, key = excluded.key, step_id = excluded.step_id,
+            created_at = clock_timestamp()
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that is in the artifact store already."""
+
+    kind: str
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    key: str
+
+
+def add_artifact(connection: Connection, step: StepRef, stored: StoredFile) -> None:
+    """Makes a stored file findable; a later one of the same name in the same workflow takes its place."""
+    connection.execute(
+        _ARTIFACT,
+        {
+            "tenant": step.tenant_id,
+            "task": step.task_id,
+            "workflow": step.workflow_id,
+            "step": step.step_id,
+            "kind": stored.kind,
+            "name": stored.name,
+            "media_type": stored.media_type,
+            "size": stored.size,
+            "sha256": stored.sha256,
+            "key": stored.key,
+        },
+    )
+
+
+_WRITE: Final = statement(
+    """
+    INSERT INTO effects (tenant_id, key, task_id, step_id, fence, kind, data)
+    VALUES (:tenant, :key, :task, :step, :fence, :kind, CAST(:data AS jsonb))
+    ON CONFLICT DO NOTHING
+    """
+)
+_CONFIRM: Final = statement(
+    """
+    UPDATE effects SET confirmed_at = clock_timestamp(), data = data || CAST(:data AS jsonb)
+    WHERE tenant_id = :tenant AND key = :key AND confirmed_at IS NULL
+    """
+)
+
+
+def write_effect(
+    connection: Connection, step: StepRef, fence: int, key: str, kind: str, data: Mapping[str, Any]
+) -> None:
+    """Before something happens outside. Raises FenceLost."""
+    if not holds(connection, step, fence):
+        raise FenceLost
+    connection.execute(
+        _WRITE,
+        {
+            "tenant": step.tenant_id,
+            "key": key,
+            "task": step.task_id,
+            "step": step.step_id,
+            "fence": fence,
+            "kind": kind,
+            "data": dumps(data),
+        },
+    )
+
+
+def confirm_effect(connection: Connection, tenant_id: str, key: str, data: Mapping[str, Any]) -> None:
+    """After it happened."""
+    connection.execute(_CONFIRM, {"tenant": tenant_id, "key": key, "data": dumps(data)})
+
+
+_INBOX: Final = statement(
+    """
+    UPDATE messages SET delivered_at = clock_timestamp(), step_id = coalesce(step_id, :step)
+    WHERE tenant_id = :tenant AND task_id = :task AND delivered_at IS NULL
+      AND (step_id IS NULL OR step_id = :step)
+    RETURNING id, text
+    """
+)
+
+
+def take_messages(connection: Connection, step: StepRef) -> list[str]:
+    """Steering messages that nobody has taken up, in order."""
+    taken = rows(connection, _INBOX, tenant=step.tenant_id, task=step.task_id, step=step.step_id)
+    return [row["text"] for row in sorted(taken, key=lambda row: row["id"])]

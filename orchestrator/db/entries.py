@@ -1,0 +1,97 @@
+"""The caller's side of `execute_task`: its Celery request is kept while the work is done, and answered once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from orchestrator.core.states import TERMINAL, Status
+from orchestrator.db.sql import TaskRef, dumps, one, rows, statement
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a delivery of the caller's message finds."""
+
+    status: Status
+    to_deliver: bool
+    """This delivery has the lease on handing the end to Celery."""
+    outcome: Mapping[str, Any] | None
+    result: Mapping[str, Any] | None
+
+
+_LOOK: Final = statement(
+    """
+    SELECT status, outcome, result, entry_signature IS NOT NULL AS known,
+        entry_delivered_at IS NOT NULL AS delivered
+    FROM tasks WHERE tenant_id = :tenant AND id = :task FOR UPDATE
+    """
+)
+_KEEP: Final = statement(
+    """
+    UPDATE tasks SET entry_signature = CAST(:signature AS jsonb)
+    WHERE tenant_id = :tenant AND id = :task AND entry_signature IS NULL
+    """
+)
+_LEASE: Final = statement(
+    """
+    UPDATE tasks SET entry_lease_until = clock_timestamp() + make_interval(secs => :lease)
+    WHERE tenant_id = :tenant AND id = :task AND entry_delivered_at IS NULL
+      AND (entry_lease_until IS NULL OR entry_lease_until < clock_timestamp())
+    RETURNING id
+    """
+)
+_DELIVERED: Final = statement(
+    """
+    UPDATE tasks SET entry_delivered_at = clock_timestamp(), entry_lease_until = NULL
+    WHERE tenant_id = :tenant AND id = :task AND entry_delivered_at IS NULL
+    """
+)
+_DUE: Final = statement(
+    """
+    SELECT tenant_id, id FROM tasks
+    WHERE entry_signature IS NOT NULL AND entry_delivered_at IS NULL AND finished_at IS NOT NULL
+      AND finished_at < clock_timestamp() - make_interval(secs => :grace)
+      AND (entry_lease_until IS NULL OR entry_lease_until < clock_timestamp())
+    ORDER BY finished_at LIMIT :batch
+    """
+)
+
+
+def arrive(
+    connection: Connection, task: TaskRef, signature: Mapping[str, Any], lease: timedelta
+) -> Entry | None:
+    """One delivery of the caller's message: its signature is kept; if the task has ended, one gets to say so.
+
+    None: there is no such task.
+    """
+    row = one(connection, _LOOK, tenant=task.tenant_id, task=task.task_id)
+    if row is None:
+        return None
+    status = Status(row["status"])
+    if not row["known"]:
+        connection.execute(
+            _KEEP, {"tenant": task.tenant_id, "task": task.task_id, "signature": dumps(signature)}
+        )
+    deliver = False
+    if status in TERMINAL and not row["delivered"]:
+        deliver = (
+            one(connection, _LEASE, tenant=task.tenant_id, task=task.task_id, lease=lease.total_seconds())
+            is not None
+        )
+    return Entry(status, deliver, row["outcome"], row["result"])
+
+
+def delivered(connection: Connection, task: TaskRef) -> None:
+    """Celery has the end of this task: result stored, the caller's canvas under way."""
+    connection.execute(_DELIVERED, {"tenant": task.tenant_id, "task": task.task_id})
+
+
+def undelivered(connection: Connection, grace: timedelta, batch: int = 100) -> list[TaskRef]:
+    """Ended tasks whose caller doesn't know it yet although it should."""
+    found = rows(connection, _DUE, grace=grace.total_seconds(), batch=batch)
+    return [TaskRef(row["tenant_id"], row["id"]) for row in found]

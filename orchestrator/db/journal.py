@@ -1,0 +1,201 @@
+"""A step's conversation: it only grows, and only under the fence of the claim that speaks.
+
+Every write locks nothing but the step's row, so that two steps of one task don't wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from orchestrator.db.sql import StepRef, dumps, one, rows, statement
+
+_HELD: Final = """
+    SELECT 1 FROM steps WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND status = 'running'
+      AND lease_until IS NOT NULL FOR UPDATE
+"""
+_APPEND: Final = statement(
+    f"""
+    WITH held AS ({_HELD})
+    INSERT INTO turns (tenant_id, step_id, conversation, kind, number, fence, attempt, message)
+    SELECT :tenant, :step, :conversation, :kind, :number, :fence, :attempt, CAST(:message AS jsonb) FROM held
+    RETURNING id
+    """
+)
+_SPENT: Final = statement(
+    """
+    INSERT INTO usage (tenant_id, task_id, step_id, conversation, turn, model, recorded, input_tokens,
+        output_tokens, cache_read_tokens, cache_write_tokens, cost_usd)
+    VALUES (:tenant, :task, :step, :conversation, :turn, :model, :recorded, :input, :output, :cache_read,
+        :cache_write, :cost)
+    """
+)
+_BEGIN: Final = statement(
+    f"""
+    WITH held AS ({_HELD}), begun AS (
+        INSERT INTO tool_calls (tenant_id, step_id, conversation, id, turn, fence, name, arguments)
+        SELECT :tenant, :step, :conversation, :call, :turn, :fence, :name, CAST(:arguments AS jsonb) FROM held
+        ON CONFLICT DO NOTHING
+    )
+    SELECT 1 FROM held
+    """
+)
+_FINISH: Final = statement(
+    f"""
+    WITH held AS ({_HELD})
+    UPDATE tool_calls SET result = :result, is_error = :is_error, checkpoint = :checkpoint,
+        finished_at = clock_timestamp()
+    FROM held
+    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation AND id = :call
+      AND finished_at IS NULL
+    RETURNING 1
+    """
+)
+_TURNS: Final = statement(
+    """
+    SELECT kind, number, message FROM turns
+    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation ORDER BY id
+    """
+)
+_CALLS: Final = statement(
+    """
+    SELECT id, result, is_error, checkpoint, finished_at FROM tool_calls
+    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation ORDER BY number
+    """
+)
+_ANSWERS: Final = statement(
+    """
+    SELECT call_id, answer FROM questions WHERE tenant_id = :tenant AND step_id = :step AND answered_at IS NOT NULL
+    """
+)
+_CONSUME: Final = statement(
+    """
+    UPDATE questions SET consumed_at = coalesce(consumed_at, clock_timestamp())
+    WHERE tenant_id = :tenant AND step_id = :step AND call_id = :call AND answered_at IS NOT NULL
+    """
+)
+
+
+class FenceLost(Exception):
+    """The claim that writes is not the latest, or its step doesn't run any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which conversation, and under which claim."""
+
+    step: StepRef
+    fence: int
+    attempt: int
+    conversation: int
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        return {
+            "tenant": self.step.tenant_id,
+            "step": self.step.step_id,
+            "fence": self.fence,
+            "conversation": self.conversation,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one turn used. `cost_usd` None: the model's price isn't known."""
+
+    model: str
+    recorded: bool
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cost_usd: Decimal | None
+
+
+def append(
+    connection: Connection,
+    scope: Scope,
+    kind: str,
+    number: int,
+    message: Mapping[str, Any],
+    spent: Spent | None = None,
+) -> None:
+    """Appends a turn, or what the agent heard before one. Raises FenceLost."""
+    added = one(
+        connection,
+        _APPEND,
+        **scope.keys,
+        kind=kind,
+        number=number,
+        attempt=scope.attempt,
+        message=dumps(message),
+    )
+    if added is None:
+        raise FenceLost
+    if spent is not None:
+        connection.execute(
+            _SPENT,
+            {
+                **scope.keys,
+                "task": scope.step.task_id,
+                "turn": number,
+                "model": spent.model,
+                "recorded": spent.recorded,
+                "input": spent.input_tokens,
+                "output": spent.output_tokens,
+                "cache_read": spent.cache_read_tokens,
+                "cache_write": spent.cache_write_tokens,
+                "cost": spent.cost_usd,
+            },
+        )
+
+
+def begin_call(
+    connection: Connection, scope: Scope, turn: int, call_id: str, name: str, arguments: Mapping[str, Any]
+) -> None:
+    """Writes a call down before it runs; one that was begun before stays as it is. Raises FenceLost."""
+    begun = one(
+        connection, _BEGIN, **scope.keys, turn=turn, call=call_id, name=name, arguments=dumps(arguments)
+    )
+    if begun is None:
+        raise FenceLost
+
+
+def finish_call(
+    connection: Connection, scope: Scope, call_id: str, result: str, is_error: bool, checkpoint: str | None
+) -> None:
+    """Its result, once; an answer to a question that it carries counts as consumed. Raises FenceLost."""
+    finished = one(
+        connection,
+        _FINISH,
+        **scope.keys,
+        call=call_id,
+        result=result.replace("\x00", "\ufffd"),
+        is_error=is_error,
+        checkpoint=checkpoint,
+    )
+    if finished is None:
+        raise FenceLost
+    connection.execute(_CONSUME, {**scope.keys, "call": call_id})
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A whole conversation, as rows in order; `answers`: call id → the person's text."""
+
+    turns: tuple[Mapping[str, Any], ...]
+    calls: tuple[Mapping[str, Any], ...]
+    answers: Mapping[str, str]
+
+
+def load(connection: Connection, scope: Scope) -> Stored:
+    keys = scope.keys
+    return Stored(
+        tuple(rows(connection, _TURNS, **keys)),
+        tuple(rows(connection, _CALLS, **keys)),
+        {row["call_id"]: row["answer"]["text"] for row in rows(connection, _ANSWERS, **keys)},
+    )
