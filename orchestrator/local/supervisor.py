@@ -145,6 +145,7 @@ class Supervisor:
                 self._is_ready(run)
             _shorten(self.log(run.service.name))
         if self._watcher.poll() is not None:
+            self._release_watcher()
             self._watcher = self._watch()
         if before != [self._status(run) for run in self._runs.values()]:
             self._record()
@@ -193,9 +194,12 @@ class Supervisor:
         processes.end(strays, signal.SIGKILL, _ABORT_SECONDS)
         self._runs.clear()
         self._record()
-        if self._watcher.stdin is None:
-            raise AssertionError
-        self._watcher.stdin.close()
+        self._release_watcher()
+
+    def _release_watcher(self) -> None:
+        """It ends when its pipe does; by now there is nothing left for it to end."""
+        if self._watcher.stdin is not None:
+            self._watcher.stdin.close()
         self._watcher.wait()
 
     def _end(self, runs: list[_Run], *, orderly: bool) -> None:
@@ -227,6 +231,7 @@ class Supervisor:
                 cwd=service.folder or self._folder,
                 env={**environment, processes.MARK: self.stack},
                 start_new_session=True,
+                umask=-1 if service.inherits else 0o077,
                 user=service.account.uid if service.account else None,
                 group=service.account.gid if service.account else None,
                 extra_groups=[] if service.account else None,
