@@ -43,7 +43,7 @@ def first_message(assignment: Assignment) -> str:
     """The task, the step and what earlier steps left, in a fixed order."""
     parts = [
         _tagged("task", assignment.task_description),
-        f"This is step {assignment.step_number} of {assignment.step_total}: {assignment.step_key}.",
+        f"The task was cut into steps. Yours is {assignment.step_key}:",
         _tagged("step", assignment.description),
     ]
     needs = assignment.context.get("needs") or {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -52,8 +52,15 @@ class Recorder:
         )
         return reply
 
-    def save(self, path: Path) -> None:
-        """One line per request, in the order in which they were first made."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines.values())
-        path.write_text("".join(lines), encoding="utf-8")
+    @property
+    def lines(self) -> list[Mapping[str, Any]]:
+        """One for each different request, in the order in which they were first made."""
+        return list(self._lines.values())
+
+
+def save(lines: Iterable[Mapping[str, Any]], path: Path) -> int:
+    """Writes the recording, one line for each different request; how many those are."""
+    different = {line["request"]: json.dumps(line, ensure_ascii=False) for line in lines}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in different.values()), encoding="utf-8")
+    return len(different)

@@ -1,4 +1,4 @@
-"""Runs the tests and prints one line for each that doesn't pass."""
+"""Runs all tests, or those named, and prints one line for each that doesn't pass."""
 
 import sys
 import unittest
@@ -18,13 +18,15 @@ def first_line(error):
     return (str(error).splitlines() or [""])[0]
 
 
-def main():
+def main(names):
     result = Lines()
-    unittest.defaultTestLoader.discover("tests", top_level_dir=".").run(result)
+    loader = unittest.defaultTestLoader
+    tests = loader.loadTestsFromNames(names) if names else loader.discover("tests", top_level_dir=".")
+    tests.run(result)
     broken = len(result.failures) + len(result.errors)
     print(f"{result.testsRun} tests, {broken} failed")
     return 1 if broken or not result.testsRun else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
