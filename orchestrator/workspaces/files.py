@@ -70,7 +70,7 @@ class Files:
 
     def read_bytes(self, path: str, most: int = MAX_READ) -> bytes:
         with self._folder() as root, _refusing(path):
-            descriptor = self._open(root, self._parts(path), os.O_RDONLY | _QUIET)
+            descriptor = self._open(root, self.parts(path), os.O_RDONLY | _QUIET)
             with open(descriptor, "rb") as file:
                 found = os.fstat(descriptor)
                 if not stat.S_ISREG(found.st_mode):
@@ -81,7 +81,7 @@ class Files:
 
     def write(self, path: str, text: str) -> None:
         """Replaces the whole file at once; makes missing folders; keeps the mode of what was there."""
-        parts = self._parts(path)
+        parts = self.parts(path)
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -100,7 +100,7 @@ class Files:
 
     def delete(self, path: str) -> None:
         """A file, a link itself, or an empty folder."""
-        parts = self._parts(path)
+        parts = self.parts(path)
         if not parts:
             raise WorkspaceRefusal("the workspace itself can't be deleted")
         with self._folder() as root, _refusing(path):
@@ -116,7 +116,7 @@ class Files:
 
     def names(self, path: str, depth: int) -> list[str]:
         """At most `depth` levels below `path`, sorted, folders with a '/', `.git` left out; no link is followed."""
-        parts = self._parts(path)
+        parts = self.parts(path)
         found: list[str] = []
         with self._folder() as root, _refusing(path):
             top = self._open(root, parts, _FOLDER)
@@ -156,7 +156,7 @@ class Files:
         finally:
             os.close(descriptor)
 
-    def _parts(self, path: str) -> list[str]:
+    def parts(self, path: str) -> list[str]:
         """Absolute spellings of the root, as commands print them, are understood, too."""
         if "\0" in path:
             raise WorkspaceRefusal("the path contains a NUL")

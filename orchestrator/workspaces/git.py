@@ -1,7 +1,7 @@
 """Git over the bare repositories that are ours, in an environment that nobody else has a say in.
 
-GitPython's runner copies the whole process environment into every git (keys, GIT_DIR, GIT_SSH_COMMAND), and has no
-way to leave anything out; so processes are started here, and GitPython reads objects (`Git.commit`) without any.
+GitPython reads objects (`Repository`). What writes, merges or talks to a remote is started here: GitPython's
+runner knows neither a stop nor limits, and copies the whole process environment into every git.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from git import Repo
-from git.db import GitDB
+from git.cmd import Git as Command
 from git.exc import BadName, BadObject
 
 from orchestrator.core.assignment import Stop
@@ -29,6 +29,7 @@ from orchestrator.workspaces.errors import GitError
 
 LOCAL: Final = timedelta(minutes=2)
 """How long a git that talks to nobody may take."""
+LOOSE_BELOW: Final = 200
 SHA: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 INHERITED: Final = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -90,6 +91,21 @@ class CommitInfo:
     message: str
 
 
+class IsolatedCommand(Command):
+    """GitPython's runner, behind `env -i`."""
+
+    def execute(self, command: Any, *arguments: Any, **options: Any) -> Any:
+        kept = [f"{name}={os.environ[name]}" for name in INHERITED if name in os.environ]
+        alone = ["env", "-i", *kept, *(f"{name}={value}" for name, value in ISOLATION.items())]
+        return super().execute([*alone, *command], *arguments, **options)
+
+
+class Repository(Repo):
+    """One of our bare repositories as GitPython's objects: commits, trees, diffs."""
+
+    GitCommandWrapperType = IsolatedCommand
+
+
 class Git:
     """One bare repository of ours. `environment` is the process's; only the names listed above are passed on."""
 
@@ -138,7 +154,7 @@ class Git:
     def commit(self, sha: str) -> CommitInfo:
         """Raises `GitError` when there is no such commit."""
         try:
-            with Repo(self.directory, odbt=GitDB) as repository:
+            with Repository(self.directory) as repository:
                 found = repository.commit(sha)
                 return CommitInfo(
                     sha=found.hexsha,
@@ -169,6 +185,21 @@ class Git:
             "commit-tree", *ancestry, "-F", "-", tree,
             stdin=text, environment=identity, settings=("commit.gpgSign=false", "i18n.commitEncoding=UTF-8"),
         ).text  # fmt: skip
+
+    def take_pack(self, pack: IO[bytes], most_bytes: int) -> None:
+        """Adds a (thin) pack's objects; damaged, dangerous and dangling ones are refused with `GitError`."""
+        start = pack.tell()
+        header = pack.read(12)
+        os.lseek(pack.fileno(), start, os.SEEK_SET)  # git reads the descriptor, not Python's buffer
+        if len(header) < 12 or header[:4] != b"PACK":
+            raise GitError("not a pack", ErrorClass.INTERNAL)
+        count = int.from_bytes(header[8:], "big")
+        limit = f"--max-input-size={most_bytes}"
+        if count == 0:
+            return
+        # A pack for each small checkpoint would make every later look-up slower.
+        words = ["unpack-objects", "-q"] if count < LOOSE_BELOW else ["index-pack", "--stdin", "--fix-thin"]
+        self.run(*words, "--strict", limit, stdin=pack)
 
 
 def run(

@@ -169,8 +169,8 @@ class Sandbox:
         timeout: timedelta,
         stop: Stop | None = None,
         accept: tuple[int, ...] = (0,),
-    ) -> int:
-        """For git's plumbing: bytes in and out through files. Raises `GitError` with what it complained of."""
+    ) -> str:
+        """For git's plumbing: bytes in and out through files. What it said on stderr, also in the `GitError`."""
         tail = Tail(4096, 0, lambda _text: None)
         code, ended = self._go(
             words,
@@ -187,7 +187,7 @@ class Sandbox:
             raise GitError(f"git in the sandbox was killed: {ended}")
         if code not in accept:
             raise GitError(f"git in the sandbox ended with code {code}: {tail.text.strip()}")
-        return code
+        return tail.text
 
     def _go(
         self,

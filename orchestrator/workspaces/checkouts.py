@@ -1,0 +1,178 @@
+"""The workspaces of one machine.
+
+    <root>/mirrors/<name>.git             what repositories hold
+    <root>/workspaces/<step>-<attempt>/   workspace.json   whose it is
+                                          tree/            the checkout, /workspace to commands
+                                          git/             the agent's own repository over it, /git to commands
+                                          own/             ours; no command ever sees it
+
+A folder is deleted because its own record says that its owner is gone, never for its name or its age.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from orchestrator.core.assignment import Stop
+from orchestrator.core.workspace import WorkspaceFault
+from orchestrator.workspaces import integrate
+from orchestrator.workspaces.bundles import Bundles
+from orchestrator.workspaces.errors import CommitMissing
+from orchestrator.workspaces.files import Files
+from orchestrator.workspaces.git import Git
+from orchestrator.workspaces.locks import held
+from orchestrator.workspaces.mirrors import Base, Mirrors
+from orchestrator.workspaces.sandbox import Sandbox
+from orchestrator.workspaces.workspace import AttemptOwner, Workspace
+from orchestrator.workspaces.worktree import Place, Worktree
+
+OWNER: Final = "workspace.json"
+# Left out of commits even where a project doesn't say so: made by running things, never by writing them.
+IGNORED: Final = (
+    "__pycache__/", "*.pyc", ".pytest_cache/", ".mypy_cache/", ".ruff_cache/", ".hypothesis/", ".venv/",
+    "node_modules/", ".DS_Store", ".orchestrator-new-*",
+)  # fmt: skip
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_CONFIG: Final = """[core]
+\trepositoryFormatVersion = 0
+\tbare = false
+\tlogAllRefUpdates = false
+\thooksPath = /dev/null
+[gc]
+\tauto = 0
+[maintenance]
+\tauto = false
+[user]
+\tname = agent
+\temail = agent@orchestrator.invalid
+"""
+
+
+class Workspaces:
+    """Fetches, opens, integrates and clears away; one for each worker process, built from plain values."""
+
+    def __init__(self, root: Path, mirrors: Mirrors, sandbox: Sandbox, bundles: Bundles) -> None:
+        self._root = root / "workspaces"
+        self.mirrors = mirrors
+        self.sandbox = sandbox
+        self.bundles = bundles
+
+    def fetch(
+        self,
+        repository: str | None,
+        branch: str | None,
+        *,
+        credentials: Mapping[str, str] | None = None,
+        stop: Stop | None = None,
+    ) -> Base:
+        """Where a task starts; see `Mirrors.fetch`."""
+        return self.mirrors.fetch(repository, branch, credentials=credentials, stop=stop)
+
+    def start_commit(self, mirror: str, base: str, results: Sequence[str]) -> str:
+        """The commit that a step starts from: what it needs, merged on the task's base. Raises `MergeConflict`."""
+        for commit in results:
+            self.bundles.ensure(mirror, commit)
+        git = self.mirrors.git(mirror)
+        start = integrate.start_commit(git, base, results)
+        self.mirrors.keep(mirror, start)
+        return start
+
+    def open(
+        self, owner: AttemptOwner, mirror: str, start: str, *, checkpoint: str | None = None
+    ) -> Workspace:
+        """A checkout of `checkpoint`, else of `start`; one that is here from an earlier claim is brought to exactly that."""
+        if not _NAME.fullmatch(owner.name):
+            raise WorkspaceFault("workspace-name", f"{owner.name!r} can't name a folder")
+        git = self.mirrors.git(mirror)
+        for commit in filter(None, (start, checkpoint)):
+            self.bundles.ensure(mirror, commit)
+        folder = self._root / owner.name
+        place = Place(folder, self.mirrors.objects(mirror))
+        again = self._claim(owner, folder)
+        if not again:
+            self._make(place, git, checkpoint or start)
+        workspace = Workspace(owner, place, git, self.sandbox, start)
+        if again or checkpoint is not None:
+            workspace.restore(checkpoint or start)
+        return workspace
+
+    def owners(self) -> list[AttemptOwner]:
+        """Whose workspaces are on this disk."""
+        return [owner for _, owner in self._folders() if owner is not None]
+
+    def sweep_orphans(self, is_live: Callable[[AttemptOwner], bool]) -> list[str]:
+        """Removes the workspaces whose owner isn't live, and what a killed process left half made."""
+        removed = []
+        with held(self._root / ".lock"):
+            for folder, owner in self._folders():
+                if owner is None or not is_live(owner):
+                    _remove(folder)
+                    removed.append(folder.name)
+        return removed
+
+    def remove(self, owner: AttemptOwner) -> None:
+        """Its commits stay in the mirror."""
+        _remove(self._root / owner.name)
+
+    def _folders(self) -> list[tuple[Path, AttemptOwner | None]]:
+        if not self._root.is_dir():
+            return []
+        return [(at, _read_owner(at)) for at in sorted(self._root.iterdir()) if at.is_dir()]
+
+    def _claim(self, owner: AttemptOwner, folder: Path) -> bool:
+        """Writes the record, under the lock that the sweep holds; whether there was a whole checkout already."""
+        with held(self._root / ".lock"):
+            again = _read_owner(folder) is not None and (folder / "own" / "ready").exists()
+            if folder.exists() and not again:
+                _remove(folder)
+            folder.mkdir(exist_ok=True)
+            new = folder / f"{OWNER}.new"
+            new.write_text(json.dumps(asdict(owner)))
+            new.rename(folder / OWNER)
+        return again
+
+    def _make(self, place: Place, git: Git, commit: str) -> None:
+        place.tree.mkdir()
+        for at in (place.own, place.seen):
+            _make_repository(at, place.objects, commit)
+        Worktree(place, self.sandbox, Files(place.tree)).checkout(commit, clean=False)
+        if not git.has(commit):
+            raise CommitMissing(commit, f"commit {commit} vanished")
+        shutil.copyfile(place.own / "index", place.seen / "index")
+        (place.own / "ready").touch()
+
+
+def _make_repository(at: Path, objects: Path, commit: str) -> None:
+    """What `git init` would make, without starting it."""
+    for folder in ("objects/info", "objects/pack", "refs/heads", "info"):
+        (at / folder).mkdir(parents=True)
+    (at / "config").write_text(_CONFIG)
+    (at / "HEAD").write_text("ref: refs/heads/work\n")
+    (at / "refs/heads/work").write_text(f"{commit}\n")
+    (at / "objects/info/alternates").write_text(f"{objects}\n")
+    (at / "info/exclude").write_text("".join(f"{pattern}\n" for pattern in IGNORED))
+
+
+def _read_owner(folder: Path) -> AttemptOwner | None:
+    try:
+        return AttemptOwner(**json.loads((folder / OWNER).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _remove(folder: Path) -> None:
+    """However deep it is and whatever its modes are; links in it are removed, not followed."""
+    for preparation in ((), ("chmod", "-R", "u+rwX", "--", str(folder))):
+        if preparation:
+            subprocess.run(preparation, check=False, capture_output=True)
+        subprocess.run(("rm", "-rf", "--", str(folder)), check=False, capture_output=True)
+        if not folder.exists():
+            return
+    raise WorkspaceFault("workspace-stuck", f"{folder.name} can't be removed")

@@ -1,0 +1,210 @@
+"""One attempt's workspace: what the engine, the adapters and the shell do with it."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from orchestrator.core.assignment import Stop
+from orchestrator.core.workspace import CommandResult, Match, WorkspaceRefusal
+from orchestrator.workspaces.commands import Ended
+from orchestrator.workspaces.files import Files
+from orchestrator.workspaces.git import Git
+from orchestrator.workspaces.integrate import compose
+from orchestrator.workspaces.sandbox import Sandbox
+from orchestrator.workspaces.worktree import MAX_CHANGES, Place, Worktree
+
+MAX_MATCHES: Final = 200
+MATCHES_IN_FILE: Final = 50
+MATCH_TEXT: Final = 500
+MAX_FOUND: Final = 2 * 1024**2
+_GLOB_SIGNS: Final = "\\*?[]"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOwner:
+    """Whose workspace a folder is, as its `workspace.json` says; `pid` and `boot_id` tell whether that still runs."""
+
+    task_id: str
+    step_id: str
+    attempt: int
+    pid: int
+    boot_id: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.step_id}-{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One file of a diff; None for both numbers: it isn't text."""
+
+    path: str
+    added: int | None
+    deleted: int | None
+
+
+class Workspace:
+    """Files and commands of one attempt, and the commits made of them.
+
+    Raises `WorkspaceRefusal` for what the agent asked wrongly and `WorkspaceFault` for what broke.
+    """
+
+    def __init__(self, owner: AttemptOwner, place: Place, git: Git, sandbox: Sandbox, start: str) -> None:
+        self.owner = owner
+        self.start = start
+        """The commit that the step builds on."""
+        self._place = place
+        self._git = git
+        self._sandbox = sandbox
+        self._files = Files(place.tree)
+        self._worktree = Worktree(place, sandbox, self._files)
+        self._last = git.commit(start)
+
+    @property
+    def tree(self) -> Path:
+        """The checkout, on this machine's disk."""
+        return self._place.tree
+
+    @property
+    def visible_path(self) -> str:
+        """The same as commands see it: /workspace, or the real path where there is no sandbox."""
+        return self._sandbox.inside(self._place.agent_mounts()[0])
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the last checkpoint or result could not take (too large, a submodule), with reasons."""
+        return self._worktree.left_out
+
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> str:
+        return self._files.read(path, start, end)
+
+    def write(self, path: str, text: str) -> None:
+        self._files.write(path, text)
+
+    def delete(self, path: str) -> None:
+        self._files.delete(path)
+
+    def list(self, path: str, depth: int) -> Sequence[str]:
+        return self._files.names(path, depth)
+
+    def search(self, pattern: str, path: str, glob: str | None) -> Sequence[Match]:
+        """At most 200 lines, 50 of a file; ignored and binary files are passed over.
+
+        It runs in the sandbox: a model's expression can take for ever.
+        """
+        inside = "/".join(self._files.parts(path))
+        pathspecs = [f":(top,literal){inside}"] if inside else []
+        if glob is not None:
+            above = "".join(f"\\{sign}" if sign in _GLOB_SIGNS else sign for sign in inside)
+            patterns = [f"{above}/{glob}" if above else glob]
+            if "/" not in glob:
+                patterns.append(f"{above}/**/{glob}" if above else f"**/{glob}")
+            pathspecs = [f":(top,glob){pattern}" for pattern in patterns]
+        for dialect in ("-P", "-E"):
+            words = [dialect, "-n", "-I", "-z", "--no-color", f"--max-count={MATCHES_IN_FILE}", "-e", pattern]
+            data, said = self._worktree.grep([*words, "--", *pathspecs], MAX_FOUND)
+            if "cannot use Perl-compatible" not in said:
+                break
+        if "fatal:" in said:
+            raise WorkspaceRefusal(f"the search failed: {said.partition('fatal:')[2].strip()}")
+        found = [match for line in data.split(b"\n") if (match := _match(line)) is not None]
+        if glob is not None and inside and self._files.look(inside.encode())[0] == "file":
+            found = [match for match in found if fnmatch.fnmatch(match.path, glob)]
+        return found[:MAX_MATCHES]
+
+    def run(
+        self, command: str, *, timeout: timedelta, on_output: Callable[[str], None], stop: Stop
+    ) -> CommandResult:
+        """One shell command in the root; whatever it started has ended when this returns."""
+        shell = next((at for at in ("/bin/bash", "/usr/bin/bash") if Path(at).exists()), "/bin/sh")
+        ran = self._sandbox.run(
+            [shell, "-c", command],
+            mounts=self._place.agent_mounts(),
+            folder=self.visible_path,
+            timeout=timeout,
+            on_output=on_output,
+            stop=stop,
+        )
+        output = ran.output
+        if ran.ended not in (Ended.EXIT, Ended.STOP):
+            output += f"\n[killed: {ran.ended}]"
+        return CommandResult(ran.code, output, ran.truncated, timed_out=ran.ended is Ended.TIMEOUT)
+
+    def checkpoint(self, label: str) -> str | None:
+        """A commit of the tree on top of the last one; None if the tree is as it was there."""
+        tree = self._taken()
+        if tree == self._last.tree:
+            return None
+        sha = self._git.write_commit(tree, (self._last.sha,), compose(label, {}), self._last.committed_at)
+        self._keep(sha)
+        self._last = self._git.commit(sha)
+        return sha
+
+    def restore(self, commit: str) -> None:
+        """The tree is exactly that of `commit`. If it was already, ignored files are left as they are."""
+        wanted = self._git.commit(commit)
+        if self._taken() != wanted.tree:
+            self._worktree.checkout(commit, clean=True)
+        self._last = wanted
+
+    def result(self, message: str, trailers: Mapping[str, str], base: str) -> str | None:
+        """One commit on `base` with all that changed since; None if nothing did. Twice gives the same sha."""
+        tree, start = self._taken(), self._git.commit(base)
+        if tree == start.tree:
+            return None
+        sha = self._git.write_commit(tree, (base,), compose(message, trailers), start.committed_at)
+        self._keep(sha)
+        return sha
+
+    def patch(self, base: str, commit: str, most_bytes: int = 1024**2) -> str:
+        """A unified diff of two commits, cut at `most_bytes`; binary files are only named."""
+        return patch(self._git, base, commit, most_bytes)
+
+    def changes(self, base: str, commit: str) -> tuple[FileChange, ...]:
+        return changes(self._git, base, commit)
+
+    def _taken(self) -> str:
+        """Brings the tree's objects to the mirror, checked; its id."""
+        with self._worktree.snapshot(self._last.sha, self._last.tree) as (tree, pack):
+            if pack is not None:
+                self._git.take_pack(pack, MAX_CHANGES)
+            return tree
+
+    def _keep(self, sha: str) -> None:
+        self._git.run("update-ref", f"refs/keep/{sha}", sha)
+
+
+def patch(git: Git, base: str, commit: str, most_bytes: int = 1024**2) -> str:
+    words = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--find-renames", base, commit, "--")
+    text = git.run(*words).data
+    shown = text[:most_bytes].decode("utf-8", "replace")
+    return f"{shown}\n[cut: {len(text)} bytes in all]\n" if len(text) > most_bytes else shown
+
+
+def changes(git: Git, base: str, commit: str) -> tuple[FileChange, ...]:
+    """What differs between two commits, by file; a renamed file is one deleted and one added."""
+    words = ("diff", "--no-ext-diff", "--no-textconv", "--numstat", "--no-renames", "-z", base, commit, "--")
+    entries = [entry.split(b"\t", 2) for entry in git.run(*words).data.split(b"\0") if entry]
+    return tuple(
+        FileChange(name.decode("utf-8", "replace"), _number(added), _number(deleted))
+        for added, deleted, name in entries
+    )
+
+
+def _number(text: bytes) -> int | None:
+    return None if text == b"-" else int(text)
+
+
+def _match(line: bytes) -> Match | None:
+    path, _, rest = line.partition(b"\0")
+    number, separator, text = rest.partition(b"\0")
+    if not separator or not number.isdigit():
+        return None
+    shown = text.decode("utf-8", "replace").rstrip("\r")
+    return Match(path.decode("utf-8", "replace"), int(number), shown[:MATCH_TEXT])

@@ -1,0 +1,223 @@
+"""Git over files that an agent can write: always in the sandbox, with a repository that the agent never sees.
+
+What the agent calls `git` is a second repository of its own (`Checkouts`), which nothing here ever reads.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.workspaces.errors import GitError
+from orchestrator.workspaces.files import Files
+from orchestrator.workspaces.git import ISOLATION, SETTINGS, SHA
+from orchestrator.workspaces.sandbox import Mount, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TIMEOUT: Final = timedelta(minutes=10)
+MAX_FILE: Final = 100 * 1024**2
+"""A larger file stays out of commits: most forges refuse it, and every clone would carry it for ever."""
+MAX_CHANGES: Final = 1024**3
+MAX_NAMES: Final = 64 * 1024**2
+MAX_NESTED: Final = 50
+POINTER: Final = "gitdir: ../git\n"
+"""The tree's own `.git`: beside it in the sandbox (/workspace, /git) as on disk."""
+
+_SNAPSHOT: Final = """set -e
+git update-index -z --force-remove --stdin < "$1"
+git update-index -z --add --replace --stdin < "$2"
+tree=$(git write-tree)
+echo "$tree"
+[ "$tree" = "$3" ] || printf '%s\\n^%s\\n' "$tree" "$4" | git pack-objects -q --revs --thin --stdout --delta-base-offset
+"""
+_CHECKOUT: Final = """set -e
+git read-tree --reset -u "$1"
+if [ "$2" = clean ]; then
+  git clean -ffdxq 2>/dev/null || { chmod -R u+rwX . ; git clean -ffdxq; }
+  find . -mindepth 2 -name .git -prune -exec rm -rf {} +
+fi
+rm -rf .git
+printf '%s' "$3" > .git
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one attempt's parts lie; all of it is ours to make and to remove."""
+
+    folder: Path
+    objects: Path
+    """The mirror's objects, which both repositories borrow."""
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "tree"
+
+    @property
+    def own(self) -> Path:
+        return self.folder / "own"
+
+    @property
+    def seen(self) -> Path:
+        """The agent's repository."""
+        return self.folder / "git"
+
+    def agent_mounts(self) -> tuple[Mount, ...]:
+        config = self.seen / "config"
+        return (
+            Mount(self.tree, "/workspace", writable=True),
+            Mount(self.seen, "/git", writable=True),
+            Mount(config, "/git/config"),
+            Mount(self.objects, str(self.objects)),
+        )
+
+
+class Worktree:
+    """The tree of one attempt, seen through our repository."""
+
+    def __init__(self, place: Place, sandbox: Sandbox, files: Files) -> None:
+        self._place = place
+        self._sandbox = sandbox
+        self._files = files
+        self._own = Mount(place.own, "/own", writable=True)
+        self.left_out: tuple[str, ...] = ()
+        """What the last snapshot did not take, each with its reason."""
+
+    def checkout(self, commit: str, *, clean: bool) -> None:
+        """Writes the tree of `commit`; `clean` also removes everything that isn't in it."""
+        words = ("checkout", commit, "clean" if clean else "", POINTER)
+        with tempfile.TemporaryFile() as nothing:
+            self._git(("/bin/sh", "-c", _CHECKOUT, *words), nothing, writable=True)
+
+    @contextmanager
+    def snapshot(self, last: str, last_tree: str) -> Iterator[tuple[str, IO[bytes] | None]]:
+        """The tree as it is now: its id, and a thin pack against commit `last` unless it is `last_tree`."""
+        gone, there = self._changes()
+        removed, added = self._place.own / "removed", self._place.own / "added"
+        removed.write_bytes(b"".join(name + b"\0" for name in gone))
+        added.write_bytes(b"".join(name + b"\0" for name in there))
+        own = self._sandbox.inside(self._own)
+        words = ("snapshot", f"{own}/removed", f"{own}/added", last_tree, last)
+        with tempfile.TemporaryFile(dir=self._place.folder) as output:
+            self._git(("/bin/sh", "-c", _SNAPSHOT, *words), output)
+            output.seek(0)
+            tree = output.readline().decode("ascii", "replace").strip()
+            if not SHA.fullmatch(tree):
+                raise GitError("the tree of the workspace could not be written")
+            yield tree, (None if tree == last_tree else output)
+
+    def grep(self, words: Sequence[str], most_bytes: int) -> tuple[bytes, str]:
+        """`git grep` without an index: what it found, at most that much, and what it complained of."""
+        script = 'git grep --no-index --exclude-standard "$@" | head -c ' + str(most_bytes)
+        with tempfile.TemporaryFile() as output:
+            said = self._git(("/bin/sh", "-c", script, "grep", *words), output, timeout=timedelta(seconds=30))
+            output.seek(0)
+            return output.read(most_bytes), said
+
+    def _changes(self) -> tuple[list[bytes], list[bytes]]:
+        """Names to take out of the index, and names to put in, by what really lies there."""
+        gone: list[bytes] = []
+        there: list[bytes] = []
+        left_out: list[str] = []
+        total = 0
+        for tracked, name in self._listed():
+            kind, size = self._files.look(name)
+            if kind in ("file", "link"):
+                total += size
+                if size > MAX_FILE or total > MAX_CHANGES:
+                    left_out.append(f"{_shown(name)} ({size} bytes: too large)")
+                    total -= size
+                else:
+                    there.append(name)
+            elif kind == "folder" and self._is_gitlink(name):
+                left_out.append(f"{_shown(name)} (a submodule)")
+            elif tracked:
+                gone.append(name)
+        self.left_out = tuple(left_out)
+        return gone, there
+
+    def _listed(self) -> Iterable[tuple[bool, bytes]]:
+        nested: list[bytes] = []
+        for entry in self._names("-t", "-m", "-o"):
+            tag, name = entry[:1], entry[2:]
+            if name.endswith(b"/"):
+                nested.append(name)
+            else:
+                yield tag != b"?", name
+        # A repository inside the tree (`git init` by a generator, a vendored clone) counts as the files it holds.
+        done = 0
+        while nested and done < MAX_NESTED:
+            folder = nested.pop()
+            done += 1
+            for name in self._names("-o", folder=folder):
+                if name.endswith(b"/"):
+                    nested.append(folder + name)
+                else:
+                    yield False, folder + name
+
+    def _names(self, *options: str, folder: bytes = b"") -> list[bytes]:
+        environment = {}
+        below = ""
+        if folder:
+            below = "/" + folder.decode("utf-8", "surrogateescape").rstrip("/")
+            environment = {"GIT_INDEX_FILE": f"{self._sandbox.inside(self._own)}/none"}
+        with tempfile.TemporaryFile() as output:
+            words = ("git", "ls-files", "-z", *options, "--exclude-standard")
+            self._git(words, output, below=below, environment=environment)
+            if output.tell() > MAX_NAMES:
+                raise GitError("the workspace has too many changed files", ErrorClass.LIMIT)
+            output.seek(0)
+            return list(filter(None, output.read().split(b"\0")))
+
+    def _is_gitlink(self, name: bytes) -> bool:
+        words = ("git", "ls-files", "-z", "-s", "--", name.decode("utf-8", "surrogateescape"))
+        with tempfile.TemporaryFile() as output:
+            self._git(words, output, environment={"GIT_LITERAL_PATHSPECS": "1"})
+            output.seek(0)
+            return output.read(6) == b"160000"
+
+    def _git(
+        self,
+        words: Sequence[str],
+        output: IO[bytes],
+        *,
+        writable: bool = False,
+        below: str = "",
+        environment: Mapping[str, str] | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> str:
+        tree = Mount(self._place.tree, "/workspace", writable=writable)
+        own, top = self._sandbox.inside(self._own), self._sandbox.inside(tree) + below
+        settings = {
+            f"GIT_CONFIG_{part}_{index}": value
+            for index, setting in enumerate(SETTINGS)
+            for part, value in zip(("KEY", "VALUE"), setting.split("=", 1), strict=True)
+        }
+        return self._sandbox.pipe(
+            words,
+            mounts=(tree, self._own, Mount(self._place.objects, str(self._place.objects))),
+            folder=top,
+            environment={
+                **ISOLATION,
+                "GIT_DIR": own,
+                "GIT_WORK_TREE": top,
+                "GIT_INDEX_FILE": f"{own}/index",
+                "GIT_CONFIG_COUNT": str(len(SETTINGS)),
+                **settings,
+                **(environment or {}),
+            },
+            stdout=output,
+            timeout=timeout,
+        )
+
+
+def _shown(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
