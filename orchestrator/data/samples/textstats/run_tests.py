@@ -24,7 +24,7 @@ def main(names):
     tests = loader.loadTestsFromNames(names) if names else loader.discover("tests", top_level_dir=".")
     tests.run(result)
     broken = len(result.failures) + len(result.errors)
-    print(f"{result.testsRun} tests, {broken} failed")
+    print(f"{result.testsRun} {'test' if result.testsRun == 1 else 'tests'}, {broken} failed")
     return 1 if broken or not result.testsRun else 0
 
 
