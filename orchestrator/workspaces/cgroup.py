@@ -71,7 +71,7 @@ class Groups:
 
     @classmethod
     def find(cls, root: Path = ROOT) -> Groups | None:
-        """Also clears away groups whose worker was killed: only empty ones can be removed."""
+        """Also ends what is left in groups whose worker (its pid is in their names) is gone."""
         two = (root / "cgroup.controllers").exists()
         parents = (root / NAME,) if two else (root / "pids" / NAME, root / "memory" / NAME)
         try:
@@ -83,8 +83,9 @@ class Groups:
                     (root / "cgroup.subtree_control").write_text("+pids +memory")
                     (parent / "cgroup.subtree_control").write_text("+pids +memory")
                 for old in parent.iterdir():
-                    with contextlib.suppress(OSError):
-                        old.rmdir()
+                    if old.is_dir() and not Path("/proc", old.name.partition("-")[0]).exists():
+                        Group((old,)).kill()
+                        Group((old,)).remove()
             groups = cls(2 if two else 1, parents)
             groups.make(processes=10, memory_bytes=1024**3).remove()
         except OSError:

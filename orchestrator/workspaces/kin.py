@@ -80,6 +80,17 @@ class Kindred:
         return _link(PROC / first / "ns/pid")
 
 
+def end_orphans(name: str) -> None:
+    """Kills what carries a mark `name` whose first part, the worker's pid, is nobody's any more."""
+    prefix = f"{name}=".encode()
+    for pid in _pids():
+        for entry in _environment(pid):
+            worker = entry.removeprefix(prefix).partition(b"-")[0]
+            if entry.startswith(prefix) and worker.isdigit() and not (PROC / worker.decode()).exists():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+
+
 def _newest(count: int) -> list[int]:
     try:
         last = int((PROC / "loadavg").read_text().split()[4])

@@ -20,7 +20,7 @@ from orchestrator.core.assignment import Stop
 from orchestrator.workspaces.cgroup import Group, Groups
 from orchestrator.workspaces.commands import Ended, Tail, watch
 from orchestrator.workspaces.errors import GitError, SandboxUnavailable
-from orchestrator.workspaces.kin import Kindred, threads_of_machine
+from orchestrator.workspaces.kin import Kindred, end_orphans, threads_of_machine
 
 ISOLATION: Final = (
     "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session",
@@ -35,6 +35,7 @@ ETC_OURS: Final[Mapping[str, str]] = {
     "passwd": "agent:x:{uid}:{gid}:agent:/tmp/home:/bin/sh\n",
     "group": "agent:x:{gid}:\n",
     "hosts": "127.0.0.1 localhost workspace\n::1 localhost\n",
+    "gitconfig": "[user]\n\tname = agent\n\temail = agent@orchestrator.invalid\n[init]\n\tdefaultBranch = main\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
 MARK: Final = "ORCHESTRATOR_COMMAND"
@@ -126,6 +127,8 @@ class Sandbox:
         self.kind, self.warning = self._probe()
         if strict and self.kind == "none":
             raise SandboxUnavailable(f"strict mode needs bubblewrap: {self.warning}")
+        if self.kind == "none":
+            end_orphans(MARK)
 
     def inside(self, mount: Mount) -> str:
         """The path under which a command finds it."""
@@ -283,6 +286,7 @@ class Sandbox:
             "TERM": "dumb",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
+            **({} if self.kind == "bubblewrap" else {"GIT_CONFIG_SYSTEM": str(self._etc / "gitconfig")}),
             **(extra or {}),
         }
 

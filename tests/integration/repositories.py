@@ -67,7 +67,7 @@ def without_bubblewrap(root: Path) -> Sandbox:
 def installation(
     root: Path,
     *,
-    artifacts: Path | None = None,
+    artifacts: Path | str | None = None,
     sandbox: Sandbox | None = None,
     allow_private: bool = False,
 ) -> Workspaces:
