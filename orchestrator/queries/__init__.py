@@ -1,0 +1,1 @@
+"""Read: one function per screen. Nothing here writes, and what is returned is a frozen value, never a row."""

@@ -1,0 +1,118 @@
+"""How a task's state is shown: computed once, here, so that no two doors and no two pages can disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from orchestrator.core.states import Status, WaitingOn
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """`tone`: neutral, active, attention, good, bad. `icon`: the name of a drawing. `why`: one sentence."""
+
+    label: str
+    tone: str
+    icon: str
+    why: str
+
+
+_WAITS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        WaitingOn.QUESTION: ("needs answer", "The agent asked a question and waits for the answer."),
+        WaitingOn.TOOL_APPROVAL: ("needs approval", "A tool call waits for approval."),
+        WaitingOn.PLAN_APPROVAL: ("needs approval", "The plan waits for approval."),
+        WaitingOn.STEP_CONFIRMATION: ("needs approval", "The next step waits for confirmation."),
+        WaitingOn.MANUAL_REVIEW: ("needs review", "The result waits for a review."),
+        WaitingOn.COUNCIL_DECISION: ("needs decision", "The council's verdict waits for a decision."),
+        WaitingOn.PAUSED: ("paused", "It is paused and goes on when it is resumed."),
+        WaitingOn.ESCALATION: ("escalated", "It was escalated and waits for a person."),
+        WaitingOn.BUDGET: ("needs budget", "Its budget is used up; a person may raise it."),
+        WaitingOn.SUBTASK: ("waiting", "It waits for a subtask."),
+        WaitingOn.RATE_LIMIT: ("waiting", "The model's provider limits requests; it goes on when that ends."),
+        WaitingOn.EXTERNAL_CI: ("waiting", "It waits for an external check to end."),
+        WaitingOn.MERGE: ("waiting", "It waits for the merge."),
+        WaitingOn.DEPENDENCY: ("queued", "Something that it needs is not completed yet."),
+        WaitingOn.SLOT: ("queued", "As many workflows as allowed are running; it starts when one ends."),
+        WaitingOn.AGENT: ("queued", "No agent that could do it is there."),
+        WaitingOn.RETRY_BACKOFF: ("retrying", "An attempt broke; the next one starts soon."),
+        WaitingOn.CIRCUIT_BREAKER: (
+            "queued",
+            "What it needs has failed too often lately; it is tried later.",
+        ),
+    }
+)
+_PERSON: Final = "attention"
+
+
+def display(
+    status: str,
+    waiting_on: str | None,
+    outcome: Mapping[str, Any] | None,
+    *,
+    cancel_requested: bool = False,
+) -> Display:
+    """Of a task; of a step too, with its own status and, as `outcome`, nothing."""
+    match Status(status):
+        case Status.COMPLETED:
+            return _completed(outcome)
+        case Status.FAILED:
+            return Display("failed", "bad", "cross", _failure(outcome))
+        case Status.CANCELLED:
+            reason = str((outcome or {}).get("reason") or "it was cancelled")
+            return Display("cancelled", "neutral", "stop", _sentence(reason))
+        case _ if cancel_requested:
+            return Display(
+                "cancelling", "attention", "stop", "It was cancelled; what runs hands in its work."
+            )
+        case Status.PENDING_INPUT:
+            label, why = _WAITS.get(waiting_on or "", ("needs input", "It waits for a person."))
+            icon = "pause" if waiting_on == WaitingOn.PAUSED else "question"
+            return Display(label, _PERSON, icon, why)
+        case Status.RUNNING if waiting_on:
+            return Display(*_waits(waiting_on, "active", "clock"))
+        case Status.RUNNING:
+            return Display(
+                "running", "active", "play", "An agent is at work, or the next step is about to start."
+            )
+        case Status.QUEUED if waiting_on:
+            return Display(*_waits(waiting_on, "neutral", "clock"))
+        case Status.QUEUED:
+            return Display("queued", "neutral", "circle", "It starts as soon as an agent is free.")
+
+
+def _completed(outcome: Mapping[str, Any] | None) -> Display:
+    if outcome and outcome.get("type") == "partially_completed":
+        gaps = ", ".join(outcome.get("gaps", ()))
+        return Display("partially completed", "attention", "partial", f"Not completed: {gaps}.")
+    return Display("completed", "good", "check", "Everything that was asked for is done.")
+
+
+def _waits(waiting_on: str, tone: str, icon: str) -> tuple[str, str, str, str]:
+    label, why = _WAITS[waiting_on]
+    return label, tone, icon, why
+
+
+def _failure(outcome: Mapping[str, Any] | None) -> str:
+    if not outcome:
+        return "It broke for good."
+    where = f" in step {outcome['step']}" if outcome.get("step") else ""
+    return _sentence(f"{outcome.get('reason', 'failed')}{where}: {outcome.get('message', '')}".rstrip(": "))
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def shown(row: Mapping[str, Any]) -> Display:
+    """Of a row of `tasks`."""
+    return display(
+        row["status"],
+        row["waiting_on"],
+        row["outcome"],
+        cancel_requested=row["cancel_requested_at"] is not None,
+    )

@@ -1,0 +1,178 @@
+"""One task with its plan, phases, questions and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from orchestrator.core.errors import Unknown
+from orchestrator.db.sql import one, rows, statement
+from orchestrator.queries.costs import COST_SQL, STEP_COUNT_SQL, Model, Usage, model, usage
+from orchestrator.queries.display import Display, shown
+from orchestrator.queries.questions import LONGEST_ID, QuestionLine, open_questions
+from orchestrator.queries.steps import StepLine, current_step, fraction, steps
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseChange:
+    """An arrow of the phase diagram that was taken."""
+
+    from_state: str | None
+    to_state: str
+    timestamp: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowLine:
+    """The task's current run."""
+
+    id: str
+    number: int
+    phase: str
+    history: tuple[PhaseChange, ...]
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDetail:
+    """Everything about a task but its logs, events and files."""
+
+    id: str
+    external_id: str | None
+    title: str
+    description: str
+    status: str
+    waiting_on: str | None
+    waiting_since: datetime | None
+    waiting_detail: Mapping[str, Any] | None
+    display: Display
+    outcome: Mapping[str, Any] | None
+    result: Mapping[str, Any] | None
+    phase: str
+    priority: str
+    execution_mode: str
+    on_step_failure: str
+    agent_type: str | None
+    model: Model
+    repository_url: str | None
+    repository_branch: str | None
+    branch: str | None
+    base_commit: str | None
+    commit: str | None
+    requirements: tuple[str, ...]
+    stakeholders: tuple[str, ...]
+    labels: Mapping[str, str]
+    budget: Mapping[str, Any]
+    warnings: tuple[Mapping[str, str], ...]
+    deadline: datetime | None
+    progress: float
+    current_step: int | None
+    steps_done: int
+    steps_total: int
+    seq: int
+    """Number of the latest event: a stream opened with `after=` this misses nothing."""
+    log_seq: int
+    usage: Usage
+    workflow: WorkflowLine
+    steps: tuple[StepLine, ...]
+    questions: tuple[QuestionLine, ...]
+    """Open ones only."""
+    created_by: str
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+_RESOLVE: Final = statement(
+    """
+    SELECT id FROM tasks
+    WHERE tenant_id = :tenant AND (id = :given OR id = 'task_' || :given OR external_id = :given)
+    ORDER BY (id = :given) DESC, (id = 'task_' || :given) DESC LIMIT 1
+    """
+)
+
+
+def resolve(connection: Connection, tenant_id: str, given: str) -> str:
+    """The id of the task that somebody means: exactly, without its `task_`, or by its external id.
+
+    Raises Unknown, for tasks of other tenants too.
+    """
+    row = None
+    if len(given) <= LONGEST_ID and given.isprintable():
+        row = one(connection, _RESOLVE, tenant=tenant_id, given=given)
+    if row is None:
+        shown = given[:LONGEST_ID]
+        raise Unknown(
+            "task-unknown", f"There is no task {shown}.", "List those that there are: orchestrator task list"
+        )
+    return str(row["id"])
+
+
+_DETAIL: Final = statement(
+    f"""
+    SELECT t.*, w.id AS workflow_id, w.phase, w.started_at AS workflow_started_at,
+        w.ended_at AS workflow_ended_at, u.*, c.*
+    FROM tasks t
+    JOIN workflows w ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
+    CROSS JOIN LATERAL ({COST_SQL}) u CROSS JOIN LATERAL ({STEP_COUNT_SQL}) c
+    WHERE t.tenant_id = :tenant AND t.id = :task
+    """
+)
+_HISTORY: Final = statement(
+    """
+    SELECT from_state, to_state, at AS timestamp FROM workflow_history
+    WHERE tenant_id = :tenant AND workflow_id = :workflow ORDER BY id
+    """
+)
+
+
+def task(connection: Connection, tenant_id: str, task_id: str) -> TaskDetail:
+    """Raises Unknown."""
+    row = one(connection, _DETAIL, tenant=tenant_id, task=task_id)
+    if row is None:
+        raise Unknown(
+            "task-unknown",
+            f"There is no task {task_id}.",
+            "List those that there are: orchestrator task list",
+        )
+    workflow = {"tenant": tenant_id, "workflow": row["workflow_id"]}
+    plan = steps(connection, tenant_id, row["workflow_id"])
+    history = tuple(PhaseChange(**change) for change in rows(connection, _HISTORY, **workflow))
+    asked = open_questions(connection, tenant_id, task_id) if row["open_questions"] else ()
+    same = (
+        "id external_id title description status waiting_on waiting_since waiting_detail outcome result phase"
+        " priority execution_mode on_step_failure agent_type repository_url repository_branch base_commit"
+        " labels budget deadline steps_done steps_total created_by created_at updated_at started_at"
+        " finished_at"
+    )
+    return TaskDetail(
+        **{name: row[name] for name in same.split()},
+        display=shown(row),
+        model=model(row),
+        branch=f"agent/{row['id']}" if row["tip_commit"] else None,
+        commit=row["tip_commit"],
+        requirements=tuple(row["requirements"]),
+        stakeholders=tuple(row["stakeholders"]),
+        warnings=tuple(row["warnings"]),
+        progress=fraction(row["status"], row["steps_done"], row["steps_total"]),
+        current_step=current_step((step.number, step.status) for step in plan),
+        seq=row["event_number"],
+        log_seq=row["log_number"],
+        usage=usage(row),
+        workflow=WorkflowLine(
+            row["workflow_id"],
+            row["workflow_number"],
+            row["phase"],
+            history,
+            row["workflow_started_at"],
+            row["workflow_ended_at"],
+        ),
+        steps=plan,
+        questions=asked,
+    )
