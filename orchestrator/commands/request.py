@@ -198,12 +198,12 @@ def parse(data: Mapping[str, Any] | str) -> TaskRequest:
     try:
         request = TaskRequest.model_validate(body)
     except ValidationError as error:
-        raise _refused(error) from None
+        raise refused(error) from None
     _only_what_is_built(request)
     return request
 
 
-def _refused(error: ValidationError) -> Refused:
+def refused(error: ValidationError) -> Refused:
     problems = tuple(
         Problem(
             pointer="".join(f"/{part}" for part in found["loc"]),

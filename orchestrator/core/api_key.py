@@ -1,4 +1,4 @@
-"""The form of API keys, `ork_live_<8 id>_<32 secret><6 checksum>`: mistyped ones are known without a server."""
+"""The form of API keys, `ork_live_<8 id>_<32 secret><6 checksum>`: a typing error shows without a server."""
 
 from __future__ import annotations
 
