@@ -90,6 +90,8 @@ def located(
         "result_backend_transport_options": {"global_keyprefix": prefix} if prefix else {},
         "broker_transport_options": _redis_transport(prefix) if on_redis else _amqp_transport(),
         "worker_disable_prefetch": on_redis,
+        # Without it a chord that follows in a chain takes the priority from its body: None overwrites it.
+        "task_inherit_parent_priority": not on_redis,
         "task_queues": laid_out.queues,
         "task_default_queue": laid_out.destination(Priority.MEDIUM).queue.value,
         "task_default_routing_key": laid_out.destination(Priority.MEDIUM).queue.value,

@@ -95,6 +95,12 @@ class Stage:
             time.sleep(0.02)
         return found
 
+    def forget(self) -> None:
+        """Clears all notes; what Celery keeps stays."""
+        for pattern in (LOG, "hold:*", "go:*", "park:*", "parked:*"):
+            for key in self.notes.scan_iter(pattern):
+                self.notes.delete(key)
+
     def hold(self, *steps: str) -> None:
         for step in steps:
             self.notes.set(f"hold:{step}", 1)

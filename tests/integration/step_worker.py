@@ -1,7 +1,7 @@
 """A worker whose steps write down what they see; run as `celery -A tests.integration.step_worker worker`.
 
-Steps take orders from Redis: `hold:<step>` makes one wait for `go:<step>`, `park:<step>` makes its first run end
-with `Ignore` after it has stored its own signature.
+Steps take orders from Redis: `hold:<step>` makes one wait for `go:<step>`, `park:<step>` makes its first run
+end with `Ignore` after it has stored its own signature.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 30
 
 
 def seen_by(task: Task[Any, Any], step: str, event: str) -> dict[str, Any]:
-    request = task.request
+    request: Any = task.request  # its fields are those of the message, which types don't know
     return {
         "step": step,
         "event": event,
@@ -43,11 +43,13 @@ def seen_by(task: Task[Any, Any], step: str, event: str) -> dict[str, Any]:
 
 
 def make(broker_url: str, result_url: str) -> Any:
-    app = create_app(broker_url, result_url, publish_retry=True, waits=False)
+    app = create_app(
+        broker_url, result_url, publish_retry=True, waits=False, worker_soft_shutdown_timeout=1.0
+    )
     notes = Redis.from_url(result_url)
 
     @app.task(name=TaskName.RUN_STEP.value, bind=True, shared=False)
-    def run_step(self: Task[Any, Any], **arguments: str) -> str:
+    def run_step(self: Task[Any, Any], /, **arguments: str) -> str:
         reference = opened(TaskName.RUN_STEP, arguments, SECRET)
         step = reference.step_id
         notes.rpush(LOG, json.dumps(seen_by(self, step, "started")))
