@@ -77,5 +77,5 @@ def next_delay(
     rule = BACKOFF[error]
     if attempt >= min(rule.tries, max_attempts):
         return None
-    ours = min(rule.first * 2 ** (attempt - 1), rule.cap)
-    return max(ours, retry_after) if retry_after is not None else ours
+    ours: timedelta = min(rule.first * 2 ** (attempt - 1), rule.cap)
+    return ours if retry_after is None else max(ours, retry_after)

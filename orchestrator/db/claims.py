@@ -323,3 +323,29 @@ def holds(connection: Connection, step: StepRef, fence: int) -> bool:
         )
         is not None
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A step as it is now."""
+
+    status: Status
+    fence: int
+    task_status: Status
+    task_ended: bool
+
+
+_FOUND: Final = statement(
+    """
+    SELECT s.status, s.fence, t.status AS task_status, t.finished_at IS NOT NULL AS task_ended
+    FROM steps s JOIN tasks t ON t.tenant_id = s.tenant_id AND t.id = s.task_id
+    WHERE s.tenant_id = :tenant AND s.id = :step
+    """
+)
+
+
+def look(connection: Connection, step: StepRef) -> Found | None:
+    row = one(connection, _FOUND, tenant=step.tenant_id, step=step.step_id)
+    if row is None:
+        return None
+    return Found(Status(row["status"]), row["fence"], Status(row["task_status"]), row["task_ended"])

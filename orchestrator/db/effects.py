@@ -169,7 +169,8 @@ def needed(connection: Connection, step: StepRef) -> list[dict[str, Any]]:
 _TIP: Final = statement("UPDATE tasks SET tip_commit = :commit WHERE tenant_id = :tenant AND id = :task")
 _CONFLICT: Final = statement(
     """
-    UPDATE steps SET conflicts = conflicts + 1, waiting_detail = NULL
+    UPDATE steps SET conflicts = conflicts + 1,
+        spec = spec || jsonb_build_object('conflict', CAST(:shown AS text))
     WHERE tenant_id = :tenant AND id = :step AND fence = :fence
     RETURNING conflicts
     """
@@ -181,9 +182,9 @@ def set_tip(connection: Connection, task: TaskRef, commit: str) -> None:
     connection.execute(_TIP, {"tenant": task.tenant_id, "task": task.task_id, "commit": commit})
 
 
-def count_conflict(connection: Connection, step: StepRef, fence: int) -> int:
-    """How often this step's commit could not be integrated, this time included."""
-    row = one(connection, _CONFLICT, tenant=step.tenant_id, step=step.step_id, fence=fence)
+def count_conflict(connection: Connection, step: StepRef, fence: int, shown: str) -> int:
+    """How often this step's commit could not be integrated, this time included; `shown` is for the next run."""
+    row = one(connection, _CONFLICT, tenant=step.tenant_id, step=step.step_id, fence=fence, shown=shown)
     return 0 if row is None else int(row["conflicts"])
 
 
@@ -284,3 +285,31 @@ def take_messages(connection: Connection, step: StepRef) -> list[str]:
     """Steering messages that nobody has taken up, in order."""
     taken = rows(connection, _INBOX, tenant=step.tenant_id, task=step.task_id, step=step.step_id)
     return [row["text"] for row in sorted(taken, key=lambda row: row["id"])]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Where a task's branch begins and ends; `tip` None: nothing is on it yet."""
+
+    base: str
+    tip: str | None
+
+
+_BRANCH: Final = statement(
+    "SELECT base_commit, tip_commit FROM tasks WHERE tenant_id = :tenant AND id = :task FOR UPDATE"
+)
+
+
+def branch_ends(connection: Connection, task: TaskRef) -> Branch:
+    """Reads and locks it; the base was fixed before any workspace was opened."""
+    row = one(connection, _BRANCH, tenant=task.tenant_id, task=task.task_id)
+    assert row is not None  # noqa: S101 - the caller holds a step of it
+    return Branch(row["base_commit"], row["tip_commit"])
+
+
+_REASON: Final = statement("SELECT cancel_reason FROM tasks WHERE tenant_id = :tenant AND id = :task")
+
+
+def cancel_reason(connection: Connection, task: TaskRef) -> str:
+    row = one(connection, _REASON, tenant=task.tenant_id, task=task.task_id)
+    return str((row and row["cancel_reason"]) or "cancelled")

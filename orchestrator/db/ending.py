@@ -24,7 +24,7 @@ _MOVE: Final = statement(
 )
 _STEPS: Final = statement(
     """
-    SELECT key, status, summary, result_commit, error FROM steps
+    SELECT key, status, summary, branch_commit, error FROM steps
     WHERE tenant_id = :tenant AND workflow_id = :workflow ORDER BY number
     """
 )
@@ -153,7 +153,7 @@ def _result(task: LockedTask, status: Status, steps: Sequence[Mapping[str, Any]]
                 "key": step["key"],
                 "status": step["status"],
                 "summary": step["summary"],
-                "commit": step["result_commit"],
+                "commit": step["branch_commit"],
             }
             for step in steps
         ],

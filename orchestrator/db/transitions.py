@@ -126,7 +126,7 @@ _SUCCEED: Final = statement(
     + f"""
     UPDATE steps SET status = 'completed', lease_until = NULL, given_back = false,
         finished_at = clock_timestamp(), summary = :summary, result = CAST(:result AS jsonb),
-        result_commit = :commit
+        result_commit = :commit, branch_commit = :branch_commit
     WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND status IN ({_sources(Event.SUCCEED)})
       AND lease_until IS NOT NULL
     RETURNING attempt
@@ -164,6 +164,7 @@ def succeed(
     summary: str,
     result: Mapping[str, Any],
     commit: str | None = None,
+    branch_commit: str | None = None,
     carried: frozenset[str] = frozenset(),
 ) -> Applied | None:
     """running → completed. `carried` are the steps that the claim's own Celery request publishes when it returns."""
@@ -177,6 +178,7 @@ def succeed(
         summary=summary,
         result=dumps(result),
         commit=commit,
+        branch_commit=branch_commit,
     )
     if ended is None:
         return None
@@ -192,7 +194,7 @@ def succeed(
         connection.execute(_RELEASED, {"tenant": step.tenant_id, "steps": list(released)})
     end_attempt(connection, step, ended["attempt"], "completed")
     settled = settle(
-        connection, task, [step_event(Event.SUCCEED, step, fence, summary=summary, commit=commit)]
+        connection, task, [step_event(Event.SUCCEED, step, fence, summary=summary, commit=branch_commit)]
     )
     return Applied(settled, tuple(row["id"] for row in made_ready), released)
 

@@ -54,3 +54,22 @@ def wake(
         return None
     settled = settle(connection, task, [step_event(event, step, None, **data)])
     return Applied(settled, released=(step.step_id,) if row["status"] == RULES[event].to else ())
+
+
+_DUE: Final = statement(
+    """
+    UPDATE steps SET not_before = NULL, waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
+        ready_at = now(), published_at = now(), publications = 0, published_by = 'wake'
+    WHERE tenant_id = :tenant AND id = :step AND status = 'queued' AND not_before <= clock_timestamp()
+    RETURNING id
+    """
+)
+
+
+def due(connection: Connection, step: StepRef) -> Applied | None:
+    """The back-off of a queued step is over: it may be claimed again."""
+    task = lock_task(connection, step.task)
+    if task is None or one(connection, _DUE, tenant=step.tenant_id, step=step.step_id) is None:
+        return None
+    settled = settle(connection, task, [step_event(Event.WAKE, step, None, why="back-off over")])
+    return Applied(settled, released=(step.step_id,))

@@ -248,6 +248,8 @@ class Step(Base):
     agent_id: Mapped[str | None]
     start_commit: Mapped[str | None]
     result_commit: Mapped[str | None]
+    """What the steps that need it start from: its changes on its own start, or that start if it changed nothing."""
+    branch_commit: Mapped[str | None]
     """The commit that it added to the task's branch; null if it changed nothing."""
     summary: Mapped[str | None]
     result: Mapped[dict[str, Any] | None]

@@ -1,0 +1,194 @@
+"""Wiring: reads the settings once and hands the shells what they work with.
+
+Nothing here connects before it is used, and each part is imported only by the process that uses it: a producer
+that calls `.delay()` loads neither a model's SDK nor a web framework.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from celery import Celery
+from sqlalchemy import Engine
+
+from orchestrator.agents.types import AGENT_TYPES, usable
+from orchestrator.commands.submit import Policy
+from orchestrator.config import Settings
+from orchestrator.core.assignment import Agent, Assignment
+from orchestrator.core.errors import Unavailable
+from orchestrator.core.redaction import Redactor
+from orchestrator.db import connect
+from orchestrator.db.models.base import DEFAULT_TENANT
+from orchestrator.engine.ports import Journal, Model, Workspace
+from orchestrator.queues.app import create_app
+from orchestrator.queues.topology import Topology, topology
+
+if TYPE_CHECKING:
+    from orchestrator.workspaces.artifacts import Artifacts
+    from orchestrator.workspaces.checkouts import Workspaces
+
+_LOCAL_REDIS = "redis://127.0.0.1:6379/0"
+
+
+class Desk(Protocol):
+    """What one claim gives its agent: a journal and a workspace, opened when they are first needed."""
+
+    def open_journal(self, assignment: Assignment) -> Journal: ...
+
+    def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
+
+
+AgentMaker = Callable[["Wiring", Desk], Agent]
+
+
+def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
+    """Our own engine, on a live or on a recorded model."""
+    from orchestrator.agents.engine import EngineAgent
+    from orchestrator.agents.models import Models
+
+    models = Models(Path(__file__).parent / "data" / "recordings", wiring.live_model)
+    return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """One process's parts. `make_agent` is the only one that a test or a benchmark replaces."""
+
+    settings: Settings
+    database_url: str | None
+    application: str
+    publish_retry: bool = False
+    make_agent: AgentMaker = engine_agent
+    tenant_id: str = DEFAULT_TENANT
+    clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+
+    @property
+    def has_database(self) -> bool:
+        return self.database_url is not None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Postgres. Raises Unavailable if no database is configured."""
+        if self.database_url is None:
+            raise Unavailable(
+                "database-not-configured",
+                "No database is configured.",
+                "Set ORCHESTRATOR_DATABASE_URL, or start everything here: orchestrator up",
+            )
+        return connect.create(self.database_url, application=self.application)
+
+    @cached_property
+    def broker_url(self) -> str:
+        url = self.settings.broker_url
+        return url.get_secret_value() if url else _LOCAL_REDIS
+
+    @cached_property
+    def app(self) -> Celery:
+        result = self.settings.result_url
+        return create_app(
+            self.broker_url,
+            result.get_secret_value() if result else None,
+            key_prefix=self.settings.key_prefix,
+            publish_retry=self.publish_retry,
+        )
+
+    @cached_property
+    def topology(self) -> Topology:
+        return topology(self.broker_url)
+
+    @cached_property
+    def secret(self) -> bytes:
+        """The key of every message's HMAC. Raises Unavailable if there is none."""
+        found = self.settings.message_secret
+        if found is None:
+            raise Unavailable(
+                "message-secret-missing",
+                "No message secret is configured, so messages can be neither signed nor checked.",
+                "Set ORCHESTRATOR_MESSAGE_SECRET to the same value for all processes.",
+            )
+        return found.get_secret_value().encode()
+
+    @cached_property
+    def policy(self) -> Policy:
+        has_key = self.settings.anthropic_api_key is not None
+        return Policy(
+            max_attempts=self.settings.max_attempts,
+            allow_local_repositories=self.settings.allow_local_repositories,
+            agent_types=frozenset(AGENT_TYPES),
+            default_agent=usable(has_key=has_key)[0] if has_key else "engine",
+        )
+
+    @cached_property
+    def redactor(self) -> Redactor:
+        settings = self.settings
+        secrets = (
+            settings.database_url,
+            settings.broker_url,
+            settings.result_url,
+            settings.message_secret,
+            settings.anthropic_api_key,
+            settings.api_key,
+        )
+        return Redactor([secret.get_secret_value() for secret in secrets if secret is not None])
+
+    @cached_property
+    def artifacts(self) -> Artifacts:
+        """The artifact store. Raises ArtifactStoreUnavailable."""
+        from orchestrator.workspaces.artifacts import Artifacts
+
+        return Artifacts(self.settings.artifact_url or str(self.settings.data_dir / "artifacts"))
+
+    @cached_property
+    def workspaces(self) -> Workspaces:
+        """Mirrors, checkouts and the sandbox of this machine."""
+        from orchestrator.workspaces.bundles import Bundles
+        from orchestrator.workspaces.checkouts import Workspaces
+        from orchestrator.workspaces.mirrors import Mirrors
+        from orchestrator.workspaces.remotes import Reach
+        from orchestrator.workspaces.sandbox import Bounds, Sandbox
+
+        settings, root = self.settings, self.settings.data_dir
+        root.mkdir(parents=True, exist_ok=True)
+        reach = Reach(settings.allow_local_repositories, settings.allow_private_addresses, dict(os.environ))
+        mirrors = Mirrors(root / "mirrors", reach)
+        sandbox = Sandbox(
+            root / "sandbox",
+            path=os.environ.get("PATH", os.defpath),
+            read_only=settings.sandbox_read_only,
+            strict=settings.strict_sandbox,
+            bounds=Bounds(memory_bytes=settings.command_memory_bytes),
+        )
+        return Workspaces(root, mirrors, sandbox, Bundles(mirrors, self.artifacts))
+
+    @cached_property
+    def live_model(self) -> Callable[[str | None], Model] | None:
+        """Makes a live model by name; None without a key."""
+        key = self.settings.anthropic_api_key
+        if key is None:
+            return None
+        from orchestrator.engine.providers.anthropic import AnthropicModel
+
+        base = self.settings.anthropic_base_url
+        default = self.settings.model
+        if base is None:
+            return lambda name: AnthropicModel(name or default, key.get_secret_value())
+        return lambda name: AnthropicModel(name or default, key.get_secret_value(), base)
+
+
+def load(application: str | None = None, settings: Settings | None = None) -> Wiring:
+    """The wiring of this process, from its environment."""
+    found = settings or Settings()
+    url = found.database_url
+    return Wiring(
+        settings=found,
+        database_url=url.get_secret_value() if url else None,
+        application=application or f"orchestrator:{Path(sys.argv[0]).name}"[:60],
+    )

@@ -1,0 +1,302 @@
+"""The work between a claim and its record: workspace, agent, the commit that comes of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from functools import cached_property
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Connection
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.core.assignment import Assignment, Limits
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.verdict import Broke, Done, Verdict
+from orchestrator.core.workspace import WorkspaceFault
+from orchestrator.db import effects
+from orchestrator.db.claims import Claimed
+from orchestrator.db.effects import StoredFile
+from orchestrator.db.journal import FenceLost, Scope
+from orchestrator.engine.ports import Journal, LeaseLost
+from orchestrator.tasks.journal import PostgresJournal
+from orchestrator.tasks.link import StepLink
+from orchestrator.workspaces import integrate
+from orchestrator.workspaces.errors import MergeConflict
+from orchestrator.workspaces.integrate import Conflict, Integrated
+from orchestrator.workspaces.workspace import AttemptOwner, Workspace, patch
+
+log: Final = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What the agent left: the commit on its own start, where it changed something."""
+
+    mirror: str
+    start: str
+    commit: str | None
+
+    @property
+    def result(self) -> str:
+        """What steps that need this one build on."""
+        return self.commit or self.start
+
+
+class Desk:
+    """One claim's journal and workspace, opened when the agent asks for them."""
+
+    def __init__(self, wiring: Wiring, claimed: Claimed, link: StepLink, boot_id: str) -> None:
+        self._wiring = wiring
+        self._claimed = claimed
+        self._link = link
+        self._owner = AttemptOwner(
+            claimed.step.task_id, claimed.step.step_id, claimed.attempt, os.getpid(), boot_id
+        )
+        self._workspace: Workspace | None = None
+        self._mirror: str | None = None
+
+    @cached_property
+    def needed(self) -> list[dict[str, Any]]:
+        """The steps that this one builds on, with their results."""
+        with self._wiring.engine.connect() as connection:
+            return effects.needed(connection, self._claimed.step)
+
+    def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
+        claimed = self._claimed
+        scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
+        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor)
+
+    @contextmanager
+    def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
+        try:
+            mirror, start = self._start()
+            checkpoint = self.open_journal(assignment).load().checkpoint
+        except FenceLost:
+            raise LeaseLost from None
+        except MergeConflict as conflict:
+            raise WorkspaceFault(
+                "needs-conflict",
+                f"What the step needs can't be merged: {', '.join(conflict.files)}",
+                ErrorClass.VALIDATION,
+            ) from None
+        self._mirror = mirror
+        self._workspace = self._wiring.workspaces.open(self._owner, mirror, start, checkpoint=checkpoint)
+        warning = self._wiring.workspaces.sandbox.warning
+        if warning:
+            self._link.log("system", f"{warning}\n")
+        yield self._workspace
+
+    def _start(self) -> tuple[str, str]:
+        claimed, workspaces = self._claimed, self._wiring.workspaces
+        stop = self._link.stop
+        if claimed.base_commit is None:
+            base = workspaces.fetch(claimed.repository_url, claimed.repository_branch, stop=stop)
+            with self._wiring.engine.begin() as connection:
+                commit = effects.fix_base(connection, claimed.step, claimed.fence, base.commit)
+        else:
+            commit = claimed.base_commit
+        mirror = workspaces.mirrors.prepare(claimed.repository_url, commit, stop=stop)
+        if claimed.conflicts and claimed.tip_commit:
+            start = claimed.tip_commit
+            workspaces.bundles.ensure(mirror, start)
+        else:
+            results = [row["result_commit"] for row in self.needed if row["result_commit"]]
+            start = workspaces.start_commit(mirror, commit, results)
+        self._base = commit
+        with self._wiring.engine.begin() as connection:
+            effects.fix_start(connection, claimed.step, claimed.fence, start)
+        return mirror, start
+
+    def finish(self, summary: str) -> Finished | None:
+        """Commits what the agent changed and puts it where every worker finds it; None: it opened no workspace."""
+        if self._workspace is None or self._mirror is None:
+            return None
+        start = self._workspace.start
+        title = summary.strip().splitlines()[0][:72] if summary.strip() else self._claimed.key
+        commit = self._workspace.result(title, self._trailers(), start)
+        finished = Finished(self._mirror, start, commit)
+        self._store(finished.result)
+        return finished
+
+    def hand_over(self) -> None:
+        """At a park or slice: the last checkpoint goes where another worker finds it."""
+        if self._workspace is None or self._mirror is None:
+            return
+        claimed = self._claimed
+        scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
+        journal = PostgresJournal(self._wiring.engine, scope, self._wiring.redactor)
+        checkpoint = journal.load().checkpoint
+        if checkpoint is not None:
+            self._store(checkpoint)
+
+    def partial_patch(self) -> StoredFile | None:
+        """What an agent that was stopped had changed, as evidence."""
+        if self._workspace is None:
+            return None
+        commit = self._workspace.result("Stopped before it was done", self._trailers(), self._workspace.start)
+        if commit is None:
+            return None
+        text = self._workspace.patch(self._workspace.start, commit)
+        return _store_text(self._wiring, f"{self._claimed.key}.partial.patch", "patch", text)
+
+    def remove_workspace(self) -> None:
+        """The attempt is over: its commits stay, its folder goes."""
+        if self._workspace is not None:
+            try:
+                self._wiring.workspaces.remove(self._owner)
+            except WorkspaceFault as fault:
+                log.warning("workspace_left", step=self._claimed.step.step_id, error=fault.message)
+
+    def _store(self, commit: str) -> None:
+        assert self._mirror is not None  # noqa: S101 - callers opened it
+        base = getattr(self, "_base", None)
+        if base and commit != base:
+            self._wiring.workspaces.bundles.store(self._mirror, commit, base)
+
+    def _trailers(self) -> dict[str, str]:
+        step = self._claimed.step
+        return {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
+
+
+def assignment_of(wiring: Wiring, claimed: Claimed, needed: list[dict[str, Any]]) -> Assignment:
+    """What the agent is told. Budgets of the request lower the installation's limits, never raise them."""
+    settings, budget = wiring.settings, claimed.request.get("budget") or {}
+    limits = Limits(
+        turns=min(settings.max_turns, budget.get("max_turns") or settings.max_turns),
+        consecutive_mistakes=settings.max_mistakes,
+        tokens=min(settings.max_tokens, budget.get("max_tokens") or settings.max_tokens),
+        cost_usd=min(settings.max_cost_usd, Decimal(budget.get("max_cost_usd") or settings.max_cost_usd)),
+        wall_time=settings.max_wall_time,
+    )
+    return Assignment(
+        tenant_id=claimed.step.tenant_id,
+        task_id=claimed.step.task_id,
+        workflow_id=claimed.step.workflow_id,
+        step_id=claimed.step.step_id,
+        step_key=claimed.key,
+        step_number=claimed.number,
+        step_total=claimed.total,
+        kind=claimed.kind,
+        attempt=claimed.attempt,
+        fence=claimed.fence,
+        task_description=claimed.task_description,
+        description=claimed.description,
+        agent_type=claimed.agent_type or claimed.task_agent_type or wiring.policy.default_agent,
+        model=claimed.model or claimed.task_model,
+        limits=limits,
+        spec=claimed.spec,
+        context=_context(claimed, needed),
+    )
+
+
+def _context(claimed: Claimed, needed: list[dict[str, Any]]) -> dict[str, Any]:
+    context: dict[str, Any] = {"needs": {row["key"]: row["summary"] or "" for row in needed}}
+    if claimed.previous is not None:
+        context["previous"] = claimed.previous
+    if claimed.conflicts:
+        context["conflict"] = claimed.spec.get("conflict") or "Another step changed the same lines."
+    return context
+
+
+def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[Verdict, Finished | None]:
+    """Lets the agent work. Whatever it throws is a verdict here: nothing an agent does ends a worker."""
+    finished = None
+    try:
+        if claimed.kind == "integrate":
+            return push(wiring, claimed, link), None
+        agent = wiring.make_agent(wiring, desk)
+        verdict = agent.work(assignment_of(wiring, claimed, desk.needed), link)
+        if isinstance(verdict, Done):
+            finished = desk.finish(verdict.summary)
+        else:
+            desk.hand_over()
+    except WorkspaceFault as fault:
+        return Broke(fault.code, fault.message, fault.error), None
+    except Exception as error:
+        log.exception("agent_crashed", step=claimed.step.step_id)
+        text = wiring.redactor.text(f"{type(error).__name__}: {error}")
+        return Broke("agent-crashed", text[:2000], ErrorClass.INTERNAL), None
+    return verdict, finished
+
+
+def push(wiring: Wiring, claimed: Claimed, link: StepLink) -> Verdict:
+    """Moves the branch in the task's own repository; written down before, confirmed after, by compare-and-swap."""
+    task_id, tip = claimed.step.task_id, claimed.tip_commit
+    if tip is None or claimed.repository_url is None or claimed.base_commit is None:
+        return Done("There was nothing to push.")
+    ref, key = f"refs/heads/agent/{task_id}", f"push:{claimed.step.step_id}"
+    workspaces = wiring.workspaces
+    mirror = workspaces.mirrors.prepare(claimed.repository_url, claimed.base_commit, stop=link.stop)
+    workspaces.bundles.ensure(mirror, tip)
+    with wiring.engine.begin() as connection:
+        effects.write_effect(
+            connection, claimed.step, claimed.fence, key, "push", {"ref": ref, "commit": tip}
+        )
+    reach = workspaces.mirrors._reach  # noqa: SLF001
+    integrate.push(
+        workspaces.mirrors.git(mirror),
+        reach,
+        claimed.repository_url,
+        ref=ref,
+        new=tip,
+        expected=None,
+        stop=link.stop,
+    )
+    with wiring.engine.begin() as connection:
+        effects.confirm_effect(connection, claimed.step.tenant_id, key, {})
+    return Done(f"Pushed {tip[:12]} to {ref}.")
+
+
+def merge(
+    connection: Connection, wiring: Wiring, claimed: Claimed, finished: Finished, summary: str
+) -> str | Conflict | None:
+    """Puts the result on the task's branch; the caller holds the task's lock. None: it changed nothing.
+
+    Postgres knows where the branch ends; the reference follows, so a reference that a killed worker moved is
+    simply moved on.
+    """
+    if finished.commit is None:
+        return None
+    workspaces, step = wiring.workspaces, claimed.step
+    git = workspaces.mirrors.git(finished.mirror)
+    row = effects.branch_ends(connection, step.task)
+    tip = row.tip or row.base
+    workspaces.bundles.ensure(finished.mirror, tip)
+    title = summary.strip().splitlines()[0][:72] if summary.strip() else claimed.key
+    trailers = {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
+    merged = integrate.integrate(
+        git, base=row.base, tip=tip, commit=finished.commit, message=title, trailers=trailers
+    )
+    match merged:
+        case Conflict():
+            return merged
+        case Integrated(commit, created=False) if commit == tip and row.tip is None:
+            return None
+    ref = f"refs/heads/agent/{step.task_id}"
+    integrate.move(git, ref, merged.commit, git.ref(ref))
+    workspaces.mirrors.keep(finished.mirror, merged.commit)
+    workspaces.bundles.store(finished.mirror, merged.commit, row.base)
+    effects.set_tip(connection, step.task, merged.commit)
+    effects.add_artifact(
+        connection,
+        step,
+        _store_text(wiring, "task.patch", "patch", patch(git, row.base, merged.commit, 8 * 1024**2)),
+    )
+    return merged.commit
+
+
+def _store_text(wiring: Wiring, name: str, kind: str, text: str) -> StoredFile:
+    stored = wiring.artifacts.put(wiring.redactor.text(text).encode())
+    media = "text/x-diff" if kind == "patch" else "text/plain"
+    return StoredFile(kind, name, media, stored.size, stored.sha256, stored.key)
+
+
+ESCALATE_AFTER: Final = 2
+"""Conflicts of one step after which a person must look."""
+WAIT_FOR_DATABASE: Final = timedelta(seconds=0.5)

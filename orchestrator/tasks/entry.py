@@ -1,0 +1,247 @@
+"""`execute_task.delay(...)`: the producers' door. The Celery id of the call is the task's id.
+
+The row is written before the message is sent, and the message carries the signed id alone. No worker slot is
+held while the work is done: the entry keeps its own request on the row and ends with `Ignore`; when the workflow
+ends, that request is sent again, and its delivery hands the end to Celery: result, chain and chord go on.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final, NoReturn
+
+import structlog
+from celery import Task, states
+from celery.exceptions import Ignore, Reject
+from celery.result import AsyncResult
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.commands import request, submit
+from orchestrator.commands.submit import Submitted
+from orchestrator.core.errors import Denied, Refused
+from orchestrator.core.priority import Priority
+from orchestrator.core.states import TERMINAL, Status
+from orchestrator.db import entries
+from orchestrator.db.sql import TaskRef
+from orchestrator.queues.messages import Reference, finalize_label, opened, sealed
+from orchestrator.queues.names import TaskName
+from orchestrator.tasks.publish import perform
+
+log: Final = structlog.get_logger(__name__)
+DELIVERY_LEASE: Final = timedelta(seconds=30)
+_BODY: Final = "request"
+_PREVIOUS: Final = "previous"
+
+
+class TaskFailed(Exception):
+    """What `.get()` raises for a task that failed: `args` are the code and a sentence."""
+
+    def __init__(self, code: str, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class TaskCancelled(Exception):
+    """What `.get()` raises for a task that was cancelled: `args` is the reason."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+_SIX: Final = {
+    states.PENDING: "queued",
+    states.RECEIVED: "queued",
+    states.STARTED: "running",
+    states.RETRY: "queued",
+    states.SUCCESS: "completed",
+    states.FAILURE: "failed",
+    states.REVOKED: "cancelled",
+}
+
+
+class TaskResult(AsyncResult[Any]):
+    """A call's result: `state` is `queued`, `running` or `pending_input` while the task lives and Celery's own
+    at the end; `status` is one of the six public names throughout.
+    """
+
+    @property
+    def status(self) -> str:  # type: ignore[override]  # wider than Celery's own words
+        return _SIX.get(self.state, self.state.lower())
+
+
+class ExecuteTask(Task[Any, Any]):
+    """`apply_async` writes the task's row, then sends its id; Celery calls it for canvas members, too.
+
+    Positional arguments are the request (a mapping, or the description alone), after the previous task's
+    result where the call is a later member of a chain or the body of a chord. Raises core.errors.Refused for a
+    request that can't be accepted.
+    """
+
+    name = str(TaskName.EXECUTE_TASK)
+    typing = False
+    track_started = False
+    wiring: Wiring
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> TaskResult:  # noqa: N802 - Celery's name
+        return TaskResult(task_id, app=self.app, **kwargs)
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Every message of this task passes here: its arguments become an id, its queue and label are set."""
+        task_id = task_id or _new_id()
+        arguments = dict(kwargs or {})
+        if "signature" not in arguments or _BODY in arguments:
+            arguments, priority = self._accepted(tuple(args or ()), arguments, task_id)
+            options.update(self.wiring.topology.destination(priority).options)
+        label = finalize_label(task_id).options
+        label["shadow"] = shadow or "task"
+        result = super().apply_async(
+            (),
+            arguments,
+            task_id=task_id,
+            producer=producer,
+            link=link,
+            link_error=link_error,
+            **{**options, **label},
+        )
+        return TaskResult(result.id, app=self.app, parent=getattr(result, "parent", None))
+
+    def _accepted(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], task_id: str
+    ) -> tuple[dict[str, Any], Priority]:
+        body, previous = _body(args, kwargs)
+        wanted = request.parse(body)
+        reference = Reference(self.name, self.wiring.tenant_id, task_id)
+        arguments: dict[str, Any] = sealed(reference, self.wiring.secret)
+        if self.wiring.has_database:
+            self._submit(wanted, task_id, previous)
+        else:
+            # As safe as the broker: a worker writes the row when the message arrives.
+            arguments[_BODY] = wanted.model_dump(mode="json", exclude_unset=True)
+            arguments[_PREVIOUS] = previous
+        return arguments, wanted.priority
+
+    def _submit(self, wanted: request.TaskRequest, task_id: str, previous: Any) -> Submitted:
+        wiring = self.wiring
+        if wanted.id not in {None, task_id}:
+            raise Refused(
+                "id-is-the-calls",
+                f"The task's id is the id of the call, {task_id}, not {wanted.id}.",
+                "Use apply_async(…, task_id=…) to choose it.",
+            )
+        return perform(
+            wiring,
+            lambda connection: submit.submit(
+                connection,
+                wanted,
+                policy=wiring.policy,
+                tenant_id=wiring.tenant_id,
+                task_id=task_id,
+                created_by="celery",
+                now=wiring.clock(),
+                previous=previous,
+            ),
+        )
+
+    def run(self, **arguments: Any) -> dict[str, Any]:
+        """One delivery: keeps the request while the task lives, hands its end to Celery once."""
+        body = arguments.pop(_BODY, None)
+        previous = arguments.pop(_PREVIOUS, None)
+        try:
+            reference = opened(self.name, arguments, self.wiring.secret)
+        except Denied as forged:
+            log.error("message_refused", celery_id=self.request.id, reason=forged.message)  # noqa: TRY400
+            raise Ignore from None
+        task = TaskRef(reference.tenant_id, reference.task_id)
+        if body is not None:
+            self._submit(request.parse(body), task.task_id, previous)
+        try:
+            with self.wiring.engine.begin() as connection:
+                entry = entries.arrive(connection, task, self._signature(), DELIVERY_LEASE)
+        except SQLAlchemyError as error:
+            # The message is the only one that holds the caller's canvas: it goes back to the broker.
+            log.warning("entry_not_kept", task=task.task_id, error=type(error).__name__)
+            raise Reject(str(type(error).__name__), requeue=True) from None
+        if entry is None:
+            log.error("task_unknown", task=task.task_id)
+            raise Ignore
+        if not entry.to_deliver:
+            self._mirror(task, entry.status)
+        return self._deliver(task, entry)
+
+    def _signature(self) -> dict[str, Any]:
+        current = self.request
+        kwargs = {
+            key: value for key, value in (current.kwargs or {}).items() if key not in {_BODY, _PREVIOUS}
+        }
+        return {**dict(self.signature_from_request(current, (), kwargs)), "args": [], "kwargs": kwargs}
+
+    def _mirror(self, task: TaskRef, status: Status) -> NoReturn:
+        if status not in TERMINAL:
+            self.update_state(state=status.value, meta={"task_id": task.task_id, "status": status.value})
+            self.send_event(f"task-{status.value}")
+        raise Ignore
+
+    def _deliver(self, task: TaskRef, entry: entries.Entry) -> dict[str, Any]:
+        outcome = entry.outcome or {}
+        match entry.status:
+            case Status.COMPLETED:
+                return dict(entry.result or {})
+            case Status.CANCELLED:
+                reason = str(outcome.get("reason", "cancelled"))
+                self.backend.mark_as_revoked(task.task_id, reason, request=self.request, store_result=False)
+                self.backend.store_result(
+                    task.task_id, TaskCancelled(reason), states.REVOKED, request=self.request
+                )
+                self.send_event("task-revoked", terminated=False, signum=None, expired=False)
+                self._delivered(task)
+                raise Ignore
+            case _:
+                code, message = str(outcome.get("reason", "failed")), str(outcome.get("message", ""))
+                raise TaskFailed(code, message) from None
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        del retval, args
+        self._delivered(TaskRef(kwargs["tenant_id"], task_id))
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        del args, einfo
+        if isinstance(exc, TaskFailed):
+            self._delivered(TaskRef(kwargs["tenant_id"], task_id))
+
+    def _delivered(self, task: TaskRef) -> None:
+        try:
+            with self.wiring.engine.begin() as connection:
+                entries.delivered(connection, task)
+        except SQLAlchemyError as error:
+            # The lease ends and the sweep sends it again: the caller may then hear the end twice.
+            log.warning("delivery_not_noted", task=task.task_id, error=type(error).__name__)
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _body(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The request, and what the task before it in the caller's canvas returned."""
+    if len(args) > 2:  # noqa: PLR2004 - the previous result and the request
+        raise Refused("request-invalid", f"execute_task takes one request, not {len(args)} arguments.", "")
+    if kwargs and args and not isinstance(args[-1], str | Mapping):
+        return dict(kwargs), args[0]
+    if args:
+        return args[-1], args[0] if len(args) == 2 else None  # noqa: PLR2004 - as above
+    return dict(kwargs), None

@@ -1,0 +1,115 @@
+"""An agent's line to the outside: what it notes and logs is gathered, redacted, and written in batches."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.core.assignment import Stop
+from orchestrator.core.verdict import StopReason
+from orchestrator.db import effects
+from orchestrator.db.claims import Claimed
+from orchestrator.db.effects import LogChunk
+from orchestrator.db.events import EventDraft
+from orchestrator.db.journal import FenceLost
+
+log: Final = structlog.get_logger(__name__)
+_EVERY: Final = 0.3
+_MOST_LOG: Final = 64 * 1024
+_UNKEPT: Final = frozenset({"text"})
+"""Seen live only by those who listen to the model itself; the whole text follows in the log."""
+
+
+class StepLink:
+    """One claim's link. Written by the agent's thread, flushed by it and by the heartbeat's."""
+
+    def __init__(self, wiring: Wiring, claimed: Claimed) -> None:
+        self.stop = Stop()
+        self._wiring = wiring
+        self._claimed = claimed
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._events: list[EventDraft] = []
+        self._logs: list[LogChunk] = []
+        self._flushed_at = time.monotonic()
+        self._moved = True
+
+    def note(self, kind: str, data: Mapping[str, Any]) -> None:
+        self._moved = True
+        if kind in _UNKEPT or data.get("state") == "announced":
+            return
+        step = self._claimed.step
+        event = EventDraft(
+            "progress",
+            kind,
+            self._wiring.redactor.value(_shortened(data)),
+            step.workflow_id,
+            step.step_id,
+            self._claimed.fence,
+        )
+        with self._lock:
+            self._events.append(event)
+        self._flush_if_due()
+
+    def log(self, stream: str, text: str) -> None:
+        self._moved = True
+        clean = self._wiring.redactor.text(text).replace("\x00", "\ufffd")
+        with self._lock:
+            if self._logs and self._logs[-1].stream == stream and len(self._logs[-1].text) < _MOST_LOG:
+                self._logs[-1] = LogChunk(stream, self._logs[-1].text + clean)
+            else:
+                self._logs.append(LogChunk(stream, clean))
+        self._flush_if_due()
+
+    def inbox(self) -> list[str]:
+        with self._wiring.engine.begin() as connection:
+            return effects.take_messages(connection, self._claimed.step)
+
+    def take_moved(self) -> bool:
+        """Whether there was progress since the last call."""
+        moved, self._moved = self._moved, False
+        return moved
+
+    def _flush_if_due(self) -> None:
+        if time.monotonic() - self._flushed_at >= _EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what has gathered. What can't be written now (database away) is kept for the next time."""
+        with self._writing:
+            with self._lock:
+                events, self._events = self._events, []
+                logs, self._logs = self._logs, []
+            self._flushed_at = time.monotonic()
+            if not events and not logs:
+                return
+            claimed = self._claimed
+            try:
+                with self._wiring.engine.begin() as connection:
+                    effects.observe(connection, claimed.step, claimed.fence, claimed.attempt, events, logs)
+            except FenceLost:
+                self.stop.set(StopReason.LEASE_LOST)
+            except SQLAlchemyError as error:
+                log.warning("observations_kept_back", step=claimed.step.step_id, error=type(error).__name__)
+                with self._lock:
+                    self._events = [*events, *self._events]
+                    self._logs = [*logs, *self._logs]
+
+
+def _shortened(data: Mapping[str, Any], most: int = 500) -> dict[str, Any]:
+    """Observations are for people who watch: a file's whole content is in the conversation, not here."""
+    return {key: _cut(value, most) for key, value in data.items()}
+
+
+def _cut(value: Any, most: int) -> Any:
+    if isinstance(value, str) and len(value) > most:
+        return f"{value[:most]}…"
+    if isinstance(value, Mapping):
+        return {key: _cut(inner, most) for key, inner in value.items()}
+    return value

@@ -1,0 +1,139 @@
+"""The one place that commits and then publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+import structlog
+from celery.canvas import Signature
+from sqlalchemy import Connection
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.commands.publication import Publication
+from orchestrator.commands.submit import plan_from_json
+from orchestrator.core.flow import Canvas, compile_plan
+from orchestrator.db import publishing
+from orchestrator.db.publishing import Publishable
+from orchestrator.db.sql import StepRef, TaskRef
+from orchestrator.queues import canvas
+from orchestrator.queues.canvas import Message
+from orchestrator.queues.messages import Reference, finalize_label, step_label
+from orchestrator.queues.names import TaskName
+
+log: Final = structlog.get_logger(__name__)
+
+
+class Publishes(Protocol):
+    """What a command returns."""
+
+    @property
+    def publish(self) -> Publication: ...
+
+
+T = TypeVar("T", bound=Publishes)
+
+
+def perform(wiring: Wiring, work: Callable[[Connection], T]) -> T:
+    """Runs a command in a transaction of its own, commits, then publishes what it made due.
+
+    A broker that is away is logged, no more: what is due is in the rows, and the sweep publishes it.
+    """
+    with wiring.engine.begin() as connection:
+        done = work(connection)
+    publish(wiring, done.publish)
+    return done
+
+
+def publish(wiring: Wiring, due: Publication) -> None:
+    """Publishes after the COMMIT. Never raises for the broker's or the database's sake."""
+    try:
+        if due.started is not None:
+            _start(wiring, due.started)
+        if due.released:
+            release(wiring, due.released)
+        for task in due.finished:
+            resend_entry(wiring, task)
+    except Exception as error:  # noqa: BLE001 - whatever the broker throws, the rows are committed
+        log.warning("publish_failed", error=wiring.redactor.text(repr(error)), due=_ids(due))
+
+
+def _ids(due: Publication) -> list[str]:
+    started = [due.started.task_id] if due.started else []
+    return [*started, *(step.step_id for step in due.released), *(task.task_id for task in due.finished)]
+
+
+def _start(wiring: Wiring, task: TaskRef) -> None:
+    with wiring.engine.connect() as connection:
+        found = publishing.workflow(connection, task)
+    if found is None:
+        return
+    plan, steps = found
+    flow = compile_plan(plan_from_json(plan))
+    for each in flow.canvases:
+        if not each.needs:
+            _send_canvas(wiring, each, steps)
+
+
+def _send_canvas(wiring: Wiring, which: Canvas, steps: dict[str, Publishable]) -> None:
+    def signature_of(key: str) -> Signature[Any]:
+        return step_signature(wiring, steps[key])
+
+    canvas.compiled(which, signature_of, wiring.app).apply_async()
+
+
+def release(wiring: Wiring, released: Sequence[StepRef]) -> None:
+    """Sends steps that no canvas carries: as their last request was, as the canvas that they begin, or alone."""
+    with wiring.engine.connect() as connection:
+        found = publishing.queued(connection, released)
+        plans = {
+            step.step.task_id: publishing.workflow(connection, step.step.task)
+            for step in found
+            if step.canvas is not None and step.signature is None
+        }
+    sent: set[tuple[str, int]] = set()
+    for step in found:
+        workflow = plans.get(step.step.task_id)
+        if step.signature is not None or step.canvas is None or workflow is None:
+            send_step(wiring, step)
+        elif (step.step.workflow_id, step.canvas) not in sent:
+            sent.add((step.step.workflow_id, step.canvas))
+            flow = compile_plan(plan_from_json(workflow[0]))
+            _send_canvas(wiring, flow.canvases[step.canvas], workflow[1])
+
+
+def send_step(wiring: Wiring, step: Publishable) -> None:
+    """One step: its last request again, so that its chain and chord go on, or a message that stands alone."""
+    label = step_label(step.step.task_id, step.kind, step.number, step.total)
+    if step.signature is not None:
+        destination = wiring.topology.destination(step.priority)
+        canvas.sent_again(wiring.app, step.signature, destination, label).apply_async()
+    else:
+        step_signature(wiring, step).apply_async()
+
+
+def step_signature(wiring: Wiring, step: Publishable) -> Signature[Any]:
+    reference = Reference(
+        str(TaskName.RUN_STEP),
+        step.step.tenant_id,
+        step.step.task_id,
+        step.step.workflow_id,
+        step.step.step_id,
+    )
+    message = Message(
+        step.step.step_id,
+        reference,
+        wiring.topology.destination(step.priority),
+        step_label(step.step.task_id, step.kind, step.number, step.total),
+    )
+    return canvas.signature(wiring.app, message, wiring.secret)
+
+
+def resend_entry(wiring: Wiring, task: TaskRef) -> None:
+    """Wakes the caller's own message: the next delivery hands the end to Celery."""
+    with wiring.engine.connect() as connection:
+        found = publishing.entry(connection, task)
+    if found is not None:
+        stored, priority = found
+        destination = wiring.topology.destination(priority)
+        canvas.sent_again(wiring.app, stored, destination, finalize_label(task.task_id)).apply_async()

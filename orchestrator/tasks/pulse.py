@@ -1,0 +1,187 @@
+"""A worker process's heartbeat: one thread keeps its slots and all that they carry out alive."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.core.verdict import StopReason
+from orchestrator.db import agents, claims
+from orchestrator.db.agents import Slot
+from orchestrator.db.claims import Claimed
+from orchestrator.tasks.link import StepLink
+
+log: Final = structlog.get_logger(__name__)
+_LOOK: Final = 0.5
+_OWN_END: Final = 0.8
+"""Part of the lease after which a worker that hears nothing from Postgres stops on its own."""
+_CLEAN_EVERY: Final = 60.0
+
+
+@dataclass(slots=True)
+class _Carried:
+    claimed: Claimed
+    link: StepLink
+    agent_id: str
+    since: float
+    heard: float = field(default=0.0)
+
+
+class Pulse:
+    """Registers slots, beats for them and for the steps in them, and passes on what people want.
+
+    `introduce` makes the row of slot n; `draining` is set in all processes of a worker when it is told to end.
+    """
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        introduce: Callable[[int], Slot],
+        draining: Callable[[], bool],
+        clean: Callable[[], None],
+    ) -> None:
+        self._wiring = wiring
+        self._introduce = introduce
+        self._draining = draining
+        self._clean = clean
+        self._lock = threading.Lock()
+        self._slots: dict[int, Slot] = {}
+        self._taken: set[int] = set()
+        self._carried: dict[str, _Carried] = {}
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begins to beat; a slot is registered when it is first taken."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+                self._thread.start()
+
+    def end(self) -> None:
+        """The worker ends in order: its slots are released."""
+        self._ended.set()
+        with self._lock:
+            ids = [slot.agent_id for slot in self._slots.values()]
+        if ids:
+            try:
+                with self._wiring.engine.begin() as connection:
+                    agents.release(connection, self._wiring.tenant_id, ids)
+            except SQLAlchemyError as error:
+                log.warning("slots_not_released", error=type(error).__name__)
+
+    def register(self, number: int) -> None:
+        """Makes slot `number` known before it has anything to do."""
+        slot = self._introduce(number)
+        with self._wiring.engine.begin() as connection:
+            agents.register(connection, slot)
+        with self._lock:
+            self._slots[number] = slot
+
+    def take_slot(self, first: int) -> tuple[int, str]:
+        """A free slot from number `first` on: its number and its agent's id."""
+        with self._lock:
+            number = first
+            while number in self._taken:
+                number += 1
+            self._taken.add(number)
+            known = self._slots.get(number)
+        if known is None:
+            self.register(number)
+            known = self._slots[number]
+        return number, known.agent_id
+
+    def free_slot(self, number: int) -> None:
+        with self._lock:
+            self._taken.discard(number)
+
+    def carry(self, claimed: Claimed, link: StepLink, agent_id: str) -> None:
+        """From now on this claim's lease is prolonged."""
+        now = time.monotonic()
+        with self._lock:
+            self._carried[claimed.step.step_id] = _Carried(claimed, link, agent_id, now, now)
+        self.start()
+
+    def put_down(self, claimed: Claimed) -> None:
+        with self._lock:
+            carried = self._carried.get(claimed.step.step_id)
+            if carried is not None and carried.claimed.fence == claimed.fence:
+                del self._carried[claimed.step.step_id]
+
+    def _run(self) -> None:
+        lease = self._wiring.settings.lease.total_seconds()
+        every = lease / 4
+        beaten = cleaned = time.monotonic()
+        while not self._ended.wait(min(_LOOK, every)):
+            try:
+                self._look()
+                if time.monotonic() - beaten >= every:
+                    beaten = time.monotonic()
+                    self._beat()
+                if time.monotonic() - cleaned >= _CLEAN_EVERY:
+                    cleaned = time.monotonic()
+                    self._clean()
+            except Exception:
+                log.exception("heartbeat_stumbled")
+
+    def _all(self) -> list[_Carried]:
+        with self._lock:
+            return list(self._carried.values())
+
+    def _look(self) -> None:
+        """What needs no database: the worker's own end, slices, silence; and what the agents have noted."""
+        now = time.monotonic()
+        lease, slice_ = self._wiring.settings.lease, self._wiring.settings.slice
+        for carried in self._all():
+            if self._draining():
+                carried.link.stop.set(StopReason.DRAIN)
+            elif timedelta(seconds=now - carried.since) >= slice_:
+                carried.link.stop.set(StopReason.SLICE)
+            if now - carried.heard >= lease.total_seconds() * _OWN_END:
+                carried.link.stop.set(StopReason.LEASE_LOST)
+            carried.link.flush()
+
+    def _beat(self) -> None:
+        lease = self._wiring.settings.lease
+        try:
+            for carried in self._all():
+                before = time.monotonic()
+                moved = carried.link.take_moved()
+                with self._wiring.engine.begin() as connection:
+                    beat = claims.heartbeat(
+                        connection, carried.claimed.step, carried.claimed.fence, lease, moved=moved
+                    )
+                if beat is None:
+                    self._lost(carried)
+                    continue
+                carried.heard = before
+                if beat.cancel:
+                    carried.link.stop.set(StopReason.CANCEL)
+                elif beat.pause:
+                    carried.link.stop.set(StopReason.PAUSE)
+            self._beat_for_slots()
+        except SQLAlchemyError as error:
+            log.warning("heartbeat_missed", error=type(error).__name__)
+
+    def _lost(self, carried: _Carried) -> None:
+        with self._lock:
+            still = self._carried.get(carried.claimed.step.step_id) is carried
+        if still:
+            carried.link.stop.set(StopReason.LEASE_LOST)
+
+    def _beat_for_slots(self) -> None:
+        with self._lock:
+            ids = [slot.agent_id for slot in self._slots.values()]
+        with self._wiring.engine.begin() as connection:
+            asked = agents.beat(connection, self._wiring.tenant_id, ids)
+        for carried in self._all():
+            if asked.get(carried.agent_id):
+                carried.link.stop.set(StopReason.DRAIN)

@@ -1,0 +1,70 @@
+"""Registers our Celery tasks with an app."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from celery import Celery, Task
+from celery._state import connect_on_app_finalize
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.queues.messages import reclaim_label
+from orchestrator.queues.names import TaskName
+from orchestrator.tasks.entry import ExecuteTask
+from orchestrator.tasks.step import run_step
+from orchestrator.tasks.sweep import run_sweep
+from orchestrator.tasks.worker import Workplace, attend
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """An app with our tasks in it, and the workplace of the worker that may run it."""
+
+    app: Celery
+    execute_task: ExecuteTask
+    workplace: Workplace
+
+
+def register(wiring: Wiring, *, shared: bool = False) -> Registered:
+    """`shared`: `execute_task` is known to the caller's own Celery app, too, so that its canvases may hold it."""
+    app, workplace = wiring.app, Workplace(wiring)
+
+    class Entry(ExecuteTask):
+        """The door, bound to this wiring."""
+
+    Entry.wiring = wiring
+
+    def run_one_step(self: Task[Any, Any], /, **arguments: Any) -> dict[str, Any]:
+        return run_step(self, workplace, arguments)
+
+    def sweep(self: Task[Any, Any], /) -> dict[str, Any]:
+        del self
+        return asdict(run_sweep(wiring))
+
+    app.task(name=str(TaskName.RUN_STEP), bind=True, shared=False)(run_one_step)
+    app.task(name=str(TaskName.SWEEP), bind=True, shared=False, ignore_result=True)(sweep)
+    entry = app.register_task(Entry())
+    assert isinstance(entry, ExecuteTask)  # noqa: S101 - what was just given
+    app.conf.beat_schedule = {
+        "sweep": {
+            "task": str(TaskName.SWEEP),
+            "schedule": wiring.settings.sweep_every,
+            "options": {
+                **wiring.topology.system.options,
+                **reclaim_label().options,
+                "expires": wiring.settings.sweep_every.total_seconds(),
+            },
+        }
+    }
+    if shared:
+        _share(entry)
+    attend(workplace)
+    return Registered(app, entry, workplace)
+
+
+def _share(entry: ExecuteTask) -> None:
+
+    connect_on_app_finalize(
+        lambda other: other.register_task(type(entry)()) if other is not entry.app else None
+    )

@@ -1,0 +1,351 @@
+"""The step's shell: take, work, record. No transaction is open while an agent works."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, Final, NoReturn, TypeVar
+
+import structlog
+from celery import Task
+from celery.exceptions import Ignore
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.commands.publication import Publication
+from orchestrator.core.errors import Denied
+from orchestrator.core.recovery import ErrorClass, next_delay
+from orchestrator.core.states import Event, Status, WaitingOn
+from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Yielded
+from orchestrator.core.workspace import WorkspaceFault
+from orchestrator.db import agents, claims, connect, effects, transitions
+from orchestrator.db.claims import Claimed, Refusal, Why
+from orchestrator.db.sql import StepRef
+from orchestrator.db.transitions import Applied
+from orchestrator.queues.messages import opened
+from orchestrator.tasks import attempt
+from orchestrator.tasks.attempt import Desk, Finished
+from orchestrator.tasks.link import StepLink
+from orchestrator.tasks.publish import publish
+from orchestrator.tasks.worker import Workplace
+from orchestrator.workspaces.integrate import Conflict
+
+log: Final = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class StepFailed(Exception):
+    """What Celery hears of a step that failed for good: a code and a sentence, no traceback, no payload."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+
+
+def run_step(task: Task[Any, Any], workplace: Workplace, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """One delivery of a step's message. Returns when Celery should go on with what follows; else raises."""
+    wiring = workplace.wiring
+    try:
+        reference = opened(str(task.name), arguments, wiring.secret)
+    except Denied as forged:
+        log.error("message_refused", celery_id=task.request.id, reason=forged.message)  # noqa: TRY400
+        raise Ignore from None
+    step = StepRef(reference.tenant_id, reference.task_id, reference.workflow_id, reference.step_id)
+    with workplace.slot() as agent_id:
+        taken = _take(task, wiring, step, agent_id)
+        if isinstance(taken, Refusal):
+            return _refused(task, step, taken)
+        if taken.fence > 1:
+            # Flower keeps the state that it thinks is later; a retry is the one that lets it start anew.
+            task.send_event("task-retried")
+            task.send_event("task-started")
+        link = StepLink(wiring, taken)
+        workplace.pulse.carry(taken, link, agent_id)
+        try:
+            desk = Desk(wiring, taken, link, workplace.boot_id)
+            verdict, finished = attempt.work(wiring, taken, link, desk)
+            link.flush()
+            status = _record(task, wiring, taken, link, desk, verdict, finished)
+        finally:
+            workplace.pulse.put_down(taken)
+            _free(wiring, agent_id, step)
+    return _tell(task, step, status, verdict)
+
+
+# --- take -----------------------------------------------------------------------------------------------------
+
+
+def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) -> Claimed | Refusal:
+    signature = request_signature(task)
+
+    def claim() -> Claimed | Refusal:
+        with wiring.engine.begin() as connection:
+            return claims.claim(
+                connection,
+                step,
+                lease=wiring.settings.lease,
+                agent_id=agent_id,
+                signature=signature,
+                limited=wiring.settings.max_concurrent_workflows > 0,
+            )
+
+    try:
+        return _patiently(wiring, claim)
+    except SQLAlchemyError as error:
+        # The row says that it is ready, so the sweep sends it again when Postgres is back.
+        log.warning("claim_impossible", step=step.step_id, error=type(error).__name__)
+        raise Ignore from None
+
+
+def request_signature(task: Task[Any, Any]) -> dict[str, Any]:
+    """The request as a signature that can be stored and sent again."""
+    request = task.request
+    args, kwargs = tuple(request.args or ()), dict(request.kwargs or {})
+    found: dict[str, Any] = dict(task.signature_from_request(request, args, kwargs))
+    return found
+
+
+def _patiently(wiring: Wiring, work: Callable[[], T]) -> T:
+    """Tries while Postgres is away, for as long as a lease lasts; then what it threw is thrown."""
+    deadline = time.monotonic() + wiring.settings.lease.total_seconds()
+    for pause in _pauses():
+        try:
+            return work()
+        except SQLAlchemyError as error:
+            if not connect.is_away(error) or time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _pauses() -> Iterator[float]:
+    pause = 0.05
+    while True:
+        yield pause
+        pause = min(pause * 2, 2.0)
+
+
+def _free(wiring: Wiring, agent_id: str, step: StepRef) -> None:
+    try:
+        with wiring.engine.begin() as connection:
+            agents.idle(connection, step.tenant_id, agent_id, step.step_id)
+    except SQLAlchemyError as error:
+        log.warning("slot_not_freed", agent=agent_id, error=type(error).__name__)
+
+
+# --- record ---------------------------------------------------------------------------------------------------
+
+
+def _record(
+    task: Task[Any, Any],
+    wiring: Wiring,
+    claimed: Claimed,
+    link: StepLink,
+    desk: Desk,
+    verdict: Verdict,
+    finished: Finished | None,
+) -> Status | None:
+    """Applies the verdict, commits, publishes. None: the claim was lost, and nothing was written."""
+
+    def apply() -> tuple[Applied | None, Status]:
+        return _apply(task, wiring, claimed, desk, verdict, finished)
+
+    try:
+        applied, status = _patiently(wiring, apply)
+    except SQLAlchemyError as error:
+        log.warning("record_impossible", step=claimed.step.step_id, error=type(error).__name__)
+        return None
+    if applied is None:
+        applied, status = _read_back(wiring, claimed)
+        if applied is None:
+            return None
+    if status in {Status.COMPLETED, Status.FAILED, Status.CANCELLED}:
+        desk.remove_workspace()
+    released = tuple(
+        StepRef(claimed.step.tenant_id, claimed.step.task_id, claimed.step.workflow_id, step_id)
+        for step_id in applied.released
+    )
+    link.flush()
+    publish(
+        wiring,
+        Publication(released=released, finished=(claimed.step.task,) if applied.settled.ended else ()),
+    )
+    return status
+
+
+def _read_back(wiring: Wiring, claimed: Claimed) -> tuple[Applied | None, Status]:
+    """A COMMIT whose reply was lost had succeeded if the row is completed under our own fence."""
+    with wiring.engine.connect() as connection:
+        found = claims.look(connection, claimed.step)
+    if found is not None and found.status is Status.COMPLETED and found.fence == claimed.fence:
+        return Applied(transitions.Settled(found.task_status, ended=found.task_ended)), found.status
+    return None, Status.QUEUED
+
+
+def _apply(
+    task: Task[Any, Any],
+    wiring: Wiring,
+    claimed: Claimed,
+    desk: Desk,
+    verdict: Verdict,
+    finished: Finished | None,
+) -> tuple[Applied | None, Status]:
+    step, fence = claimed.step, claimed.fence
+    match verdict:
+        case Done():
+            return _complete(task, wiring, claimed, desk, verdict, finished)
+        case NeedsInput(ask):
+            with wiring.engine.begin() as connection:
+                return effects.ask(connection, step, fence, ask), Status.PENDING_INPUT
+        case Yielded(reason):
+            return _yield(wiring, claimed, desk, reason)
+        case Broke():
+            return _break(wiring, claimed, verdict)
+
+
+def _complete(
+    task: Task[Any, Any],
+    wiring: Wiring,
+    claimed: Claimed,
+    desk: Desk,
+    done: Done,
+    finished: Finished | None,
+) -> tuple[Applied | None, Status]:
+    step, fence = claimed.step, claimed.fence
+    with wiring.engine.begin() as connection:
+        branch_commit: str | None = None
+        if finished is not None and finished.commit is not None:
+            if not claims.holds(connection, step, fence):
+                return None, Status.QUEUED
+            merged = attempt.merge(connection, wiring, claimed, finished, done.summary)
+            if isinstance(merged, Conflict):
+                desk.remove_workspace()
+                return _conflict(wiring, connection, claimed, merged)
+            branch_commit = merged
+        applied = transitions.succeed(
+            connection,
+            step,
+            fence,
+            summary=wiring.redactor.text(done.summary),
+            result=wiring.redactor.value(dict(done.result)),
+            commit=finished.result if finished else None,
+            branch_commit=branch_commit,
+            carried=carried(task),
+        )
+    return applied, Status.COMPLETED
+
+
+def _conflict(
+    wiring: Wiring, connection: Any, claimed: Claimed, conflict: Conflict
+) -> tuple[Applied | None, Status]:
+    """One more run on the new tip, with the conflict shown; the second time a person must look."""
+    step, fence = claimed.step, claimed.fence
+    times = effects.count_conflict(connection, step, fence, wiring.redactor.text(conflict.text))
+    if times >= attempt.ESCALATE_AFTER:
+        detail = {"why": "conflict", "files": list(conflict.files)}
+        applied = transitions.park(connection, step, fence, Event.ASK, WaitingOn.ESCALATION, detail)
+        return applied, Status.PENDING_INPUT
+    return transitions.give_back(connection, step, fence, "conflict"), Status.QUEUED
+
+
+def _yield(wiring: Wiring, claimed: Claimed, desk: Desk, reason: StopReason) -> tuple[Applied | None, Status]:
+    step, fence = claimed.step, claimed.fence
+    if reason is StopReason.LEASE_LOST:
+        return None, Status.QUEUED
+    evidence = _evidence(desk) if reason is StopReason.CANCEL else None
+    with wiring.engine.begin() as connection:
+        match reason:
+            case StopReason.CANCEL:
+                if evidence is not None and claims.holds(connection, step, fence):
+                    effects.add_artifact(connection, step, evidence)
+                reason_given = effects.cancel_reason(connection, step.task)
+                return transitions.cancel_step(connection, step, fence, reason_given), Status.CANCELLED
+            case StopReason.PAUSE:
+                applied = transitions.park(connection, step, fence, Event.PAUSE, WaitingOn.PAUSED, {})
+                return applied, Status.PENDING_INPUT
+            case _:
+                return transitions.give_back(connection, step, fence, reason), Status.QUEUED
+
+
+def _evidence(desk: Desk) -> effects.StoredFile | None:
+    try:
+        return desk.partial_patch()
+    except (WorkspaceFault, OSError) as error:
+        log.warning("no_partial_patch", error=type(error).__name__)
+        return None
+
+
+def _break(wiring: Wiring, claimed: Claimed, broke: Broke) -> tuple[Applied | None, Status]:
+    step, fence = claimed.step, claimed.fence
+    error = {
+        "code": broke.code,
+        "message": wiring.redactor.text(broke.message)[:2000],
+        "class": broke.error,
+        "recoverable": broke.retryable and broke.error is not ErrorClass.VALIDATION,
+    }
+    delay: timedelta | None = None
+    if broke.retryable:
+        delay = next_delay(broke.error, claimed.attempt, claimed.max_attempts, broke.retry_after)
+    with wiring.engine.begin() as connection:
+        if delay is None:
+            return transitions.fail(connection, step, fence, error), Status.FAILED
+        return transitions.retry_later(connection, step, fence, error, delay), Status.QUEUED
+
+
+# --- what Celery hears ----------------------------------------------------------------------------------------
+
+
+def carried(task: Task[Any, Any]) -> frozenset[str]:
+    """Ids of the steps that Celery publishes by itself when this request returns: links, chain, chord."""
+    request = task.request
+    following = [*(request.callbacks or ()), *((request.chain or ())[-1:]), *filter(None, [request.chord])]
+    return frozenset(_ids(following))
+
+
+def _ids(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        options = value.get("options")
+        if isinstance(options, Mapping) and isinstance(options.get("task_id"), str):
+            yield options["task_id"]
+        for key, inner in value.items():
+            if key != "parent":
+                yield from _ids(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _ids(inner)
+
+
+def _tell(task: Task[Any, Any], step: StepRef, status: Status | None, verdict: Verdict) -> dict[str, Any]:
+    if status is Status.COMPLETED:
+        return {"task_id": step.task_id, "step_id": step.step_id, "status": status.value}
+    if status is Status.FAILED and isinstance(verdict, Broke):
+        raise StepFailed(verdict.code, f"step {step.step_id} failed") from None
+    return _ignore(task, step, status)
+
+
+def _refused(task: Task[Any, Any], step: StepRef, refusal: Refusal) -> dict[str, Any]:
+    if refusal.why is Why.COMPLETED and refusal.successors_unclaimed:
+        return {"task_id": step.task_id, "step_id": step.step_id, "status": "completed"}
+    log.info("claim_refused", step=step.step_id, why=refusal.why)
+    if refusal.why is Why.TAKEN:
+        raise Ignore from None  # the one that runs says all there is to say under this id
+    return _ignore(task, step, refusal.status)
+
+
+_FLOWER: Final = {
+    Status.COMPLETED: "task-succeeded",
+    Status.FAILED: "task-failed",
+    Status.CANCELLED: "task-revoked",
+    Status.QUEUED: "task-retried",
+}
+
+
+def _ignore(task: Task[Any, Any], step: StepRef, status: Status | None) -> NoReturn:
+    """Ends a delivery without a result; a bare `Ignore` would show STARTED for ever."""
+    if status is not None:
+        if status is not Status.COMPLETED:
+            task.update_state(
+                state=status.value.upper(), meta={"task_id": step.task_id, "status": status.value}
+            )
+        task.send_event(_FLOWER.get(status, f"task-{status.value}"))
+    raise Ignore from None

@@ -1,0 +1,172 @@
+"""The sweep: expires leases, publishes what is due, repairs what was lost. Two at once do no harm.
+
+It runs by beat on the `system` queue and, since that may be away too, in a loop of the API process. In a run
+without faults it publishes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+from kombu.exceptions import KombuError
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.commands.publication import Publication
+from orchestrator.core.priority import Priority, raised
+from orchestrator.core.states import Event, WaitingOn
+from orchestrator.db import agents, entries, publishing, sweep, transitions
+from orchestrator.db.sql import StepRef
+from orchestrator.db.sweep import Due, Unclaimed
+from orchestrator.db.transitions import Applied
+from orchestrator.db.waking import due, wake
+from orchestrator.tasks.publish import publish, resend_entry, send_step
+
+log: Final = structlog.get_logger(__name__)
+_LOCK: Final = 0x6F7263_02
+_SILENT_LEASES: Final = 3
+
+
+@dataclass(slots=True)
+class Swept:
+    """What one sweep did, by number of rows."""
+
+    expired: int = 0
+    timed: int = 0
+    cancelled: int = 0
+    published: int = 0
+    raised: int = 0
+    delivered: int = 0
+    joins: int = 0
+    agents_lost: int = 0
+    skipped: bool = field(default=False)
+
+    @property
+    def quiet(self) -> bool:
+        return not any((self.expired, self.cancelled, self.published, self.delivered, self.joins))
+
+
+def run_sweep(wiring: Wiring) -> Swept:
+    """One sweep. Raises whatever keeps it from Postgres; a broker that is away is logged."""
+    with wiring.engine.connect() as guard:
+        if not sweep.take_turn(guard, _LOCK):
+            return Swept(skipped=True)
+        swept = _sweep(wiring)
+        guard.rollback()
+    if not swept.quiet:
+        log.info("swept", **asdict(swept))
+    return swept
+
+
+def _sweep(wiring: Wiring) -> Swept:
+    settings, swept = wiring.settings, Swept()
+    with wiring.engine.begin() as connection:
+        sweep.note_sweep(connection, f'"{wiring.clock().isoformat()}"')
+        just_up = sweep.postgres_up_for(connection) < settings.lease
+        swept.joins = sweep.repair_joins(connection)
+        expired = [] if just_up else sweep.expired_leases(connection)
+        timed = sweep.timed(connection)
+        overdue = sweep.overdue_cancels(connection, settings.cancel_grace)
+        silent = settings.lease * _SILENT_LEASES
+        swept.agents_lost = 0 if just_up else len(agents.lose(connection, silent))
+        after_outage = sweep.postgres_up_for(connection) < settings.lease * 2
+    swept.cancelled = _each(wiring, overdue, _cancel)
+    swept.expired = _each(
+        wiring, expired, lambda c, d: transitions.expire(c, d.step, d.fence, uncounted=after_outage)
+    )
+    swept.timed = _each(wiring, timed, _time_came)
+    with wiring.engine.connect() as connection:
+        unclaimed = sweep.unclaimed(connection, settings.publish_grace)
+        starved = sweep.starved(connection, settings.ageing)
+    lost = _lost(wiring, unclaimed)
+    swept.published = sum(_publish_again(wiring, one.step, one.priority) for one in lost)
+    risen = [one for one in starved if one.step not in {other.step for other in lost}]
+    swept.raised = sum(
+        _publish_again(wiring, one.step, raised(one.priority, one.waited, settings.ageing)) for one in risen
+    )
+    swept.delivered = _deliver(wiring)
+    return swept
+
+
+def _each(wiring: Wiring, found: Iterable[Due], apply: Callable[[Connection, Due], Applied | None]) -> int:
+    """Each row in a transaction of its own: one that fails doesn't keep the others waiting."""
+    done = 0
+    for one in found:
+        try:
+            with wiring.engine.begin() as connection:
+                applied = apply(connection, one)
+        except SQLAlchemyError as error:
+            log.warning("sweep_stumbled", step=one.step.step_id, error=type(error).__name__)
+            continue
+        if applied is None:
+            continue
+        done += 1
+        released = (one.step,) if applied.released else ()
+        ended = (one.step.task,) if applied.settled.ended else ()
+        publish(wiring, Publication(released=released, finished=ended))
+    return done
+
+
+def _cancel(connection: Connection, one: Due) -> Applied | None:
+    return transitions.cancel_step(connection, one.step, None, "its agent did not stop in time")
+
+
+def _time_came(connection: Connection, one: Due) -> Applied | None:
+    if one.waiting_on in {WaitingOn.RETRY_BACKOFF, None}:
+        return due(connection, one.step)
+    return wake(connection, one.step, Event.WAKE, {"why": "the time came"})
+
+
+def _lost(wiring: Wiring, unclaimed: list[Unclaimed]) -> list[Unclaimed]:
+    """Those whose message is gone, not merely far behind in a long queue."""
+    if not unclaimed:
+        return []
+    empty = {priority: _is_empty(wiring, priority) for priority in {one.priority for one in unclaimed}}
+    return [one for one in unclaimed if one.overtaken or empty[one.priority]]
+
+
+def _is_empty(wiring: Wiring, priority: Priority) -> bool:
+    """Whether no message of this priority waits at the broker: then what should be there was lost."""
+    queue = wiring.topology.destination(priority).queue.value
+    with wiring.app.connection_for_read() as connection:
+        away: tuple[type[BaseException], ...] = (OSError, KombuError, *connection.connection_errors)
+        missing: tuple[type[BaseException], ...] = connection.channel_errors
+        try:
+            channel: Any = connection.channel()
+            return int(channel.queue_declare(queue, passive=True).message_count) == 0
+        except away as error:
+            log.warning("broker_away", error=type(error).__name__)
+            return False
+        except missing:
+            return True  # no such queue: nothing was ever sent to it, or the broker was emptied
+
+
+def _publish_again(wiring: Wiring, step: StepRef, priority: Priority) -> bool:
+    with wiring.engine.begin() as connection:
+        if not sweep.mark_published(connection, step, priority):
+            return False
+    try:
+        with wiring.engine.connect() as connection:
+            found = publishing.queued(connection, [step])
+        for one in found:
+            send_step(wiring, one)
+    except Exception as error:  # noqa: BLE001 - whatever the broker throws: the next sweep tries again
+        log.warning("publish_failed", step=step.step_id, error=type(error).__name__)
+        return False
+    return True
+
+
+def _deliver(wiring: Wiring) -> int:
+    with wiring.engine.connect() as connection:
+        waiting = entries.undelivered(connection, wiring.settings.publish_grace + timedelta(seconds=1))
+    for task in waiting:
+        try:
+            resend_entry(wiring, task)
+        except Exception as error:  # noqa: BLE001 - as above
+            log.warning("publish_failed", task=task.task_id, error=type(error).__name__)
+    return len(waiting)

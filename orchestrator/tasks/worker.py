@@ -1,0 +1,147 @@
+"""A worker process: its slots, its heartbeat, and how it starts and ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from billiard.process import current_process
+from celery import signals
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.agents.types import usable
+from orchestrator.bootstrap import Wiring
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.workspace import WorkspaceFault
+from orchestrator.db.agents import Slot
+from orchestrator.tasks.pulse import Pulse
+from orchestrator.workspaces.workspace import AttemptOwner
+
+log: Final = structlog.get_logger(__name__)
+VERSION: Final = "0.1.0"
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_LIVE: Final = text(
+    """
+    SELECT 1 FROM steps WHERE id = :step AND attempt = :attempt
+      AND status IN ('queued', 'running', 'pending_input')
+    """
+)
+
+
+@dataclass
+class Workplace:
+    """What a worker process is given besides the wiring: who it is. One for all its threads."""
+
+    wiring: Wiring
+    name: str = ""
+    queues: tuple[str, ...] = ()
+    prefork: bool = False
+    draining: Any = field(default_factory=lambda: multiprocessing.get_context("fork").Event())
+
+    @cached_property
+    def boot_id(self) -> str:
+        """Changes when the machine restarts: a pid alone means nothing then."""
+        return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else socket.gethostname()
+
+    @cached_property
+    def pulse(self) -> Pulse:
+        return Pulse(self.wiring, self._introduce, self.draining.is_set, self._clean)
+
+    @property
+    def first_slot(self) -> int:
+        """A prefork child is one slot, named after its place in the pool; threads count up from 1."""
+        return int(getattr(current_process(), "index", 0)) + 1 if self.prefork else 1
+
+    @contextmanager
+    def slot(self) -> Iterator[str]:
+        """Occupies a slot; gives its agent's id."""
+        number, agent_id = self.pulse.take_slot(self.first_slot)
+        try:
+            yield agent_id
+        finally:
+            self.pulse.free_slot(number)
+
+    def _introduce(self, number: int) -> Slot:
+        settings = self.wiring.settings
+        has_key = settings.anthropic_api_key is not None
+        name = self.name or f"agent@{socket.gethostname()}"
+        return Slot(
+            self.wiring.tenant_id,
+            f"{name}/{number}",
+            name.partition("@")[0],
+            name.partition("@")[2] or socket.gethostname(),
+            os.getpid(),
+            self.boot_id,
+            VERSION,
+            self.queues,
+            usable(has_key=has_key),
+            (settings.model,) if has_key else (),
+        )
+
+    def _clean(self) -> None:
+        """Workspaces of this machine whose attempt is over, by their own record of whose they are."""
+        try:
+            removed = self.wiring.workspaces.sweep_orphans(self._is_live)
+        except (OSError, WorkspaceFault, OrchestratorError) as error:
+            log.warning("clean_up_failed", error=type(error).__name__)
+            return
+        if removed:
+            log.info("workspaces_removed", workspaces=removed)
+
+    def _is_live(self, owner: AttemptOwner) -> bool:
+        with self.wiring.engine.connect() as connection:
+            found = connection.execute(_LIVE, {"step": owner.step_id, "attempt": owner.attempt})
+            return found.first() is not None
+
+
+def attend(workplace: Workplace) -> None:
+    """Ties a workplace to the life of the Celery worker that this process becomes."""
+
+    def named(sender: Any, conf: Any = None, instance: Any = None, **_: Any) -> None:
+        del conf
+        workplace.name = str(sender)
+        workplace.prefork = _is_prefork(instance)
+
+    def child_began(**_: Any) -> None:
+        _begin(workplace)
+
+    def worker_began(sender: Any, **_: Any) -> None:
+        workplace.queues = tuple(sender.app.amqp.queues.consume_from)
+        if not workplace.prefork:
+            _begin(workplace)
+
+    def ending(**_: Any) -> None:
+        workplace.draining.set()
+
+    def child_ended(**_: Any) -> None:
+        workplace.pulse.end()
+
+    signals.celeryd_init.connect(named, weak=False)
+    signals.worker_process_init.connect(child_began, weak=False)
+    signals.worker_process_shutdown.connect(child_ended, weak=False)
+    signals.worker_ready.connect(worker_began, weak=False)
+    signals.worker_shutting_down.connect(ending, weak=False)
+    signals.worker_shutdown.connect(child_ended, weak=False)
+
+
+def _is_prefork(instance: Any) -> bool:
+    pool = getattr(instance, "pool_cls", None) or getattr(instance, "pool", None) or "prefork"
+    return "prefork" in str(getattr(pool, "__module__", pool)) or str(pool) == "processes"
+
+
+def _begin(workplace: Workplace) -> None:
+    """Makes itself known. Without a database it works as soon as there is one."""
+    try:
+        workplace.pulse.register(workplace.first_slot)
+    except SQLAlchemyError as error:
+        log.warning("slot_not_registered", error=type(error).__name__)
+    workplace.pulse.start()
