@@ -34,7 +34,7 @@ class Artifacts:
     """Objects by key. Raises `ArtifactStoreUnavailable`; nothing is ever there in part."""
 
     def __init__(self, url: str, *, max_bytes: int = 2 * 1024**3) -> None:
-        """`url`: an absolute path, `file:///…` or `s3://bucket/prefix` (settings by the usual AWS_… names)."""
+        """`url`: an absolute path, `file:///…` or `s3://bucket/prefix` (settings by the AWS_… names)."""
         self.url = url
         self._max_bytes = max_bytes
         with self._saying("can't be opened"):

@@ -1,7 +1,7 @@
 """A control group around each command, where we may make one: processes and memory limited as a whole.
 
-Version 1 (one tree per controller) and version 2 (one tree). Mostly root may; other accounts are held by the kernel's
-limit on processes instead, from which root is exempt.
+Version 1 (one tree per controller) and version 2 (one tree). Mostly root may; other accounts are held by the
+kernel's limit on processes instead, from which root is exempt.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 ROOT: Final = Path("/sys/fs/cgroup")
 NAME: Final = "orchestrator"
+TWO: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Group:
 class Groups:
     """Makes groups; `None` from `find` where that isn't possible."""
 
-    def __init__(self, version: Literal[1, 2], parents: tuple[Path, ...]) -> None:
+    def __init__(self, version: int, parents: tuple[Path, ...]) -> None:
         self._version = version
         self._parents = parents
         self._made = 0
@@ -86,7 +87,7 @@ class Groups:
                     if old.is_dir() and not Path("/proc", old.name.partition("-")[0]).exists():
                         Group((old,)).kill()
                         Group((old,)).remove()
-            groups = cls(2 if two else 1, parents)
+            groups = cls(TWO if two else 1, parents)
             groups.make(processes=10, memory_bytes=1024**3).remove()
         except OSError:
             return None
@@ -102,7 +103,7 @@ class Groups:
             (group.folders[0], "pids.max", processes),
             (
                 group.folders[-1],
-                "memory.max" if self._version == 2 else "memory.limit_in_bytes",
+                "memory.max" if self._version == TWO else "memory.limit_in_bytes",
                 memory_bytes,
             ),
         )

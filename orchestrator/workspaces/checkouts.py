@@ -3,7 +3,7 @@
     <root>/mirrors/<name>.git             what repositories hold
     <root>/workspaces/<step>-<attempt>/   workspace.json   whose it is
                                           tree/            the checkout, /workspace to commands
-                                          git/             the agent's own repository over it, /git to commands
+                                          git/             the agent's repository over it, /git to commands
                                           own/             ours; no command ever sees it
 
 A folder is deleted because its own record says that its owner is gone, never for its name or its age.
@@ -76,7 +76,7 @@ class Workspaces:
         return self.mirrors.fetch(repository, branch, credentials=credentials, stop=stop)
 
     def start_commit(self, mirror: str, base: str, results: Sequence[str]) -> str:
-        """The commit that a step starts from: what it needs, merged on the task's base. Raises `MergeConflict`."""
+        """Where a step starts: what it needs, merged on the task's base. Raises `MergeConflict`."""
         for commit in results:
             self.bundles.ensure(mirror, commit)
         git = self.mirrors.git(mirror)
@@ -87,7 +87,10 @@ class Workspaces:
     def open(
         self, owner: AttemptOwner, mirror: str, start: str, *, checkpoint: str | None = None
     ) -> Workspace:
-        """A checkout of `checkpoint`, else of `start`; one that is here from an earlier claim is brought to exactly that."""
+        """A checkout of `checkpoint`, else of `start`.
+
+        One that is here from an earlier claim is brought to exactly that.
+        """
         if not _NAME.fullmatch(owner.name):
             raise WorkspaceFault("workspace-name", f"{owner.name!r} can't name a folder")
         git = self.mirrors.git(mirror)
@@ -127,7 +130,7 @@ class Workspaces:
         return [(at, _read_owner(at)) for at in sorted(self._root.iterdir()) if at.is_dir()]
 
     def _claim(self, owner: AttemptOwner, folder: Path) -> bool:
-        """Writes the record, under the lock that the sweep holds; whether there was a whole checkout already."""
+        """Writes the record, under the lock of the sweep; whether there was a whole checkout already."""
         with held(self._root / ".lock"):
             again = _read_owner(folder) is not None and (folder / "own" / "ready").exists()
             if folder.exists() and not again:

@@ -89,7 +89,7 @@ def watch(
     most_bytes: int,
     feed: Callable[[str, bytes], None],
 ) -> Ended:
-    """Reads until the end, which comes at most `timeout` plus a second or two from now; nothing of it lives on.
+    """Reads until the end, at most `timeout` and a second or two from now; nothing of it lives on.
 
     When `feed` raises, the command is killed, too.
     """

@@ -91,7 +91,7 @@ class ArtifactStoreUnavailable(Unavailable):
         super().__init__("artifact-store-unavailable", message, hint, retryable=True)
 
 
-class MergeConflict(Exception):  # noqa: N818  # a word that agents and people know
+class MergeConflict(Exception):
     """Two results change the same lines. `text` shows git's messages and the hunks with conflict markers."""
 
     def __init__(self, files: tuple[str, ...], text: str) -> None:

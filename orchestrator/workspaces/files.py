@@ -1,7 +1,7 @@
-"""Files beneath one folder, reached by descriptors: whatever the tree's links say, nothing outside is touched.
+"""Files beneath one folder, reached by descriptors: whatever its links say, nothing outside is touched.
 
-Linux resolves beneath by itself (`openat2`, since 5.6), so links that stay inside work. Elsewhere each part of a
-path is opened in turn and a link on the way is refused.
+Linux resolves beneath by itself (`openat2`, since 5.6), so links that stay inside work. Elsewhere each part
+of a path is opened in turn and a link on the way is refused.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _libc: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else
 
 
 class Files:
-    """Every path is relative to `root`, '/'-separated. What leads outside, or isn't there, is a `WorkspaceRefusal`."""
+    """Paths are relative to `root`, '/'-separated. What leads outside, or isn't there: `WorkspaceRefusal`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._openat2 = _libc is not None and self._works()
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> str:
-        """Lines `start` to `end`, from 1, both included; newlines as stored. Only UTF-8 text of up to 4 MiB."""
+        """Lines `start` to `end`, from 1, both included; newlines as stored. UTF-8 text of up to 4 MiB."""
         data = self.read_bytes(path)
         if b"\0" in data:
             raise WorkspaceRefusal(f"{path} is not a text file ({len(data)} bytes)")
@@ -71,7 +71,7 @@ class Files:
     def read_bytes(self, path: str, most: int = MAX_READ) -> bytes:
         with self._folder() as root, _refusing(path):
             descriptor = self._open(root, self.parts(path), os.O_RDONLY | _QUIET)
-            with open(descriptor, "rb") as file:
+            with os.fdopen(descriptor, "rb") as file:
                 found = os.fstat(descriptor)
                 if not stat.S_ISREG(found.st_mode):
                     raise WorkspaceRefusal(f"{path} is not a file but a {_kind(found.st_mode)}")
@@ -115,7 +115,7 @@ class Files:
                 os.close(folder)
 
     def names(self, path: str, depth: int) -> list[str]:
-        """At most `depth` levels below `path`, sorted, folders with a '/', `.git` left out; no link is followed."""
+        """At most `depth` levels below `path`, sorted, folders with a '/', no `.git`; no link is followed."""
         parts = self.parts(path)
         found: list[str] = []
         with self._folder() as root, _refusing(path):
@@ -131,12 +131,13 @@ class Files:
     def look(self, path: bytes) -> tuple[Entry, int]:
         """What lies at a name that git reported, and its size; no link is followed on the way."""
         *folders, name = path.rstrip(b"/").split(b"/")
-        with self._folder() as descriptor, contextlib.ExitStack() as stack:
+        with self._folder() as root, contextlib.ExitStack() as stack:
             try:
+                above = root
                 for folder in folders:
-                    descriptor = os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
-                    stack.callback(os.close, descriptor)
-                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    above = os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
+                    stack.callback(os.close, above)
+                found = os.stat(name, dir_fd=above, follow_symlinks=False)
             except OSError:
                 return "gone", 0
         kinds: tuple[tuple[int, Entry], ...] = (
@@ -256,7 +257,7 @@ class Files:
             dir_fd=folder,
         )
         try:
-            with open(descriptor, "wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 os.fchmod(descriptor, mode)
             os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -278,7 +279,8 @@ class Files:
 
 def _openat2(folder: int, path: str, flags: int, resolve: int) -> int:
     how = _How(flags | os.O_CLOEXEC, 0, resolve)
-    assert _libc is not None
+    if _libc is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), path)
     for _ in range(20):  # EAGAIN: something was renamed meanwhile, so the kernel couldn't tell
         descriptor: int = _libc.syscall(
             _OPENAT2, folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)

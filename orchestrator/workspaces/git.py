@@ -30,6 +30,7 @@ from orchestrator.workspaces.errors import GitError
 LOCAL: Final = timedelta(minutes=2)
 """How long a git that talks to nobody may take."""
 LOOSE_BELOW: Final = 200
+PACK_HEADER: Final = 12
 SHA: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 INHERITED: Final = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -107,7 +108,7 @@ class Repository(Repo):
 
 
 class Git:
-    """One bare repository of ours. `environment` is the process's; only the names listed above are passed on."""
+    """One bare repository of ours. `environment` is the process's; only names listed above are passed on."""
 
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
         self.directory = directory
@@ -124,7 +125,7 @@ class Git:
         timeout: timedelta = LOCAL,
         stop: Stop | None = None,
     ) -> Output:
-        """Raises `GitError` when it ends with a code that isn't in `accept`, takes too long, or `stop` is set."""
+        """Raises `GitError` when its code isn't in `accept`, it takes too long, or `stop` is set."""
         options = [option for setting in (*SETTINGS, *settings) for option in ("-c", setting)]
         inherited = INHERITED + (INHERITED_BY_NETWORK if network else ())
         return run(
@@ -189,9 +190,9 @@ class Git:
     def take_pack(self, pack: IO[bytes], most_bytes: int) -> None:
         """Adds a (thin) pack's objects; damaged, dangerous and dangling ones are refused with `GitError`."""
         start = pack.tell()
-        header = pack.read(12)
+        header = pack.read(PACK_HEADER)
         os.lseek(pack.fileno(), start, os.SEEK_SET)  # git reads the descriptor, not Python's buffer
-        if len(header) < 12 or header[:4] != b"PACK":
+        if len(header) < PACK_HEADER or header[:4] != b"PACK":
             raise GitError("not a pack", ErrorClass.INTERNAL)
         count = int.from_bytes(header[8:], "big")
         limit = f"--max-input-size={most_bytes}"

@@ -1,4 +1,4 @@
-"""Results become one linear branch: three-way merges of whole commits in the bare mirror, no files touched."""
+"""Results become one linear branch: three-way merges of commits in the bare mirror, no files touched."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def compose(message: str, trailers: Mapping[str, str]) -> str:
 def start_commit(git: Git, base: str, results: Sequence[str]) -> str:
     """The merge of the results on top of `base`, in the given order; the same commit for the same arguments.
 
-    What another of the results already contains (as an ancestor, or as the commit of the same step on the branch) is
-    left out. Raises `MergeConflict`.
+    What another of the results already contains (as an ancestor, or as the commit of the same step on the
+    branch) is left out. Raises `MergeConflict`.
     """
     merged = base
     for result in _without_contained(git, base, results):
@@ -80,8 +80,9 @@ def integrate(
     if result.parents[:1] == (tip,):
         tree = result.tree
     else:
-        # merge-tree looks for the merge base itself (`--merge-base` came with git 2.40). The tip's tree as a child of
-        # the commit that the step started from makes that commit the base, whatever else the two histories share.
+        # merge-tree looks for the merge base itself (`--merge-base` came with git 2.40). The tip's tree as a
+        # child of the commit that the step started from makes that commit the base, whatever else the two
+        # histories share.
         ours = git.write_commit(branch.tree, result.parents[:1], "The branch as it is\n", branch.committed_at)
         try:
             tree = _merged_tree(git, ours, commit)
@@ -122,10 +123,10 @@ def push(
     credentials: Mapping[str, str] | None = None,
     stop: Stop | None = None,
 ) -> None:
-    """Moves `ref` of the remote from `expected` (None: it doesn't exist there) to `new`; once is as good as twice.
+    """Moves `ref` of the remote from `expected` (None: it doesn't exist there) to `new`; twice is once.
 
-    `credentials`: GIT_ASKPASS and what it needs, seen by this process alone. Raises `RefMoved`, `PushRefused`,
-    `RepositoryUnreachable`, `RepositoryForbidden`.
+    `credentials`: GIT_ASKPASS and what it needs, seen by this process alone. Raises `RefMoved`,
+    `PushRefused`, `RepositoryUnreachable`, `RepositoryForbidden`.
     """
     route = reach.route(reach.checked(remote), credentials)
     try:
@@ -166,7 +167,7 @@ def _steps(git: Git, base: str, tip: str) -> list[tuple[str, str]]:
 
 def _without_contained(git: Git, base: str, results: Sequence[str]) -> list[str]:
     unique = list(dict.fromkeys(results))
-    if len(unique) < 2:
+    if not unique[1:]:
         return unique
     found = {result: _steps(git, base, result) for result in unique}
 

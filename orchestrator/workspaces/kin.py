@@ -31,7 +31,8 @@ def threads_of_machine() -> int:
 class Kindred:
     """What descends from `pid`, which leads a session.
 
-    `group` holds them all, where there is one; else, outside bubblewrap, `mark` (NAME=value) in their environment.
+    `group` holds them all, where there is one; else, outside bubblewrap, `mark` (NAME=value) in their
+    environment does.
     """
 
     def __init__(self, pid: int, *, most: int, mark: str | None, group: Group | None) -> None:
@@ -101,14 +102,14 @@ def _newest(count: int) -> list[int]:
 
 def _pids() -> list[int]:
     try:
-        return [int(name) for name in os.listdir(PROC) if name.isdecimal()]
+        return [int(at.name) for at in PROC.iterdir() if at.name.isdecimal()]
     except OSError:
         return []
 
 
 def _link(path: Path) -> str:
     try:
-        return os.readlink(path)
+        return str(path.readlink())
     except OSError:
         return ""
 

@@ -36,7 +36,8 @@ _BRANCH: Final = re.compile(
 )
 _FOR_EVER: Final = (
     "not appear to be a git repository", "Repository not found", "Authentication failed", "Permission denied",
-    "could not read Username", "The requested URL returned error: 40", "does not exist", "not a git repository",
+    "could not read Username", "The requested URL returned error: 40", "does not exist",
+    "not a git repository",
 )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ class Base:
 
 
 class Mirrors:
-    """All mirrors below one folder. Several processes may use it at once, and any may be killed at any time."""
+    """All mirrors below one folder. Many processes may use it at once, and any may be killed at any time."""
 
     def __init__(self, root: Path, reach: Reach) -> None:
         self._root = root
@@ -151,7 +152,7 @@ class Mirrors:
     def _with(
         self, route: Route, mirror: str, commit: str, stop: Stop | None, source: str | None = None
     ) -> str:
-        """Fetches unless the commit is here. Packs arrive whole (`unpackLimit`): a commit here is complete."""
+        """Fetches unless the commit is here. Packs arrive whole (`unpackLimit`), so one here is complete."""
         git = self.git(mirror)
         if git.directory.is_dir() and git.has(commit):
             return mirror

@@ -1,7 +1,7 @@
 """How git reaches a repository that isn't ours: by which protocol, at which address, with what forbidden.
 
-A name is resolved once; when policy forbids private addresses git is held to the answers that were checked, so a
-name that changes its address in between gains nothing.
+A name is resolved once; when policy forbids private addresses git is held to the answers that were checked,
+so a name that changes its address in between gains nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from orchestrator.core.errors import Refused
 from orchestrator.core.repository_url import RepositoryUrl, check, is_public
 from orchestrator.workspaces.errors import RepositoryForbidden, RepositoryUnreachable
 
-# A local repository's own settings are a stranger's: what could run something on reading or writing it is overruled
-# where nothing overrules it again, on the command line of the program that serves it.
+# A local repository's own settings are a stranger's: what could run something on reading or writing it is
+# overruled where nothing overrules it again, on the command line of the program that serves it.
 _SERVED: Final = (
     "safe.directory=*",
     "core.hooksPath=/dev/null",
@@ -28,6 +28,7 @@ _SERVED: Final = (
     "receive.denyCurrentBranch=refuse",
     "receive.autogc=false",
 )
+PORTS: Final = {"https": 443, "ssh": 22}
 _PROXIES: Final = ("https_proxy", "HTTPS_PROXY", "ALL_PROXY")
 
 
@@ -40,7 +41,7 @@ class Route:
     settings: tuple[str, ...]
     environment: Mapping[str, str]
     program: tuple[str, str]
-    """Options that name the serving program, for fetch (and ls-remote), and for push; empty for a remote host."""
+    """Options that name the serving program, for fetch (and ls-remote) and for push; empty for a host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Reach:
             )
             return Route(url.canonical, url.redacted, (), given, programs)
         addresses = [] if self.allow_private else self._resolved(url)
-        port = url.port or {"https": 443, "ssh": 22}[url.kind]
+        port = url.port or PORTS[url.kind]
         settings: tuple[str, ...] = ()
         if url.kind == "ssh":
             given["GIT_SSH_VARIANT"] = "ssh"
@@ -89,12 +90,14 @@ class Reach:
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
         if not all(is_public(address) for address in addresses):
             raise RepositoryForbidden(f"{url.redacted}: the host's name leads to a private address")
-        return [f"[{at}]" if at.version == 6 else str(at) for at in dict.fromkeys(addresses)]
+        return [
+            f"[{at}]" if isinstance(at, ipaddress.IPv6Address) else str(at) for at in dict.fromkeys(addresses)
+        ]
 
 
 def _ssh(host: str, port: int, addresses: list[str]) -> list[str]:
     options = ["BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=15", "ForwardAgent=no"]
     if addresses:
-        alias = host if port == 22 else f"[{host}]:{port}"
+        alias = host if port == PORTS["ssh"] else f"[{host}]:{port}"
         options += [f"HostName={addresses[0].strip('[]')}", f"HostKeyAlias={alias}"]
     return ["ssh", *(shlex.quote(f"-o{option}") for option in options)]

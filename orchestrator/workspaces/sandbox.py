@@ -1,7 +1,7 @@
 """Where everything runs that a repository or a model has a say in: bubblewrap, or openly nothing.
 
-In bubblewrap a command sees /usr, the paths that policy names, an empty /tmp, and what it is given to work on; it has
-no network, no capability, no other process in sight, and everything that it started dies with it.
+In bubblewrap a command sees /usr, the paths that policy names, an empty /tmp, and what it is given to work
+on; it has no network, no capability, no other process in sight, and everything that it started dies with it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ ETC_OURS: Final[Mapping[str, str]] = {
     "passwd": "agent:x:{uid}:{gid}:agent:/tmp/home:/bin/sh\n",
     "group": "agent:x:{gid}:\n",
     "hosts": "127.0.0.1 localhost workspace\n::1 localhost\n",
-    "gitconfig": "[user]\n\tname = agent\n\temail = agent@orchestrator.invalid\n[init]\n\tdefaultBranch = main\n",
+    "gitconfig": "[user]\nname = agent\nemail = agent@orchestrator.invalid\n[init]\ndefaultBranch = main\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
 MARK: Final = "ORCHESTRATOR_COMMAND"
 HOME: Final = "/tmp/home"  # noqa: S108  # inside the sandbox's own, empty /tmp
 
-# POSIX sh alone: dash counts processes with -p, bash and busybox with -u; core files never, data rather than address
-# space, since node and Go reserve far more of that than they use.
+# POSIX sh alone: dash counts processes with -p, bash and busybox with -u; core files never, data rather than
+# address space, since node and Go reserve far more of that than they use.
 # "$0" and the words up to "--" are the doors of the control group; what follows is the command.
 ENTER: Final = """set -e
 echo $$ > "$0"
@@ -71,7 +71,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one command may use, all its processes together; where there is no control group, memory is per process."""
+    """What one command may use with all its processes; without a control group memory is per process."""
 
     memory_bytes: int = 4 * 1024**3
     processes: int = 512
@@ -99,7 +99,7 @@ class Ran:
 class Sandbox:
     """Starts processes; made once per worker. Only `read_only` and each call's mounts are visible in it.
 
-    Raises `SandboxUnavailable` when `strict` and bubblewrap doesn't work here. `folder` keeps four small files.
+    Raises `SandboxUnavailable` when `strict` and bubblewrap doesn't work here. `folder` keeps a few files.
     """
 
     kind: Literal["bubblewrap", "none"]
@@ -153,7 +153,6 @@ class Sandbox:
             folder=folder,
             environment=environment or {},
             timeout=timeout,
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stop=stop,
             tail=tail,
@@ -167,13 +166,12 @@ class Sandbox:
         mounts: Sequence[Mount],
         folder: str,
         environment: Mapping[str, str],
-        stdin: IO[bytes] | None = None,
         stdout: IO[bytes],
         timeout: timedelta,
         stop: Stop | None = None,
         accept: tuple[int, ...] = (0,),
     ) -> str:
-        """For git's plumbing: bytes in and out through files. What it said on stderr, also in the `GitError`."""
+        """For git's plumbing: bytes out through a file. What it said on stderr; else `GitError` with that."""
         tail = Tail(4096, 0, lambda _text: None)
         code, ended = self._go(
             words,
@@ -181,7 +179,6 @@ class Sandbox:
             folder=folder,
             environment=environment,
             timeout=timeout,
-            stdin=stdin or subprocess.DEVNULL,
             stdout=stdout,
             stop=stop or Stop(),
             tail=tail,
@@ -200,7 +197,6 @@ class Sandbox:
         folder: str,
         environment: Mapping[str, str],
         timeout: timedelta,
-        stdin: int | IO[bytes],
         stdout: int | IO[bytes],
         stop: Stop,
         tail: Tail,
@@ -215,7 +211,7 @@ class Sandbox:
                 command if group is None else ["/bin/sh", "-c", ENTER, *group.doors, "--", *command],
                 env={**self._environment(environment), **({MARK: mark} if mark else {})},
                 cwd="/" if self.kind == "bubblewrap" else folder,
-                stdin=stdin,
+                stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
@@ -348,8 +344,8 @@ class Sandbox:
                 f"bubblewrap is too old to limit /tmp and to forbid nested namespaces ({reason})",
             )
         return "none", (
-            f"bubblewrap doesn't work here ({reason}): commands run as ordinary processes of this account, with its "
-            "files and its network"
+            f"bubblewrap doesn't work here ({reason}): commands run as ordinary processes of this account, "
+            "with its files and its network"
         )
 
     def _try(self, isolation: tuple[str, ...], *, sized: bool) -> str | None:

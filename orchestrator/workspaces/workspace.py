@@ -27,7 +27,7 @@ _GLOB_SIGNS: Final = "\\*?[]"
 
 @dataclass(frozen=True, slots=True)
 class AttemptOwner:
-    """Whose workspace a folder is, as its `workspace.json` says; `pid` and `boot_id` tell whether that still runs."""
+    """Whose workspace a folder is; `pid` and `boot_id` tell whether that process still runs."""
 
     task_id: str
     step_id: str

@@ -36,7 +36,8 @@ git update-index -z --force-remove --stdin < "$1"
 git update-index -z --add --replace --stdin < "$2"
 tree=$(git write-tree)
 echo "$tree"
-[ "$tree" = "$3" ] || printf '%s\\n^%s\\n' "$tree" "$4" | git pack-objects -q --revs --thin --stdout --delta-base-offset
+[ "$tree" = "$3" ] && exit
+printf '%s\\n^%s\\n' "$tree" "$4" | git pack-objects -q --revs --thin --stdout --delta-base-offset
 """
 _CHECKOUT: Final = """set -e
 git read-tree --reset -u "$1"
@@ -88,11 +89,14 @@ class Worktree:
         self._sandbox = sandbox
         self._files = files
         self._own = Mount(place.own, "/own", writable=True)
+        self._written: str | None = None
+        """The tree that our index stands for; its objects were handed over."""
         self.left_out: tuple[str, ...] = ()
         """What the last snapshot did not take, each with its reason."""
 
     def checkout(self, commit: str, *, clean: bool) -> None:
         """Writes the tree of `commit`; `clean` also removes everything that isn't in it."""
+        self._written = None
         words = ("checkout", commit, "clean" if clean else "", POINTER)
         with tempfile.TemporaryFile() as nothing:
             self._git(("/bin/sh", "-c", _CHECKOUT, *words), nothing, writable=True)
@@ -101,6 +105,9 @@ class Worktree:
     def snapshot(self, last: str, last_tree: str) -> Iterator[tuple[str, IO[bytes] | None]]:
         """The tree as it is now: its id, and a thin pack against commit `last` unless it is `last_tree`."""
         gone, there = self._changes()
+        if not gone and not there and self._written is not None:
+            yield self._written, None
+            return
         removed, added = self._place.own / "removed", self._place.own / "added"
         removed.write_bytes(b"".join(name + b"\0" for name in gone))
         added.write_bytes(b"".join(name + b"\0" for name in there))
@@ -112,6 +119,7 @@ class Worktree:
             tree = output.readline().decode("ascii", "replace").strip()
             if not SHA.fullmatch(tree):
                 raise GitError("the tree of the workspace could not be written")
+            self._written = tree
             yield tree, (None if tree == last_tree else output)
 
     def grep(self, words: Sequence[str], most_bytes: int) -> tuple[bytes, str]:
@@ -152,7 +160,7 @@ class Worktree:
                 nested.append(name)
             else:
                 yield tag != b"?", name
-        # A repository inside the tree (`git init` by a generator, a vendored clone) counts as the files it holds.
+        # A repository inside the tree (`git init` by a generator, a vendored clone) counts as its files.
         done = 0
         while nested and done < MAX_NESTED:
             folder = nested.pop()

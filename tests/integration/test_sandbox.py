@@ -211,7 +211,8 @@ def test_only_the_workspace_and_its_own_tmp_can_be_written(boxed: Run, tmp_path:
     outside.write_text("secret")
     ran = boxed(
         f"cat {outside}; touch {outside}; touch /usr/x /etc/x /x; ls /root /home /var; "
-        'touch /tmp/ok /workspace/ok && ls /tmp /workspace; python -c \'open("/tmp/home/x", "w")\' && echo home'
+        "touch /tmp/ok /workspace/ok && ls /tmp /workspace; "
+        'python -c \'open("/tmp/home/x", "w")\' && echo home'
     )
     assert "secret" not in ran.output.replace(str(outside), "")
     assert ran.output.count("Read-only file system") >= 1

@@ -152,7 +152,8 @@ def test_an_agent_cannot_change_the_settings_of_its_repository(
     workspace = workspaces.open(owner(), base.mirror, base.commit)
     before = (workspace.tree.parent / "git" / "config").read_text()
     ran = workspace.run(
-        "git config core.fsmonitor x; echo x >> /git/config; rm -f /git/config; mv /git/config /git/c; ls /own",
+        "git config core.fsmonitor x; echo x >> /git/config; rm -f /git/config; "
+        "mv /git/config /git/c; ls /own",
         timeout=timedelta(seconds=20),
         on_output=lambda _text: None,
         stop=Stop(),
