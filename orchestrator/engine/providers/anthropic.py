@@ -1,8 +1,8 @@
 """The Messages API through the official SDK.
 
-Traps of the SDK that shape this file: a connection dropped in mid-stream raises httpx2's own; an error
-event in mid-stream is an APIStatusError with status 200, so errors are told apart by `type` first; its timeout
-is per read, so pings keep a dead stream alive for ever; its retries would hide attempts from us.
+Traps of the SDK that shape this file: a connection dropped in mid-stream raises httpx2's own error; an error
+event in mid-stream is an APIStatusError with status 200, so errors are told apart by `type` first; its
+timeout is per read, so pings keep a dead stream alive for ever; its retries would hide attempts from us.
 """
 
 from __future__ import annotations
