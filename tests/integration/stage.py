@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from celery import Celery
 from redis import Redis
@@ -146,7 +147,7 @@ def worker(
         ",".join(stage.topology.consumed(lanes)),
         "--without-mingle",
         "--hostname",
-        f"w{os.getpid()}@%h",
+        f"{uuid4().hex}@%h",
     ]
     environment = {
         **os.environ,

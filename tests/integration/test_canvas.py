@@ -185,20 +185,6 @@ def ancestors(plan: Plan, key: str) -> set[str]:
     return set(plan.needs[key]).union(*(ancestors(plan, need) for need in plan.needs[key]))
 
 
-def test_a_parked_step_outlives_its_worker(broker: str, redis_url: str, tmp_path: Path) -> None:
-    plan = plan_of(p="", a="p", b="p", end="a b", last="end")
-    with staged(redis_url if broker == "redis" else broker, redis_url) as stage:
-        stage.notes.set("park:b", 1)
-        with worker(stage, tmp_path):
-            stage.send_canvas(plan, compile_plan(plan).canvases[0])
-            stored = stage.parked("b")
-            stage.ended(2)
-        message = stage.message("b")
-        with worker(stage, tmp_path):
-            sent_again(stage.app, stored, message.destination, message.label).apply_async()
-            assert stage.ended(5) == ["p", "a", "b", "end", "last"]
-
-
 def test_a_stored_signature_is_sent_again_without_what_belonged_to_one_sending(stage: Stage) -> None:
     message = stage.message("a", Priority.LOW)
     stage.notes.set("park:a", 1)

@@ -20,6 +20,7 @@ from orchestrator.core.plan import PlanStep, validate
 from orchestrator.core.priority import Priority
 from orchestrator.queues import settings
 from orchestrator.queues.app import create_app
+from orchestrator.queues.canvas import sent_again
 from orchestrator.queues.messages import Reference, opened, sealed, sign, step_label, verify
 from orchestrator.queues.names import Lane, QueueName
 from orchestrator.queues.topology import lanes_of, topology
@@ -71,6 +72,26 @@ def test_a_worker_serves_its_own_lanes_alone(redis_url: str, tmp_path: Path) -> 
             stage.send("high", Priority.HIGH)
             assert stage.ended(1) == ["high"]
         assert stage.notes.llen(QueueName.LOW) == 1
+
+
+def test_a_parked_step_outlives_its_worker(stage: Stage, tmp_path: Path) -> None:
+    plan = validate(
+        [
+            PlanStep("p", "do"),
+            *(PlanStep(key, "do", ("p",)) for key in "ab"),
+            PlanStep("end", "do", ("a", "b")),
+            PlanStep("last", "do", ("end",)),
+        ]
+    )
+    stage.notes.set("park:b", 1)
+    with worker(stage, tmp_path):
+        stage.send_canvas(plan, compile_plan(plan).canvases[0])
+        stored = stage.parked("b")
+        stage.ended(2)
+    message = stage.message("b")
+    with worker(stage, tmp_path):
+        sent_again(stage.app, stored, message.destination, message.label).apply_async()
+        assert stage.ended(5) == ["p", "a", "b", "end", "last"]
 
 
 def test_on_the_broker_lie_ids_a_signature_and_a_label(redis_url: str) -> None:
@@ -187,9 +208,8 @@ KNOWN = {setting[0] for setting in flatten(NAMESPACES)}
 
 
 def test_every_setting_is_one_that_celery_knows() -> None:
-    ours = {
-        name for name, value in vars(celeryconfig).items() if name[0] != "_" and isinstance(value, SIMPLE)
-    }
+    public = {name: value for name, value in vars(celeryconfig).items() if name.islower() and name[0] != "_"}
+    ours = {name for name, value in public.items() if isinstance(value, SIMPLE)}
     assert ours >= {"task_acks_late", "accept_content", "result_expires"}
     for url in ("redis://localhost", "amqp://localhost"):
         ours |= settings.located(url, "redis://localhost").keys()
