@@ -85,6 +85,8 @@ class ExecuteTask(Task[Any, Any]):
     name = str(TaskName.EXECUTE_TASK)
     typing = False
     track_started = False
+    resultrepr_maxsize = 1
+    """Flower and logs show nothing of a result: summaries are payload."""
     wiring: Wiring
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> TaskResult:  # noqa: N802 - Celery's name
@@ -211,8 +213,9 @@ class ExecuteTask(Task[Any, Any]):
                 self._delivered(task)
                 raise Ignore
             case _:
-                code, message = str(outcome.get("reason", "failed")), str(outcome.get("message", ""))
-                raise TaskFailed(code, message) from None
+                # Flower shows an exception as it is: the agent's own words stay on the row.
+                hint = f"see: orchestrator task status {task.task_id}"
+                raise TaskFailed(str(outcome.get("reason", "failed")), hint) from None
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         del retval, args

@@ -26,6 +26,7 @@ from orchestrator.db.transitions import Applied
 from orchestrator.queues.messages import opened
 from orchestrator.tasks import attempt
 from orchestrator.tasks.attempt import Desk, Finished
+from orchestrator.tasks.evidence import keep_log
 from orchestrator.tasks.link import StepLink
 from orchestrator.tasks.publish import publish
 from orchestrator.tasks.worker import Workplace
@@ -166,6 +167,8 @@ def _record(
         for step_id in applied.released
     )
     link.flush()
+    if applied.settled.ended:
+        keep_log(wiring, claimed.step)
     publish(
         wiring,
         Publication(released=released, finished=(claimed.step.task,) if applied.settled.ended else ()),

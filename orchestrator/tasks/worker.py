@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,10 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db.agents import Slot
+from orchestrator.tasks import logs
+from orchestrator.tasks.evidence import check_store
 from orchestrator.tasks.pulse import Pulse
+from orchestrator.workspaces.errors import ArtifactStoreUnavailable
 from orchestrator.workspaces.workspace import AttemptOwner
 
 log: Final = structlog.get_logger(__name__)
@@ -111,6 +115,8 @@ def attend(workplace: Workplace) -> None:
         workplace.name = str(sender)
         workplace.prefork = _is_prefork(instance)
 
+        _prepare(workplace)
+
     def child_began(**_: Any) -> None:
         _begin(workplace)
 
@@ -136,6 +142,17 @@ def attend(workplace: Workplace) -> None:
 def _is_prefork(instance: Any) -> bool:
     pool = getattr(instance, "pool_cls", None) or getattr(instance, "pool", None) or "prefork"
     return "prefork" in str(getattr(pool, "__module__", pool)) or str(pool) == "processes"
+
+
+def _prepare(workplace: Workplace) -> None:
+    """Before the pool starts: logs without secrets, and the store that all workers share, or no start."""
+    logs.configure(workplace.wiring.redactor)
+    try:
+        check_store(workplace.wiring)
+    except ArtifactStoreUnavailable as wrong:
+        sys.exit(f"This worker can't start: {wrong.message}\n{wrong.hint}")
+    except (SQLAlchemyError, OrchestratorError) as error:
+        log.warning("store_not_checked", error=type(error).__name__)
 
 
 def _begin(workplace: Workplace) -> None:

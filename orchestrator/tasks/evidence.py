@@ -1,0 +1,60 @@
+"""The artifact store: that it is the one that all share, and what a workflow leaves in it when it ends."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.db import effects, installation
+from orchestrator.db.effects import StoredFile
+from orchestrator.db.sql import StepRef
+
+log: Final = structlog.get_logger(__name__)
+_LOG: Final = text(
+    """
+    SELECT s.key, l.stream, l.text, l.at FROM logs l
+    LEFT JOIN steps s ON s.tenant_id = l.tenant_id AND s.id = l.step_id
+    WHERE l.tenant_id = :tenant AND l.task_id = :task AND (s.workflow_id = :workflow OR l.step_id IS NULL)
+    ORDER BY l.number
+    """
+)
+
+
+def check_store(wiring: Wiring) -> None:
+    """Raises ArtifactStoreUnavailable if this process's store is not the installation's.
+
+    The first process of an installation marks it; any later one must find the mark.
+    """
+    with wiring.engine.begin() as connection:
+        known = installation.installation(connection)
+        if known.store_marked:
+            wiring.artifacts.check_marker(known.id)
+        else:
+            wiring.artifacts.ensure_marker(known.id)
+            installation.mark_store(connection)
+
+
+def keep_log(wiring: Wiring, step: StepRef) -> None:
+    """Stores the whole log of an ended workflow as one file. The rows stay; a failure here is only logged."""
+    try:
+        with wiring.engine.begin() as connection:
+            found = connection.execute(
+                _LOG, {"tenant": step.tenant_id, "task": step.task_id, "workflow": step.workflow_id}
+            ).all()
+            if not found:
+                return
+            lines = [
+                f"{row.at:%Y-%m-%dT%H:%M:%S.%fZ} {row.key or '-'} {row.stream}: {line}\n"
+                for row in found
+                for line in row.text.splitlines()
+            ]
+            stored = wiring.artifacts.put("".join(lines).encode())
+            whole = StoredFile("log", "task.log", "text/plain", stored.size, stored.sha256, stored.key)
+            effects.add_artifact(connection, step, whole)
+    except (SQLAlchemyError, OrchestratorError, OSError) as error:
+        log.warning("log_not_stored", task=step.task_id, error=type(error).__name__)
