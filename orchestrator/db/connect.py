@@ -1,13 +1,25 @@
-"""Connections to Postgres, and what counts as Postgres being away."""
+"""Connections to Postgres, and what counts as Postgres being away.
+
+The shells above the database hold transactions and must notice when it fails; `Connection`, `Engine` and
+`SQLAlchemyError` are all that they may know of SQLAlchemy, and they know it from here.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
 import psycopg2
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, TimeoutError as PoolTimeout
+from sqlalchemy.exc import (
+    DBAPIError,
+    DisconnectionError,
+    OperationalError,
+    SQLAlchemyError,
+    TimeoutError as PoolTimeout,
+)
+
+__all__ = ["Connection", "Engine", "SQLAlchemyError", "create", "is_away"]
 
 _CONNECT_SECONDS: Final = 5
 _AWAY: Final = ("57P", "08", "53")

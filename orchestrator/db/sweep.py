@@ -105,7 +105,7 @@ _PUBLISHED: Final = statement(
 
 
 def unclaimed(connection: Connection, grace: timedelta) -> list[Unclaimed]:
-    """Ready steps that were published longer ago than grace × 2^publications, the oldest first."""
+    """Ready steps that were published longer ago than grace * 2^publications, the oldest first."""
     found = rows(connection, _UNCLAIMED, grace=grace.total_seconds())
     return [
         Unclaimed(

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.assignment import Assignment, Limits
@@ -21,6 +20,7 @@ from orchestrator.core.verdict import Broke, Done, Verdict
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db import effects
 from orchestrator.db.claims import Claimed
+from orchestrator.db.connect import Connection
 from orchestrator.db.effects import StoredFile
 from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.engine.ports import Journal, LeaseLost

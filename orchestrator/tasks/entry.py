@@ -16,7 +16,6 @@ import structlog
 from celery import Task, states
 from celery.exceptions import Ignore, Reject
 from celery.result import AsyncResult
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands import request, submit
@@ -25,6 +24,7 @@ from orchestrator.core.errors import Denied, Refused
 from orchestrator.core.priority import Priority
 from orchestrator.core.states import TERMINAL, Status
 from orchestrator.db import entries
+from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.sql import TaskRef
 from orchestrator.queues.messages import Reference, finalize_label, opened, sealed
 from orchestrator.queues.names import TaskName

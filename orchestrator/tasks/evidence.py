@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 import structlog
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.db import effects, installation
+from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.effects import StoredFile
-from orchestrator.db.sql import StepRef
+from orchestrator.db.sql import StepRef, statement
 
 log: Final = structlog.get_logger(__name__)
-_LOG: Final = text(
+_LOG: Final = statement(
     """
     SELECT s.key, l.stream, l.text, l.at FROM logs l
     LEFT JOIN steps s ON s.tenant_id = l.tenant_id AND s.id = l.step_id

@@ -9,10 +9,9 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Engine
-
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import journal
+from orchestrator.db.connect import Connection, Engine
 from orchestrator.db.journal import FenceLost, Scope, Spent
 from orchestrator.engine.ports import Call, Conversation, Heard, LeaseLost, ToolResult, Turn, Usage
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.assignment import Stop
 from orchestrator.core.verdict import StopReason
 from orchestrator.db import effects
 from orchestrator.db.claims import Claimed
+from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.effects import LogChunk
 from orchestrator.db.events import EventDraft
 from orchestrator.db.journal import FenceLost

@@ -7,13 +7,13 @@ from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 from celery.canvas import Signature
-from sqlalchemy import Connection
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import Publication
 from orchestrator.commands.submit import plan_from_json
 from orchestrator.core.flow import Canvas, compile_plan
 from orchestrator.db import publishing
+from orchestrator.db.connect import Connection
 from orchestrator.db.publishing import Publishable
 from orchestrator.db.sql import StepRef, TaskRef
 from orchestrator.queues import canvas

@@ -10,13 +10,13 @@ from datetime import timedelta
 from typing import Final
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.verdict import StopReason
 from orchestrator.db import agents, claims
 from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Claimed
+from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.tasks.link import StepLink
 
 log: Final = structlog.get_logger(__name__)

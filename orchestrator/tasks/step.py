@@ -10,7 +10,6 @@ from typing import Any, Final, NoReturn, TypeVar
 import structlog
 from celery import Task
 from celery.exceptions import Ignore
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import Publication
@@ -21,6 +20,7 @@ from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdi
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db import agents, claims, connect, effects, transitions
 from orchestrator.db.claims import Claimed, Refusal, Why
+from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.sql import StepRef
 from orchestrator.db.transitions import Applied
 from orchestrator.queues.messages import opened

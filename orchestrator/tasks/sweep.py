@@ -13,14 +13,13 @@ from typing import Any, Final
 
 import structlog
 from kombu.exceptions import KombuError
-from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import Publication
 from orchestrator.core.priority import Priority, raised
 from orchestrator.core.states import Event, WaitingOn
 from orchestrator.db import agents, entries, publishing, sweep, transitions
+from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.sql import StepRef
 from orchestrator.db.sweep import Due, Unclaimed
 from orchestrator.db.transitions import Applied

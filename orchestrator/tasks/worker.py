@@ -16,14 +16,14 @@ from typing import Any, Final
 import structlog
 from billiard.process import current_process
 from celery import signals
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.agents.types import usable
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db.agents import Slot
+from orchestrator.db.connect import SQLAlchemyError
+from orchestrator.db.sql import statement
 from orchestrator.tasks import logs
 from orchestrator.tasks.evidence import check_store
 from orchestrator.tasks.pulse import Pulse
@@ -33,7 +33,7 @@ from orchestrator.workspaces.workspace import AttemptOwner
 log: Final = structlog.get_logger(__name__)
 VERSION: Final = "0.1.0"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_LIVE: Final = text(
+_LIVE: Final = statement(
     """
     SELECT 1 FROM steps WHERE id = :step AND attempt = :attempt
       AND status IN ('queued', 'running', 'pending_input')
@@ -118,6 +118,8 @@ def attend(workplace: Workplace) -> None:
         _prepare(workplace)
 
     def child_began(**_: Any) -> None:
+        # The parent's connections are the parent's: two processes on one socket garble both.
+        workplace.wiring.engine.dispose(close=False)
         _begin(workplace)
 
     def worker_began(sender: Any, **_: Any) -> None:
