@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -149,12 +149,35 @@ def _is_prefork(instance: Any) -> bool:
 def _prepare(workplace: Workplace) -> None:
     """Before the pool starts: logs without secrets, and the store that all workers share, or no start."""
     logs.configure(workplace.wiring.redactor)
+    wrong = _asked_apart(lambda: _wrong_store(workplace.wiring))
+    if wrong:
+        sys.exit(f"This worker can't start: {wrong}")
+
+
+def _wrong_store(wiring: Wiring) -> str:
+    """Why this machine's store can't be used; empty if it can, or if nobody can say now."""
     try:
-        check_store(workplace.wiring)
-    except ArtifactStoreUnavailable as wrong:
-        sys.exit(f"This worker can't start: {wrong.message}\n{wrong.hint}")
+        check_store(wiring)
+    except ArtifactStoreUnavailable as unusable:
+        return f"{unusable.message}\n{unusable.hint}"
     except (SQLAlchemyError, OrchestratorError) as error:
         log.warning("store_not_checked", error=type(error).__name__)
+    return ""
+
+
+def _asked_apart(question: Callable[[], str]) -> str:
+    """The answer of a process of its own: the store's threads don't survive the forks of the pool."""
+    fork = multiprocessing.get_context("fork")
+    theirs, ours = fork.Pipe(duplex=False)
+    asked = fork.Process(target=lambda: ours.send(question()))
+    asked.start()
+    ours.close()
+    try:
+        answer: str = theirs.recv()
+    except EOFError:
+        answer = ""
+    asked.join()
+    return answer
 
 
 def _begin(workplace: Workplace) -> None:
