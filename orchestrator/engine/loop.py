@@ -260,7 +260,10 @@ class _Work:
         failed: bool,
     ) -> Outcome:
         noted = {"name": tool.name, "call_id": call_id, "risk": tool.risk.value}
-        self._link.note("tool", {**noted, "state": "started", "arguments": arguments})
+        shown = {
+            key: cut(value, 200) if isinstance(value, str) else value for key, value in arguments.items()
+        }
+        self._link.note("tool", {**noted, "state": "started", "arguments": shown})
         outcome = tool.run(self._workspace, arguments, context)
         if isinstance(outcome, Ask):
             if call_id not in self._answers:
