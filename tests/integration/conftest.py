@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.ledger import Ledger, migrate, opened
 from tests.integration.rabbitmq import serve_rabbitmq
+from tests.servers import PostgresServer
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +20,18 @@ def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     with serve_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as url:
         yield url
+
+
+@pytest.fixture
+def migrated_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A database of its own with the current schema and no rows."""
+    url = postgres_server.fresh(postgres_server.template("migrated", migrate))
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture
+def ledger(migrated_url: str) -> Iterator[Ledger]:
+    found = opened(migrated_url)
+    yield found
+    found.engine.dispose()
