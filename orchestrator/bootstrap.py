@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from celery import Celery
-from sqlalchemy import Engine
 
 from orchestrator.agents.types import AGENT_TYPES, usable
 from orchestrator.commands.submit import Policy
@@ -26,6 +25,7 @@ from orchestrator.core.assignment import Agent, Assignment
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect
+from orchestrator.db.connect import Engine
 from orchestrator.db.models.base import DEFAULT_TENANT
 from orchestrator.engine.ports import Journal, Model, Workspace
 from orchestrator.queues.app import create_app
@@ -66,6 +66,8 @@ class Wiring:
     database_url: str | None
     application: str
     publish_retry: bool = False
+    waits: bool = True
+    """Whether somebody calls `.get()` here; else nothing is subscribed to for the results of what is sent."""
     make_agent: AgentMaker = engine_agent
     tenant_id: str = DEFAULT_TENANT
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
@@ -98,6 +100,7 @@ class Wiring:
             result.get_secret_value() if result else None,
             key_prefix=self.settings.key_prefix,
             publish_retry=self.publish_retry,
+            waits=self.waits,
         )
 
     @cached_property
