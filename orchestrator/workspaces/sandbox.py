@@ -6,6 +6,7 @@ on; it has no network, no capability, no other process in sight, and everything 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -121,7 +122,8 @@ class Sandbox:
         self._read_only = [at for at in dict.fromkeys(prefixes) if at.exists() and not _below_usr(at)]
         self._bin = [str(at / "bin") for at in dict.fromkeys(prefixes) if (at / "bin").is_dir()]
         self._etc = folder / "etc"
-        self._write_etc()
+        self._last_resort = folder / "bin"
+        self._write_files()
         self._groups = Groups.find()
         self._isolation: tuple[str, ...] = ISOLATION
         self.kind, self.warning = self._probe()
@@ -209,7 +211,9 @@ class Sandbox:
         try:
             with subprocess.Popen(
                 command if group is None else ["/bin/sh", "-c", ENTER, *group.doors, "--", *command],
-                env={**self._environment(environment), **({MARK: mark} if mark else {})},
+                env={"PATH": self._host_path}
+                if mark is None
+                else {**self._environment(environment), MARK: mark},
                 cwd="/" if self.kind == "bubblewrap" else folder,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
@@ -275,6 +279,7 @@ class Sandbox:
         """Nothing of our own environment but the way to programs."""
         inside = [*self._bin, "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"]
         path = inside if self.kind == "bubblewrap" else [*self._bin, *self._host_path.split(os.pathsep)]
+        path.append(str(self._last_resort))
         return {
             "PATH": os.pathsep.join(dict.fromkeys(filter(None, path))),
             "HOME": str(self._etc.parent / "home"),
@@ -305,7 +310,7 @@ class Sandbox:
             words += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
         for name in ETC_OURS:
             words += ["--ro-bind", str(self._etc / name), f"/etc/{name}"]
-        for at in self._read_only:
+        for at in (self._last_resort, *self._read_only):
             words += ["--ro-bind", str(at), str(at)]
         return words
 
@@ -322,8 +327,12 @@ class Sandbox:
             processes=f"ulimit -u {most} 2>/dev/null || ulimit -p {most} 2>/dev/null" if most else "",
         )
 
-    def _write_etc(self) -> None:
+    def _write_files(self) -> None:
         self._etc.mkdir(parents=True, exist_ok=True)
+        self._last_resort.mkdir(exist_ok=True)
+        # A system's own interpreter may be there as python3 alone; who asks for `python` gets it.
+        with contextlib.suppress(FileExistsError):
+            (self._last_resort / "python").symlink_to(sys.executable)
         (self._etc.parent / "home").mkdir(exist_ok=True)
         for name, text in ETC_OURS.items():
             at = self._etc / name
