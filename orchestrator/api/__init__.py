@@ -1,0 +1,1 @@
+"""The REST door: reads requests, asks commands and queries, writes answers. It decides nothing."""
