@@ -23,7 +23,8 @@ log: Final = structlog.get_logger(__name__)
 _LOOK: Final = 0.5
 _OWN_END: Final = 0.8
 """Part of the lease after which a worker that hears nothing from Postgres stops on its own."""
-_CLEAN_EVERY: Final = 60.0
+_CLEAN_AFTER_SWEEPS: Final = 6
+"""Looking for workspaces that nobody owns any more costs a look at the disk: not at each sweep."""
 
 
 @dataclass(slots=True)
@@ -119,6 +120,7 @@ class Pulse:
     def _run(self) -> None:
         lease = self._wiring.settings.lease.total_seconds()
         every = lease / 4
+        clean_every = self._wiring.settings.sweep_every.total_seconds() * _CLEAN_AFTER_SWEEPS
         beaten = cleaned = time.monotonic()
         while not self._ended.wait(min(_LOOK, every)):
             try:
@@ -126,7 +128,7 @@ class Pulse:
                 if time.monotonic() - beaten >= every:
                     beaten = time.monotonic()
                     self._beat()
-                if time.monotonic() - cleaned >= _CLEAN_EVERY:
+                if time.monotonic() - cleaned >= clean_every:
                     cleaned = time.monotonic()
                     self._clean()
             except Exception:
