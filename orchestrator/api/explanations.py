@@ -135,6 +135,165 @@ recording-unknown | There is no such recording
 poison | The worker was lost in every attempt
     Each worker that took the step died or lost its lease, as often as attempts are allowed.
     See the worker's log, then: orchestrator task retry <id>
+id-is-the-calls | The id belongs to the call
+    A task that is submitted by .delay() has the id of that Celery call, not one of the request.
+    Leave `id` out, or choose it with apply_async(…, task_id=…).
+invalid-priority | There is no such priority
+    The priority isn't one of critical, high, medium and low.
+    Use one of these four.
+branch-unknown | The repository has no such branch
+    The repository answers, but has no branch or tag of this name.
+    See what it has: git ls-remote <url>
+agent-type-unknown | The worker doesn't know this kind of agent
+    A step asks for a kind of agent that the worker's version doesn't have.
+    Run the same version everywhere, or leave the step's `agent` out.
+agent-crashed | The agent itself broke
+    Something unexpected happened inside the agent; the message names the error.
+    See the worker's log. It is tried again a few times by itself.
+model-key-missing | There is no key for a model
+    The worker that took the step has no ANTHROPIC_API_KEY.
+    Set it where the workers run, restart them, then: orchestrator task retry <id>
+model-unauthorized | The model's provider refuses the key
+    The key is wrong, revoked, or may not use this model.
+    Correct ANTHROPIC_API_KEY, restart the workers, then: orchestrator task retry <id>
+model-billing | The model's provider wants to be paid
+    The account behind the key has no credit.
+    Settle it with the provider, then: orchestrator task retry <id>
+model-unknown | There is no such model
+    The provider doesn't know the model, or the address isn't its API.
+    Check `model` and ANTHROPIC_BASE_URL.
+model-rate-limited | The model's provider limits requests
+    Too many requests or tokens in a short time.
+    It is tried again when the provider says so. Fewer slots make it rarer.
+model-overloaded | The model's provider is overloaded
+    It answered that it has no capacity at the moment.
+    It is tried again by itself; after the last attempt: orchestrator task retry <id>
+model-server-error | The model's provider failed
+    It answered with an internal error.
+    It is tried again by itself; after the last attempt: orchestrator task retry <id>
+model-conflict | The model's provider saw a conflict
+    It answered 409, which a repeated request may resolve.
+    It is tried again by itself.
+model-timeout | The model did not answer in time
+    No reply, or no part of one, came within the time allowed.
+    It is tried again by itself; after the last attempt: orchestrator task retry <id>
+model-deadline | The model's reply took too long
+    The reply had begun but wasn't complete within the time allowed for one turn.
+    It is tried again by itself.
+model-unreachable | The model can't be reached
+    Nothing answers at the provider's address.
+    Check the network and ANTHROPIC_BASE_URL where the workers run.
+model-stream-dropped | The model's reply broke off
+    The connection ended in the middle of a reply; nothing of it was used.
+    It is tried again by itself.
+model-stream-truncated | The model's reply is incomplete
+    The stream ended without its last part; nothing of it was used.
+    It is tried again by itself.
+model-garbled | The model's reply can't be read
+    What came is not what the Messages API sends.
+    It is tried again by itself; check ANTHROPIC_BASE_URL if it stays so.
+model-request-refused | The model's provider refuses the request
+    It says that the request is not valid; the message tells why.
+    It is not tried again. See the step's log.
+model-refused | The model refused to answer
+    The model declined the content of the request.
+    Word the task differently.
+model-repeated-call | The model used one call's id twice
+    Two tool calls of a conversation had the same id, so that their results could not be told apart.
+    It is tried again by itself.
+context-too-long | The conversation is too long
+    The step's conversation doesn't fit the model's context any more.
+    Split the work into smaller steps.
+limit-mistakes | Too many mistakes in a row
+    The model made no call that could be run, several turns in a row.
+    See the step's log; describe the step more precisely.
+limit-turns | Not done within the turns allowed
+    The step used as many turns as ORCHESTRATOR_MAX_TURNS or the task's budget allows.
+    Split the step, or raise the limit.
+limit-tokens | Not done within the tokens allowed
+    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS or the task's budget allows.
+    Split the step, or raise the limit.
+limit-cost | Not done within the cost allowed
+    The step cost as much as ORCHESTRATOR_MAX_COST_USD or the task's budget allows.
+    Split the step, or raise the limit.
+limit-wall-time | Not done within the time allowed
+    The step's agent worked for as long as ORCHESTRATOR_MAX_WALL_TIME allows.
+    Split the step, or raise the limit.
+needs-conflict | What the step needs can't be merged
+    Two steps that it builds on changed the same lines.
+    Let one of them need the other, and run the task again.
+artifact-too-large | The file is too large to be kept
+    A file is longer than an artifact may be.
+    Leave it out of the commit.
+commit-missing | A commit is nowhere to be found
+    A commit that the step builds on is neither on this worker nor in the artifact store.
+    Give all workers the same ORCHESTRATOR_ARTIFACT_URL, then: orchestrator task retry <id>
+git-failed | git failed
+    A git command of ours failed; the message is git's own.
+    See the worker's log. It is tried again by itself.
+ref-moved | The branch is not where it was expected
+    Somebody else moved the branch between reading and writing it. Nothing was overwritten.
+    Run it again: orchestrator task retry <id>
+push-refused | The repository refused the push
+    It answered, and said no: protected branch, a hook, or no right to write.
+    Give the worker's credentials that right, then: orchestrator task retry <id>
+sandbox-unavailable | Commands can't be confined here
+    ORCHESTRATOR_STRICT_SANDBOX is set and bubblewrap is missing or can't make a sandbox.
+    Install or allow bubblewrap (orchestrator doctor tells how), or unset the setting.
+workspace-gone | The workspace is gone
+    The attempt's folder was removed while it was in use.
+    It is tried again by itself, in a new one.
+workspace-io | The workspace can't be read or written
+    The disk is full or broken.
+    Make room where ORCHESTRATOR_DATA_DIR is. It is tried again by itself.
+workspace-name | The workspace can't be named
+    The step's id holds characters that a folder's name can't have.
+    Give the step another id.
+workspace-stuck | The workspace can't be removed
+    A file in it resists, most often for its owner or its mode.
+    Remove it by hand where ORCHESTRATOR_DATA_DIR is.
+message-forged | A message is not signed by this installation
+    The signature of a message from the broker doesn't fit it, so nothing was done.
+    Give all processes the same ORCHESTRATOR_MESSAGE_SECRET, and nobody else the broker's password.
+broker-unsupported | No such kind of broker
+    The broker's URL begins with something other than redis, rediss, sentinel or amqp.
+    Correct ORCHESTRATOR_BROKER_URL.
+unknown-queue | There is no such queue
+    A worker was told to serve a queue that doesn't exist.
+    Use critical, high, medium, low and system.
+unknown-service | There is no such part of the stack
+    No service or kind of services has this name.
+    See those that there are: orchestrator ps
+still-stopping | The stack is still stopping
+    Workers end the turn that they are in first.
+    Wait, or ask again to stop it at once.
+no-restart | The restart took too long
+    The service wasn't ready again within the time allowed.
+    See what it does: orchestrator logs <service>
+no-data-folder | The data folder can't be used
+    It can't be made or written to.
+    Choose another one: --data DIR
+no-free-port | No port is free
+    All ports that were tried are taken.
+    Choose another one: --port
+no-postgres | There is no Postgres to start
+    Neither a Postgres of yours is configured nor are the programs of one installed.
+    pip install 'orchestrator[local]', or set ORCHESTRATOR_DATABASE_URL.
+no-postgres-user | Postgres can't run as root
+    The stack was started as root, and no unprivileged user could be made for Postgres.
+    Start it as another user, or set ORCHESTRATOR_DATABASE_URL.
+postgres-not-made | The embedded Postgres could not be set up
+    Its own message says why.
+    Make room, or choose another data folder: --data DIR
+no-redis | There is no Redis to start
+    No redis-server or valkey-server is on PATH, and no wheel with one is installed.
+    apt-get install redis-server, or set CELERY_BROKER_URL.
+schema-not-upgraded | The database could not be brought up to date
+    A migration failed; its message says why.
+    See it by itself: orchestrator db upgrade
+credentials-damaged | The installation's secrets can't be read
+    The file credentials.toml in the data folder isn't what was written there.
+    Restore it from a backup.
 idempotency-key-invalid | The Idempotency-Key can't be used
     It must be 1 to 255 visible ASCII characters.
     Use a random one, such as a UUID.
