@@ -14,7 +14,8 @@ from orchestrator.core.states import RULES, Event, Phase, Status
 from orchestrator.db.ending import move_phase
 from orchestrator.db.events import APPEND_SQL, EventDraft, append_values
 from orchestrator.db.locks import LOCK_SQL, lock_task
-from orchestrator.db.sql import StepRef, dumps, one, statement
+from orchestrator.db.sql import StepRef, dumps, one, rows, statement
+from orchestrator.db.transitions import settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,11 @@ class Refusal:
     """The step is completed and something that it releases waits to be claimed: Celery should carry on."""
 
 
-_WORKFLOW_LIMIT: Final = "SELECT 1 FROM limits WHERE tenant_id = :tenant AND name = 'workflows' FOR UPDATE;"
+_WORKFLOW_LIMIT: Final = """
+    INSERT INTO limits (tenant_id, name, maximum) VALUES (:tenant, 'workflows', :maximum)
+    ON CONFLICT (tenant_id, name) DO UPDATE SET maximum = excluded.maximum;
+    """
+"""Writes down what the setting says, and holds the row: of two claims the later one counts the earlier."""
 _CLAIM_SQL: Final = f"""
     WITH claimed AS (
         UPDATE steps AS s SET
@@ -116,7 +121,7 @@ _CLAIM_LIMITED: Final = statement(
         room="""
           AND (SELECT count(DISTINCT o.workflow_id) FROM steps o
                WHERE o.tenant_id = s.tenant_id AND o.lease_until IS NOT NULL AND o.workflow_id <> s.workflow_id)
-              < (SELECT maximum FROM limits WHERE tenant_id = :tenant AND name = 'workflows')"""
+              < :maximum"""
     )
 )
 _CLAIMED: Final = statement(
@@ -136,16 +141,17 @@ def claim(
     lease: timedelta,
     agent_id: str,
     signature: Mapping[str, Any] | None,
-    limited: bool = False,
+    workflows_at_once: int = 0,
 ) -> Claimed | Refusal:
     """queued → running for one caller at most, with a new fence and a lease.
 
-    `signature`: the Celery request as JSON, kept for sending the same message again. `limited`: this tenant has
-    a row in `limits` for concurrent workflows.
+    `signature`: the Celery request as JSON, kept for sending the same message again. `workflows_at_once`: of how
+    many workflows of the tenant steps may run at a time; 0 means no limit.
     """
+    limit = {"maximum": workflows_at_once} if workflows_at_once else {}
     row = one(
         connection,
-        _CLAIM_LIMITED if limited else _CLAIM,
+        _CLAIM_LIMITED if limit else _CLAIM,
         tenant=step.tenant_id,
         task=step.task_id,
         workflow=step.workflow_id,
@@ -153,9 +159,10 @@ def claim(
         lease=lease.total_seconds(),
         agent=agent_id,
         signature=dumps(signature),
+        **limit,
     )
     if row is None:
-        return _refuse(connection, step, signature, limited=limited)
+        return _refuse(connection, step, signature, limited=bool(limit))
     events = [
         EventDraft(
             "step",
@@ -257,8 +264,26 @@ def _refuse(
         return Refusal(Why.PARKED, status)
     if limited and row["ready_at"] is not None and row["not_before"] is None:
         connection.execute(_NO_SLOT, {"tenant": step.tenant_id, "step": step.step_id})
+        task = lock_task(connection, step.task)
+        assert task is not None  # noqa: S101 - the step's foreign key
+        settle(connection, task, [])
         return Refusal(Why.SLOT, status)
     return Refusal(Why.LATER, status)
+
+
+_WAITING_FOR_SLOT: Final = statement(
+    """
+    SELECT tenant_id, task_id, workflow_id, id FROM steps
+    WHERE tenant_id = :tenant AND status = 'queued' AND ready_at IS NOT NULL AND waiting_on = 'slot'
+    ORDER BY waiting_since LIMIT 5
+    """
+)
+
+
+def waiting_for_slot(connection: Connection, tenant_id: str) -> list[StepRef]:
+    """Steps that were refused because too many workflows ran, the one that waits longest first."""
+    found = rows(connection, _WAITING_FOR_SLOT, tenant=tenant_id)
+    return [StepRef(row["tenant_id"], row["task_id"], row["workflow_id"], row["id"]) for row in found]
 
 
 # --- keeping it -----------------------------------------------------------------------------------------------

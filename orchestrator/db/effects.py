@@ -17,7 +17,7 @@ from orchestrator.db.claims import holds
 from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.journal import FenceLost
 from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
-from orchestrator.db.transitions import Applied, park
+from orchestrator.db.transitions import Applied, give_back, park
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ _COUNT: Final = statement(
 def ask(connection: Connection, step: StepRef, fence: int, question: Ask) -> Applied | None:
     """Parks the step on a question, which is written with it. None: the fence is lost.
 
-    An answer that is already there (the question was asked before a crash) leaves the step running: the
-    result then has no `released` and the caller goes on.
+    An agent that asks again what was answered before gives its step back instead: the next claim finds the
+    answer in the journal.
     """
     if not holds(connection, step, fence):
         return None
@@ -117,6 +117,8 @@ def ask(connection: Connection, step: StepRef, fence: int, question: Ask) -> App
     keys = {"tenant": step.tenant_id, "step": step.step_id, "call": question.call_id}
     asked = one(connection, _ASKED, **keys)
     assert asked is not None  # noqa: S101 - just written, or there before
+    if asked["answered_at"] is not None:
+        return give_back(connection, step, fence, "answered before")
     if written is not None:
         connection.execute(_COUNT, {"tenant": step.tenant_id, "task": step.task_id})
     detail = {"question_id": asked["id"], "question": question.text, "options": list(question.options)}
@@ -281,8 +283,10 @@ _INBOX: Final = statement(
 )
 
 
-def take_messages(connection: Connection, step: StepRef) -> list[str]:
-    """Steering messages that nobody has taken up, in order."""
+def take_messages(connection: Connection, step: StepRef, fence: int) -> list[str]:
+    """Steering messages that nobody has taken up, in order. Raises FenceLost."""
+    if not holds(connection, step, fence):
+        raise FenceLost
     taken = rows(connection, _INBOX, tenant=step.tenant_id, task=step.task_id, step=step.step_id)
     return [row["text"] for row in sorted(taken, key=lambda row: row["id"])]
 

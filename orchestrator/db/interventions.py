@@ -12,7 +12,7 @@ from orchestrator.core.states import Event
 from orchestrator.db.events import EventDraft
 from orchestrator.db.locks import LockedTask
 from orchestrator.db.sql import StepRef, dumps, one, rows, statement
-from orchestrator.db.transitions import Settled, end_attempt, settle, step_event, withdraw_questions
+from orchestrator.db.transitions import Settled, end_attempts, settle, step_event, withdraw_questions
 
 _RECORD: Final = statement(
     """
@@ -96,7 +96,8 @@ _RESUME: Final = statement(
     UPDATE interventions SET state = 'applied', applied_at = clock_timestamp()
     WHERE tenant_id = :tenant AND task_id = :task AND command = 'pause' AND state IN ('requested', 'acknowledged');
     UPDATE steps SET status = 'queued', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
-        ready_at = now(), published_at = now(), publications = 0, published_by = 'wake'
+        ready_at = now(), published_at = now(), publications = 0, published_by = 'wake',
+        published_alone = published_alone OR (signature IS NULL AND canvas IS NULL)
     WHERE tenant_id = :tenant AND workflow_id = :workflow AND status = 'pending_input' AND waiting_on = 'paused'
     RETURNING id
     """
@@ -126,7 +127,7 @@ _CANCEL: Final = statement(
         given_back = false, not_before = NULL, finished_at = clock_timestamp(),
         error = jsonb_build_object('code', 'cancelled', 'message', CAST(:reason AS text))
     FROM gone WHERE s.tenant_id = :tenant AND s.id = gone.id
-    RETURNING s.id, s.attempt
+    RETURNING s.id
     """
 )
 
@@ -135,12 +136,12 @@ def cancel(connection: Connection, task: LockedTask, by: str, reason: str) -> Co
     """Every step that isn't running ends here; a running one hands in what it has and ends within 20 s."""
     intervention = record(connection, task, "cancel", by, reason, applied=False)
     gone = rows(connection, _CANCEL, **_keys(task), reason=reason)
-    withdraw_questions(connection, task.ref.tenant_id, [row["id"] for row in gone])
+    ended = [row["id"] for row in gone]
+    withdraw_questions(connection, task.ref, ended)
+    end_attempts(connection, task.ref.tenant_id, ended, "cancelled")
     events = [_command_event(task, "cancel", by, reason)]
     for row in gone:
-        step = _step(task, row["id"])
-        end_attempt(connection, step, row["attempt"], "cancelled")
-        events.append(step_event(Event.CANCEL, step, None, reason=reason))
+        events.append(step_event(Event.CANCEL, _step(task, row["id"]), None, reason=reason))
     settled = settle(connection, task, events)
     return Commanded(intervention, settled.ended, settled)
 
@@ -150,7 +151,7 @@ _REOPEN: Final = statement(
     UPDATE tasks SET workflow_number = workflow_number + 1, status = 'queued', outcome = NULL, result = NULL,
         tip_commit = NULL, finished_at = NULL, started_at = NULL, cancel_requested_at = NULL, cancel_reason = NULL,
         paused_at = NULL, waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL, open_questions = 0,
-        entry_signature = NULL, notified_at = NULL, archived_at = NULL
+        notified_at = NULL, archived_at = NULL
     WHERE tenant_id = :tenant AND id = :task
     """
 )

@@ -126,7 +126,7 @@ def mark_published(connection: Connection, step: StepRef, priority: Priority) ->
 
 _STARVED: Final = statement(
     f"""
-    SELECT s.tenant_id, s.task_id, s.workflow_id, s.id, s.priority, clock_timestamp() - s.ready_at AS waited,
+    SELECT s.tenant_id, s.task_id, s.workflow_id, s.id, t.priority, clock_timestamp() - s.ready_at AS waited,
         false AS overtaken
     FROM steps s JOIN tasks t ON t.tenant_id = s.tenant_id AND t.id = s.task_id
     WHERE s.status = 'queued' AND s.ready_at <= clock_timestamp() - make_interval(secs => :age)
@@ -139,7 +139,7 @@ _STARVED: Final = statement(
 
 
 def starved(connection: Connection, age: timedelta) -> list[Unclaimed]:
-    """Ready steps that waited for so long that they rise by one priority."""
+    """Ready steps that waited for so long that they rise; `priority` is their task's, from which they rose."""
     found = rows(connection, _STARVED, age=age.total_seconds())
     return [
         Unclaimed(

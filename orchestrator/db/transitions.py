@@ -7,7 +7,7 @@ A guard that doesn't hold changes nothing: the function returns None and the cal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, W
 from orchestrator.db.ending import end_task
 from orchestrator.db.events import APPEND_SQL, EventDraft, append_events, append_values
 from orchestrator.db.locks import LOCK_SQL, LockedTask, lock_task
-from orchestrator.db.sql import StepRef, dumps, one, rows, statement
+from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,13 @@ class Settled:
 @dataclass(frozen=True, slots=True)
 class Applied:
     """A transition that took place. `ready` are the steps that it made ready, `released` those of them that the
-    caller must publish because no canvas does."""
+    caller must publish because no canvas does; `instead` is where a pause or cancel of the task sent the step on
+    in the same transaction."""
 
     settled: Settled
     ready: tuple[str, ...] = ()
     released: tuple[str, ...] = ()
+    instead: Status | None = None
 
 
 def _sources(event: Event) -> str:
@@ -193,10 +195,13 @@ def succeed(
     if released:
         connection.execute(_RELEASED, {"tenant": step.tenant_id, "steps": list(released)})
     end_attempt(connection, step, ended["attempt"], "completed")
-    settled = settle(
-        connection, task, [step_event(Event.SUCCEED, step, fence, summary=summary, commit=branch_commit)]
-    )
-    return Applied(settled, tuple(row["id"] for row in made_ready), released)
+    events = [step_event(Event.SUCCEED, step, fence, summary=summary, commit=branch_commit)]
+    events += [
+        step_event(Event.PAUSE, replace(step, step_id=row["id"]), None)
+        for row in made_ready
+        if row["status"] == RULES[Event.PAUSE].to
+    ]
+    return Applied(settle(connection, task, events), tuple(row["id"] for row in made_ready), released)
 
 
 _PARK: Final = statement(
@@ -263,8 +268,7 @@ def give_back(connection: Connection, step: StepRef, fence: int, why: str) -> Ap
     back = _back(connection, step, fence, given_back=True)
     if back is None:
         return None
-    applied = _settled(connection, step, [step_event(Event.YIELD, step, fence, why=why)])
-    return Applied(applied.settled, released=(step.step_id,))
+    return _settled(connection, step, [step_event(Event.YIELD, step, fence, why=why)], release=True)
 
 
 def retry_later(
@@ -354,8 +358,9 @@ def expire(connection: Connection, step: StepRef, fence: int, *, uncounted: bool
                 "recoverable": True,
             }
             return fail(connection, step, None, error, event_fence=fence)
-    applied = _settled(connection, step, [step_event(Event.EXPIRE, step, fence, uncounted=uncounted)])
-    return Applied(applied.settled, released=(step.step_id,))
+    return _settled(
+        connection, step, [step_event(Event.EXPIRE, step, fence, uncounted=uncounted)], release=True
+    )
 
 
 _FAIL: Final = statement(
@@ -410,8 +415,16 @@ _CANCEL_ONE: Final = statement(
 )
 
 
-def cancel_step(connection: Connection, step: StepRef, fence: int | None, reason: str) -> Applied | None:
-    """live → cancelled. `fence` None: without the worker's consent (it didn't stop in time, or revoked outside)."""
+def cancel_step(
+    connection: Connection,
+    step: StepRef,
+    fence: int | None,
+    reason: str,
+    *,
+    before: Sequence[EventDraft] = (),
+) -> Applied | None:
+    """live → cancelled. `fence` None: without the worker's consent (it didn't stop in time, or has no say any more);
+    `before` are the events of the same transaction that led here."""
     row = one(
         connection,
         _CANCEL_ONE,
@@ -424,7 +437,8 @@ def cancel_step(connection: Connection, step: StepRef, fence: int | None, reason
     if row is None:
         return None
     end_attempt(connection, step, row["attempt"], "cancelled")
-    return _broken(connection, step, [step_event(Event.CANCEL, step, fence, reason=reason)], "was cancelled")
+    events = [*before, step_event(Event.CANCEL, step, fence, reason=reason)]
+    return _broken(connection, step, events, "was cancelled")
 
 
 _DOOMED: Final = statement(
@@ -451,8 +465,13 @@ _DOOMED: Final = statement(
 _KEY: Final = statement("SELECT key FROM steps WHERE tenant_id = :tenant AND id = :step")
 _WITHDRAW: Final = statement(
     """
-    UPDATE questions SET withdrawn_at = clock_timestamp()
-    WHERE tenant_id = :tenant AND step_id = ANY(:steps) AND answered_at IS NULL AND withdrawn_at IS NULL
+    WITH withdrawn AS (
+        UPDATE questions SET withdrawn_at = clock_timestamp()
+        WHERE tenant_id = :tenant AND step_id = ANY(:steps) AND answered_at IS NULL AND withdrawn_at IS NULL
+        RETURNING id
+    )
+    UPDATE tasks SET open_questions = open_questions - (SELECT count(*) FROM withdrawn)
+    WHERE tenant_id = :tenant AND id = :task AND EXISTS (SELECT 1 FROM withdrawn)
     """
 )
 
@@ -472,22 +491,56 @@ def _broken(connection: Connection, step: StepRef, events: list[EventDraft], how
         key=key,
         otherwise=f"step {key} {how}",
     )
-    withdraw_questions(connection, step.tenant_id, [step.step_id, *(row["id"] for row in doomed)])
+    withdraw_questions(connection, step.task, [step.step_id, *(row["id"] for row in doomed)])
+    end_attempts(connection, step.tenant_id, [row["id"] for row in doomed], "cancelled")
     for row in sorted(doomed, key=lambda r: r["number"]):
         ref = StepRef(step.tenant_id, step.task_id, step.workflow_id, row["id"])
         events.append(step_event(Event.CANCEL, ref, None, reason=row["reason"]))
     return Applied(settle(connection, task, events))
 
 
-def withdraw_questions(connection: Connection, tenant_id: str, steps: Sequence[str]) -> None:
-    """Nobody needs these steps' open questions any more."""
-    connection.execute(_WITHDRAW, {"tenant": tenant_id, "steps": list(steps)})
+def withdraw_questions(connection: Connection, task: TaskRef, steps: Sequence[str]) -> None:
+    """Nobody needs these steps' open questions any more; the caller holds the task's lock."""
+    connection.execute(_WITHDRAW, {"tenant": task.tenant_id, "task": task.task_id, "steps": list(steps)})
 
 
-def _settled(connection: Connection, step: StepRef, events: list[EventDraft]) -> Applied:
+_END_ATTEMPTS: Final = statement(
+    """
+    UPDATE attempts SET ended_at = clock_timestamp(), outcome = :outcome
+    WHERE tenant_id = :tenant AND step_id = ANY(:steps) AND ended_at IS NULL
+    """
+)
+
+
+def end_attempts(connection: Connection, tenant_id: str, steps: Sequence[str], outcome: str) -> None:
+    """Closes what parked steps had begun."""
+    connection.execute(_END_ATTEMPTS, {"tenant": tenant_id, "steps": list(steps), "outcome": outcome})
+
+
+_PAUSE_QUEUED: Final = statement(
+    f"""
+    UPDATE steps SET status = '{RULES[Event.PAUSE].to}', waiting_on = 'paused', waiting_since = clock_timestamp(),
+        waiting_detail = NULL, not_before = NULL
+    WHERE tenant_id = :tenant AND id = :step AND status = 'queued'
+    RETURNING id
+    """
+)
+
+
+def _settled(
+    connection: Connection, step: StepRef, events: list[EventDraft], *, release: bool = False
+) -> Applied:
+    """After a step gave its lease back. It has no next heartbeat: what people asked for meanwhile happens here."""
     task = lock_task(connection, step.task)
     assert task is not None  # noqa: S101 - the step's foreign key
-    return Applied(settle(connection, task, events))
+    if task.cancel_requested:
+        ended = cancel_step(connection, step, None, task.cancel_reason or "cancelled", before=events)
+        assert ended is not None  # noqa: S101 - it is live, and ours
+        return replace(ended, instead=Status.CANCELLED)
+    if task.paused and one(connection, _PAUSE_QUEUED, tenant=step.tenant_id, step=step.step_id) is not None:
+        settled = settle(connection, task, [*events, step_event(Event.PAUSE, step, None)])
+        return Applied(settled, instead=Status.PENDING_INPUT)
+    return Applied(settle(connection, task, events), released=(step.step_id,) if release else ())
 
 
 _END_ATTEMPT: Final = statement(

@@ -19,7 +19,8 @@ _WAKE: Final = statement(
         waiting_on = CASE WHEN :paused THEN 'paused' END,
         waiting_since = CASE WHEN :paused THEN clock_timestamp() END,
         waiting_detail = NULL, not_before = NULL, lease_until = NULL,
-        ready_at = now(), published_at = now(), publications = 0, published_by = 'wake'
+        ready_at = now(), published_at = now(), publications = 0, published_by = 'wake',
+        published_alone = published_alone OR (signature IS NULL AND canvas IS NULL)
     WHERE tenant_id = :tenant AND id = :step AND status = ANY(:sources) AND waiting_on IS NOT NULL
     RETURNING status
     """
@@ -52,8 +53,11 @@ def wake(
     )
     if row is None:
         return None
-    settled = settle(connection, task, [step_event(event, step, None, **data)])
-    return Applied(settled, released=(step.step_id,) if row["status"] == RULES[event].to else ())
+    events = [step_event(event, step, None, **data)]
+    if row["status"] != RULES[event].to:
+        events.append(step_event(Event.PAUSE, step, None))
+    settled = settle(connection, task, events)
+    return Applied(settled, released=(step.step_id,) if len(events) == 1 else ())
 
 
 _DUE: Final = statement(

@@ -68,8 +68,13 @@ class StepLink:
         self._flush_if_due()
 
     def inbox(self) -> list[str]:
-        with self._wiring.engine.begin() as connection:
-            return effects.take_messages(connection, self._claimed.step)
+        claimed = self._claimed
+        try:
+            with self._wiring.engine.begin() as connection:
+                return effects.take_messages(connection, claimed.step, claimed.fence)
+        except FenceLost:
+            self.stop.set(StopReason.LEASE_LOST)
+            return []
 
     def take_moved(self) -> bool:
         """Whether there was progress since the last call."""

@@ -15,7 +15,7 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import Publication
 from orchestrator.core.errors import Denied
 from orchestrator.core.recovery import ErrorClass, next_delay
-from orchestrator.core.states import Event, Status, WaitingOn
+from orchestrator.core.states import TERMINAL, Event, Status, WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db import agents, claims, connect, effects, transitions
@@ -87,7 +87,7 @@ def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) ->
                 lease=wiring.settings.lease,
                 agent_id=agent_id,
                 signature=signature,
-                limited=wiring.settings.max_concurrent_workflows > 0,
+                workflows_at_once=wiring.settings.max_concurrent_workflows,
             )
 
     try:
@@ -160,7 +160,8 @@ def _record(
         applied, status = _read_back(wiring, claimed)
         if applied is None:
             return None
-    if status in {Status.COMPLETED, Status.FAILED, Status.CANCELLED}:
+    status = applied.instead or status
+    if status in TERMINAL:
         desk.remove_workspace()
     released = tuple(
         StepRef(claimed.step.tenant_id, claimed.step.task_id, claimed.step.workflow_id, step_id)
