@@ -1,4 +1,4 @@
-"""An operator's commands over agents: take a step away from one that doesn't move, let one finish and rest."""
+"""An operator's commands over agents: take a step away from one that is stuck, let one finish and rest."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from orchestrator.commands.publication import Publication
 from orchestrator.core.errors import Unknown
 from orchestrator.db import agents, transitions
+from orchestrator.db.locks import lock_task
 from orchestrator.db.sql import StepRef, rows, statement
 
 
@@ -35,14 +36,14 @@ _FIELDS: Final = "tenant_id, task_id, workflow_id, id, fence, attempt, agent_id"
 _OVERDUE: Final = statement(
     f"""
     SELECT {_FIELDS} FROM steps WHERE tenant_id = :tenant AND lease_until <= clock_timestamp()
-    ORDER BY lease_until LIMIT 200
+    ORDER BY task_id, id LIMIT 200
     """
 )
 _OF_AGENT: Final = statement(
     f"""
     SELECT {_FIELDS} FROM steps WHERE tenant_id = :tenant AND lease_until IS NOT NULL
       AND (agent_id = :agent OR split_part(agent_id, '/', 1) = :agent OR split_part(agent_id, '@', 1) = :agent)
-    ORDER BY id LIMIT 200
+    ORDER BY task_id, id LIMIT 200
     """
 )
 _END_LEASE: Final = statement(
@@ -79,6 +80,7 @@ def reclaim(
         if dry_run:
             taken.append(one)
             continue
+        lock_task(connection, step.task)
         connection.execute(_END_LEASE, {"tenant": tenant_id, "step": step.step_id, "fence": row["fence"]})
         applied = transitions.expire(connection, step, row["fence"], uncounted=False)
         if applied is None:

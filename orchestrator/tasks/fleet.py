@@ -8,7 +8,7 @@ from orchestrator.commands.fleet import Drained
 
 
 def drain(wiring: Wiring, tenant_id: str, name: str, *, on: bool = True) -> Drained:
-    """Lets a worker finish and take nothing new (or go on again). A worker of several slots drains as a whole."""
+    """Lets a worker finish and take nothing new (or go on again); all of its slots drain together."""
     with wiring.engine.begin() as connection:
         drained = fleet.drain(connection, tenant_id, name, on=on)
     control = wiring.app.control
