@@ -42,7 +42,7 @@ _OVERDUE: Final = statement(
 _OF_AGENT: Final = statement(
     f"""
     SELECT {_FIELDS} FROM steps WHERE tenant_id = :tenant AND lease_until IS NOT NULL
-      AND (agent_id = :agent OR split_part(agent_id, '/', 1) = :agent OR split_part(agent_id, '@', 1) = :agent)
+      AND :agent IN (agent_id, split_part(agent_id, '/', 1), split_part(agent_id, '@', 1))
     ORDER BY task_id, id LIMIT 200
     """
 )
