@@ -28,13 +28,17 @@ class Settings(BaseSettings):
     data_dir: Path = Path("~/.local/share/orchestrator/default")
     """Mirrors, workspaces, artifacts, beat's schedule, embedded servers."""
 
-    database_url: SecretStr | None = Field(default=None, validation_alias=_named("DATABASE_URL", "DATABASE_URL"))
+    database_url: SecretStr | None = Field(
+        default=None, validation_alias=_named("DATABASE_URL", "DATABASE_URL")
+    )
     """SQLAlchemy URL of Postgres, `postgresql+psycopg2://…`; `postgresql://` is understood."""
     broker_url: SecretStr | None = Field(
         default=None, validation_alias=_named("BROKER_URL", "CELERY_BROKER_URL", "REDIS_URL")
     )
     """`redis://…` or `amqp://…`."""
-    result_url: SecretStr | None = Field(default=None, validation_alias=_named("RESULT_URL", "CELERY_RESULT_BACKEND"))
+    result_url: SecretStr | None = Field(
+        default=None, validation_alias=_named("RESULT_URL", "CELERY_RESULT_BACKEND")
+    )
     """Redis for Celery's results; the broker itself when that is Redis."""
     message_secret: SecretStr | None = None
     """Key of the HMAC that every message of ours carries; shared by all processes of one installation."""
@@ -44,48 +48,62 @@ class Settings(BaseSettings):
     lease: timedelta = timedelta(seconds=60)
     """A claim's right to run; heartbeats come at a quarter of it."""
     sweep_every: timedelta = timedelta(seconds=10)
+    """How often leases are expired and lost messages sent again."""
     publish_grace: timedelta = timedelta(seconds=4)
-    """How long a ready row may stay unclaimed before the sweep publishes it; doubles with each publication."""
+    """How long a ready step may stay unclaimed before the sweep publishes it; doubles each time."""
     slice: timedelta = timedelta(minutes=15)
     """The longest that our own engine keeps a slot before it gives it back at a turn boundary."""
     cancel_grace: timedelta = timedelta(seconds=20)
+    """After this long a cancelled step ends without its agent."""
     max_attempts: int = 5
+    """How often one step may be tried, lost workers included; an error's own kind may allow fewer."""
     max_concurrent_workflows: int = Field(
         default=0, validation_alias=_named("MAX_CONCURRENT_WORKFLOWS", "MAX_CONCURRENT_WORKFLOWS")
     )
-    """0 means no limit."""
+    """How many workflows may run at once, parked ones not counted; 0 means no limit."""
     ageing: timedelta = timedelta(minutes=5)
     """After this long unclaimed a ready step is published one priority higher."""
 
     api_host: str = "127.0.0.1"
     api_port: int = 8000
+    """Where the API listens."""
     api_url: str = "http://127.0.0.1:8000"
+    """Where clients find it."""
     api_key: SecretStr | None = None
-    """What the CLI and other clients send; servers keep only hashes."""
+    """What clients send; the API makes it valid when it starts, and keeps its hash alone."""
     max_body_bytes: int = 1_048_576
+    """Longest body that the API reads."""
 
     anthropic_api_key: SecretStr | None = Field(
         default=None, validation_alias=_named("ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY")
     )
+    """Without it, recorded models alone."""
     anthropic_base_url: str | None = Field(
         default=None, validation_alias=_named("ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL")
     )
+    """Another server that speaks the Messages API."""
     model: str = "claude-sonnet-5-5"
+    """For steps that name none."""
     max_turns: int = 100
+    """Of one step, as are the limits below; a task's budget may lower them."""
     max_mistakes: int = 3
+    """Turns in a row without a call that could be run."""
     max_tokens: int = 2_000_000
     max_cost_usd: Decimal = Decimal("5.00")
     max_wall_time: timedelta = timedelta(hours=2)
+    """Time at work; waiting for a person doesn't count."""
 
     artifact_url: str | None = None
-    """None: `<data_dir>/artifacts`; else `file:///…` or `s3://bucket/prefix` (credentials by the usual AWS names)."""
+    """None: `<data_dir>/artifacts`; else `file:///…` or `s3://bucket/prefix`, with the usual AWS names."""
     strict_sandbox: bool = False
     """Refuse to run commands when bubblewrap is not available."""
     sandbox_read_only: list[Path] = []
     """Further paths that commands may read, besides /usr and the interpreter's."""
     command_timeout: timedelta = timedelta(minutes=10)
+    """How long one command of an agent may run."""
     command_memory_bytes: int = 4 * 1024**3
     allow_local_repositories: bool = True
+    """Whether a task may name a path of the worker's machine."""
     allow_private_addresses: bool = False
     """Whether repository hosts may resolve to loopback, private or link-local addresses."""
 
