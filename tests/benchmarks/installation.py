@@ -1,0 +1,215 @@
+"""A private installation: Postgres and Redis in a folder of their own, and processes that can be hurt."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from redis import Redis
+
+from orchestrator import bootstrap
+from orchestrator.bootstrap import Wiring
+from orchestrator.config import Settings
+from orchestrator.db import connect, upgrade
+from orchestrator.local import ports, postgres, probes, processes, redis
+from orchestrator.local.processes import Identity
+from orchestrator.local.service import Service, StopOrder
+from orchestrator.local.supervisor import Supervisor
+from orchestrator.queues.names import Lane
+from orchestrator.queues.settings import WORKER_ENVIRONMENT
+from orchestrator.queues.topology import topology
+
+REPOSITORY: Final = Path(__file__).parent.parent.parent
+WORKER_APP: Final = "tests.benchmarks.worker"
+LANES: Final = tuple(lane for lane in Lane if lane is not Lane.SYSTEM)
+_OURS: Final = ("ORCHESTRATOR_", "DATABASE_URL", "CELERY_", "REDIS_URL", "ANTHROPIC_", "MAX_CONCURRENT_")
+
+
+@dataclass
+class Installation:
+    """Servers, their addresses, and the processes of ours that run on them. Used by one thread."""
+
+    folder: Path
+    supervisor: Supervisor
+    cluster: postgres.Cluster
+    redis: redis.Server
+    ports: Mapping[str, int]
+    environment: Mapping[str, str]
+    services: dict[str, Service] = field(default_factory=dict)
+
+    @property
+    def database_url(self) -> str:
+        return self.environment["ORCHESTRATOR_DATABASE_URL"]
+
+    @property
+    def broker_url(self) -> str:
+        return self.environment["ORCHESTRATOR_BROKER_URL"]
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def wiring(self, application: str) -> Wiring:
+        """As a process of this installation would have it, for use in this one."""
+        values = {
+            key.removeprefix("ORCHESTRATOR_").lower(): value
+            for key, value in self.environment.items()
+            if key.startswith("ORCHESTRATOR_")
+        }
+        return bootstrap.load(application, Settings(**values))  # type: ignore[arg-type]
+
+    def client(self) -> Redis:
+        return Redis.from_url(self.broker_url)
+
+    # ---- processes of ours
+
+    def worker(
+        self,
+        name: str,
+        lanes: tuple[Lane, ...] = LANES,
+        *,
+        slots: int = 1,
+        pool: str = "prefork",
+        extra: Mapping[str, str] | None = None,
+    ) -> Service:
+        queues = ",".join(queue.value for queue in topology(self.broker_url).consumed(lanes))
+        return Service(
+            name=name,
+            kind="worker",
+            argv=(
+                *(sys.executable, "-m", "celery", "-A", WORKER_APP, "worker", "--loglevel", "INFO"),
+                *(
+                    "--queues",
+                    queues,
+                    "--concurrency",
+                    str(slots),
+                    "--pool",
+                    pool,
+                    "--hostname",
+                    f"{name}@%h",
+                ),
+                *("--without-gossip", "--without-mingle"),
+            ),
+            ready=probes.says(r" ready\."),
+            stop_order=StopOrder.WORKER,
+            env={**self.environment, **WORKER_ENVIRONMENT, **(extra or {})},
+            folder=REPOSITORY,
+            stop_seconds=30.0,
+        )
+
+    def beat(self) -> Service:
+        schedule = str(self.folder / "beat-schedule")
+        return Service(
+            name="beat",
+            kind="beat",
+            argv=(sys.executable, "-m", "celery", "-A", WORKER_APP, "beat", "--schedule", schedule),
+            ready=probes.says(r"beat v"),
+            stop_order=StopOrder.BEAT,
+            env=self.environment,
+            folder=REPOSITORY,
+        )
+
+    def run(self, *wanted: Service) -> None:
+        """Starts them all, then waits until all are ready."""
+        for service in wanted:
+            self.services[service.name] = service
+            self.supervisor.launch(service)
+        for service in wanted:
+            self.supervisor.await_ready(service.name)
+
+    def pid(self, name: str) -> int:
+        return self.supervisor._runs[name].process.pid
+
+    def children(self, name: str) -> list[Identity]:
+        """The pool's processes of a worker, without what those have started."""
+        main = self.pid(name)
+        return sorted(
+            (one for one in processes.family([main]) if one.pid != main and _parent(one.pid) == main),
+            key=lambda one: one.pid,
+        )
+
+    def renew(self, name: str) -> None:
+        """Whatever is left of it is killed, and it starts again; nobody waits for that."""
+        self.supervisor.forget(name)
+        self.supervisor.launch(self.services[name])
+
+    def leave(self, name: str) -> None:
+        """Ends it in order, for good."""
+        self.supervisor._end([self.supervisor._runs.pop(name)], orderly=True)
+
+    def strays(self) -> list[Identity]:
+        """Processes that bear this installation's mark and descend from none that runs on purpose."""
+        mains = [run.process.pid for run in self.supervisor._runs.values()]
+        known = processes.family([*mains, os.getpid()])
+        return sorted(processes.marked(self.supervisor.stack) - known, key=lambda one: one.pid)
+
+    # ---- servers
+
+    def restart_postgres_at_once(self) -> None:
+        """As after a power cut: what was committed is there, what was under way is not."""
+        self.renew("postgres")
+        self.supervisor.await_ready("postgres")
+
+    def lose_redis(self) -> None:
+        """Killed, its files gone, started again with nothing in it."""
+        os.kill(self.pid("redis"), signal.SIGKILL)
+        self.supervisor.forget("redis")
+        for left in self.redis.home.iterdir():
+            if left.name != "redis.conf":
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        self.supervisor.launch(self.services["redis"])
+        self.supervisor.await_ready("redis")
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return None
+
+
+@contextmanager
+def installed(**settings: str) -> Iterator[Installation]:
+    """An installation with an empty, migrated database. `settings` are ORCHESTRATOR_… without that prefix."""
+    folder = Path(tempfile.mkdtemp(prefix="orchestrator-bench-"))
+    quiet = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(_OURS)}
+    cluster = postgres.prepare(folder / "postgres", secrets.token_urlsafe(16), say=_to_stderr)
+    server = redis.Server(redis.program(), folder / "redis", secrets.token_urlsafe(16))
+    found = {"postgres": ports.choose(0), "redis": ports.choose(0)}
+    supervisor = Supervisor(folder, say=_to_stderr)
+    supervisor.discard(cluster.data.parent, folder)
+    broker = server.url(found["redis"])
+    environment = {
+        "ORCHESTRATOR_DATABASE_URL": cluster.url(found["postgres"]),
+        "ORCHESTRATOR_BROKER_URL": broker,
+        "ORCHESTRATOR_MESSAGE_SECRET": secrets.token_hex(16),
+        "ORCHESTRATOR_DATA_DIR": str(folder / "data"),
+        "PYTHONPATH": str(REPOSITORY),
+        **{f"ORCHESTRATOR_{name.upper()}": value for name, value in settings.items()},
+    }
+    here = Installation(folder, supervisor, cluster, server, found, environment)
+    try:
+        here.run(cluster.service(found["postgres"]), server.service(found["redis"]))
+        postgres.create_database(cluster, found["postgres"])
+        engine = connect.create(here.database_url, application="benchmarks")
+        upgrade.upgrade(engine)
+        engine.dispose()
+        yield here
+    finally:
+        supervisor.abort()
+        postgres.remove(folder / "postgres")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.update(quiet)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,141 @@
+"""Agents that need no model: the real engine, a script at the Model port, real or imaginary workspaces.
+
+A step's script is its spec: {"turns": 3, "seconds": 0.1, "asks": true, "breaks": 1, "files": true,
+"shared": false}. `breaks` attempts end in an error that another attempt may mend; `asks` asks a person before
+the last turn; `files` opens a real checkout, else files are only imagined; `shared` writes a file that its
+siblings write, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+from orchestrator.agents.engine import EngineAgent
+from orchestrator.bootstrap import Desk, Wiring
+from orchestrator.core.assignment import Agent, Assignment, Link, Stop
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.verdict import Done, Verdict
+from orchestrator.core.workspace import CommandResult, Match, WorkspaceRefusal
+from orchestrator.engine.ports import (
+    Block,
+    ModelError,
+    ModelRequest,
+    Reply,
+    Stopped,
+    StreamEvent,
+    TextDelta,
+    Usage,
+    Workspace,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What one step does, turn by turn; the same reply to the same conversation, always."""
+
+    key: str
+    attempt: int
+    spec: Mapping[str, Any]
+    kind: Literal["live", "recorded"] = "recorded"
+    name: str = "script"
+
+    def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
+        turn = 1 + sum(message["role"] == "assistant" for message in request.messages)
+        if stop.wait(float(self.spec.get("seconds", 0))):
+            raise Stopped
+        turns = int(self.spec.get("turns", 1))
+        if self.attempt <= int(self.spec.get("breaks", 0)) and turn >= turns:
+            raise ModelError(ErrorClass.AGENT, "script-breaks", "as the script says", retryable=True)
+        listen(TextDelta(f"turn {turn}"))
+        used = Usage(input_tokens=10 * turn, output_tokens=1)
+        return Reply((self._call(turn, turns),), "tool_use", used, self.name)
+
+    def _call(self, turn: int, turns: int) -> Block:
+        if turn <= turns:
+            path = "shared.txt" if self.spec.get("shared") else f"work/{self.key}.txt"
+            lines = "".join(f"{self.key} {number}\n" for number in range(1, turn + 1))
+            return _tool(f"write-{turn}", "write_file", path=path, content=lines)
+        if self.spec.get("asks") and turn == turns + 1:
+            return _tool("ask", "ask_followup_question", question=f"What about {self.key}?")
+        return _tool("done", "attempt_completion", summary=f"{self.key} is done", result={"turns": turns})
+
+
+def _tool(call_id: str, name: str, **arguments: Any) -> Block:
+    return {"type": "tool_use", "id": call_id, "name": name, "input": arguments}
+
+
+@dataclass(slots=True)
+class Imagined:
+    """A workspace whose files are only remembered by this process: no checkpoint, no commit."""
+
+    files: dict[str, str] = field(default_factory=dict)
+
+    def read(self, path: str, start: int | None, end: int | None, /) -> str:
+        del start, end
+        if path not in self.files:
+            raise WorkspaceRefusal(f"there is no {path}")
+        return self.files[path]
+
+    def write(self, path: str, text: str, /) -> None:
+        self.files[path] = text
+
+    def delete(self, path: str, /) -> None:
+        self.files.pop(path, None)
+
+    def list(self, path: str, depth: int, /) -> Sequence[str]:
+        del path, depth
+        return sorted(self.files)
+
+    def search(self, pattern: str, path: str, glob: str | None, /) -> Sequence[Match]:
+        del pattern, path, glob
+        return ()
+
+    def run(
+        self, command: str, *, timeout: timedelta, on_output: Callable[[str], None], stop: Stop
+    ) -> CommandResult:
+        del timeout, on_output, stop
+        raise WorkspaceRefusal(f"nothing can run here: {command}")
+
+    def checkpoint(self, label: str, /) -> str | None:
+        del label
+        return None
+
+    def restore(self, commit: str, /) -> None:
+        raise AssertionError(commit)
+
+
+@contextmanager
+def _imagined() -> Iterator[Workspace]:
+    yield Imagined()
+
+
+def scripted_agent(wiring: Wiring, desk: Desk) -> Agent:
+    """The engine, with the script of the assignment's spec for a model."""
+
+    def script(assignment: Assignment) -> Script:
+        return Script(assignment.step_key, assignment.attempt, assignment.spec)
+
+    def workspace(assignment: Assignment) -> AbstractContextManager[Workspace]:
+        return desk.open_workspace(assignment) if assignment.spec.get("files") else _imagined()
+
+    return EngineAgent(script, desk.open_journal, workspace, wiring.settings.command_timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeper:
+    """Does nothing, for as long as the spec says: what remains is the cost of the machinery."""
+
+    def work(self, assignment: Assignment, link: Link) -> Verdict:
+        seconds = float(assignment.spec.get("seconds", 0))
+        if seconds:
+            link.stop.wait(seconds)
+        return Done("")
+
+
+def sleeper(wiring: Wiring, desk: Desk) -> Agent:
+    del wiring, desk
+    return Sleeper()

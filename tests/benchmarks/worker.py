@@ -1,0 +1,43 @@
+"""The worker of the benchmarks, production's but for the agent: `celery -A tests.benchmarks.worker worker`.
+
+BENCHMARK_AGENT chooses the agent; BENCHMARK_ORDERS names the file of orders to die at a COMMIT;
+BENCHMARK_FENCE=none takes the fence out of this process, the negative control.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from celery import Task
+
+from orchestrator import bootstrap
+from orchestrator.tasks.registry import register
+from tests.benchmarks import crash_points, unfenced
+from tests.benchmarks.scripted import scripted_agent, sleeper
+
+BARE = "benchmarks.bare"
+_AGENTS = {"scripted": scripted_agent, "sleeper": sleeper}
+
+if os.environ.get("BENCHMARK_FENCE") == "none" and not unfenced.take_out():
+    raise AssertionError("there is no fence to take out")
+
+if "BENCHMARK_ORDERS" in os.environ:
+    crash_points.obey(Path(os.environ["BENCHMARK_ORDERS"]))
+
+wiring = replace(
+    bootstrap.load("benchmarks"),
+    make_agent=_AGENTS[os.environ.get("BENCHMARK_AGENT", "scripted")],
+    publish_retry=True,
+    waits=False,
+)
+registered = register(wiring)
+app = registered.app
+
+
+@app.task(name=BARE, bind=True, shared=False)
+def bare(self: Task, /, **arguments: str) -> dict[str, str]:  # type: ignore[type-arg]
+    """The same message, and nothing done with it."""
+    del self
+    return {"step_id": arguments["step_id"]}
