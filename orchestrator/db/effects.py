@@ -132,7 +132,10 @@ _BASE: Final = statement(
     """
 )
 _START: Final = statement(
-    "UPDATE steps SET start_commit = :commit WHERE tenant_id = :tenant AND id = :step AND fence = :fence"
+    """
+    UPDATE steps SET start_commit = :commit
+    WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND lease_until IS NOT NULL
+    """
 )
 _TASK_BASE: Final = statement("SELECT base_commit FROM tasks WHERE tenant_id = :tenant AND id = :task")
 
@@ -173,7 +176,7 @@ _CONFLICT: Final = statement(
     """
     UPDATE steps SET conflicts = conflicts + 1,
         spec = spec || jsonb_build_object('conflict', CAST(:shown AS text))
-    WHERE tenant_id = :tenant AND id = :step AND fence = :fence
+    WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND lease_until IS NOT NULL
     RETURNING conflicts
     """
 )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-import psycopg2
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
@@ -218,12 +217,6 @@ class Ledger:
 
 def opened(url: str, pool_size: int = 8) -> Ledger:
     return Ledger(url, connect.create(url, application="tests", pool_size=pool_size))
-
-
-def refused_by(error: Exception) -> str | None:
-    """The constraint that a statement hit."""
-    cause = getattr(error, "orig", error)
-    return cause.diag.constraint_name if isinstance(cause, psycopg2.Error) else None
 
 
 def the_task(task_id: str = "t") -> TaskRef:
