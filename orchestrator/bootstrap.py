@@ -194,4 +194,5 @@ def load(application: str | None = None, settings: Settings | None = None) -> Wi
         settings=found,
         database_url=url.get_secret_value() if url else None,
         application=application or f"orchestrator:{Path(sys.argv[0]).name}"[:60],
+        waits=found.waits_for_results,
     )

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """Redis for Celery's results; the broker itself when that is Redis."""
     message_secret: SecretStr | None = None
     """Key of the HMAC that every message of ours carries; shared by all processes of one installation."""
+    waits_for_results: bool = True
+    """Whether this process calls `.get()` on what it sends; our own servers don't."""
     key_prefix: str = ""
     """Namespace for every key and queue in a Redis shared with others."""
 

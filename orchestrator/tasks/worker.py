@@ -111,7 +111,9 @@ def attend(workplace: Workplace) -> None:
     """Ties a workplace to the life of the Celery worker that this process becomes."""
 
     def named(sender: Any, conf: Any = None, instance: Any = None, **_: Any) -> None:
-        del conf
+        if conf is not None:
+            # A producer is answered at once when the broker is away; a worker has nobody who waits.
+            conf.task_publish_retry = True
         workplace.name = str(sender)
         workplace.prefork = _is_prefork(instance)
 
