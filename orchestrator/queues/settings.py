@@ -23,6 +23,10 @@ _A_MONTH: Final = timedelta(days=30)
 _CONNECT_SECONDS: Final = 5.0
 _SOCKET_SECONDS: Final = 30.0
 _HEALTH_CHECK_SECONDS: Final = 25
+_ONE_MORE_TRY: Final[Mapping[str, Any]] = MappingProxyType(
+    {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
+)
+"""Connecting in order to publish; kombu would try for as long as connecting may take."""
 
 # What crosses is JSON, and ids alone; arguments are never stored.
 accept_content = ["json"]
@@ -88,7 +92,8 @@ def located(
         "broker_url": broker_url,
         "result_backend": (result_url or broker_url) if waits else SCHEME + (result_url or broker_url),
         "result_backend_transport_options": {"global_keyprefix": prefix} if prefix else {},
-        "broker_transport_options": _redis_transport(prefix) if on_redis else _amqp_transport(),
+        "broker_transport_options": (_redis_transport(prefix) if on_redis else _amqp_transport())
+        | ({} if publish_retry else dict(_ONE_MORE_TRY)),
         "worker_disable_prefetch": on_redis,
         # Without it a chord that follows in a chain takes the priority from its body: None overwrites it.
         "task_inherit_parent_priority": not on_redis,
