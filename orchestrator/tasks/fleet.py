@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import structlog
+
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands import fleet
 from orchestrator.commands.fleet import Drained
 
+log: Final = structlog.get_logger(__name__)
+
 
 def drain(wiring: Wiring, tenant_id: str, name: str, *, on: bool = True) -> Drained:
-    """Lets a worker finish and take nothing new (or go on again); all of its slots drain together."""
+    """Lets a worker finish and take nothing new (or go on again); all of its slots drain together.
+
+    With the broker away the rows alone are told. Raises Unknown.
+    """
     with wiring.engine.begin() as connection:
         drained = fleet.drain(connection, tenant_id, name, on=on)
+    try:
+        _tell(wiring, drained, on=on)
+    except Exception as error:  # noqa: BLE001 - whatever the broker throws, the rows are committed
+        log.warning("workers_not_told", error=wiring.redactor.text(repr(error)), workers=drained.workers)
+    return drained
+
+
+def _tell(wiring: Wiring, drained: Drained, *, on: bool) -> None:
     control = wiring.app.control
     for queue in drained.queues:
         if on:
             control.cancel_consumer(queue, destination=list(drained.workers))
         else:
             control.add_consumer(queue, destination=list(drained.workers))
-    return drained
