@@ -1,4 +1,4 @@
-"""The verbs that become one process of an installation: worker, beat, api, flower, and the schema's upgrade."""
+"""The verbs that become one process of an installation: worker, beat, api, flower; the schema's upgrade."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _become(*words: str, environment: dict[str, str] | None = None) -> NoReturn:
     """Celery's program in place of this one, under the same process id; -P keeps the current folder out."""
     sys.stdout.flush()
     argv = [sys.executable, "-P", "-m", "celery", *words]
-    os.execve(sys.executable, argv, {**os.environ, **_QUIET, **(environment or {})})
+    os.execve(sys.executable, argv, {**os.environ, **_QUIET, **(environment or {})})  # noqa: S606 - no shell is wanted
 
 
 def worker(

@@ -1,0 +1,227 @@
+"""`orchestrator demo`: a recorded model, and everything else real: tools, git, tests, workers, state.
+
+Shows one task live from its submission to the branch that it leaves, then says what to try next.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from orchestrator.cli.local import Data, settings
+
+_PACKAGE: Final = Path(__file__).parent.parent
+_DATA: Final = _PACKAGE / "data"
+_ENDED: Final = frozenset({"completed", "failed", "cancelled"})
+_LONGEST_WAIT: Final = 180.0
+_GIT: Final = {
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    **{f"GIT_{who}_NAME": "Sample" for who in ("AUTHOR", "COMMITTER")},
+    **{f"GIT_{who}_EMAIL": "sample@localhost" for who in ("AUTHOR", "COMMITTER")},
+}
+
+
+def demo(
+    data: Data = None,
+    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Keep nothing afterwards.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure the processes' memory at the end.")
+    ] = False,
+    no_flower: Annotated[bool, typer.Option("--no-flower", help="Without Flower.")] = False,
+) -> None:
+    """Start everything, run a recorded task on a bundled repository, show it live, stop everything."""
+    from orchestrator.local.interrupts import StopAsked
+    from orchestrator.local.stack import Options, Stack
+
+    options = Options(ephemeral=ephemeral, flower=not no_flower)
+    try:
+        with Stack(options, settings(data), say=typer.echo) as stack:
+            began = time.monotonic()
+            stack.start()
+            typer.echo(f"\n ready in {time.monotonic() - began:.1f} s\n")
+            client = _Client(stack.api_url, stack.credentials.api_key)
+            code = stack.run(lambda: _show(client, stack.data_dir, memory=memory))
+    except StopAsked:
+        code = 130
+    raise typer.Exit(code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """As much of the REST API as the demonstration needs."""
+
+    url: str
+    key: str = field(repr=False)
+
+    def ask(self, method: str, path: str, body: Any = None, accept: str = "application/json") -> Any:
+        import httpx2
+
+        headers = {"Authorization": f"Bearer {self.key}", "Accept": accept}
+        answer = httpx2.request(method, f"{self.url}{path}", json=body, headers=headers, timeout=30)
+        if answer.is_error:
+            raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:500]}")
+        return answer.json() if accept == "application/json" else answer.text
+
+
+def _show(client: _Client, data_dir: Path, *, memory: bool) -> int:
+    plan = json.loads((_DATA / "recordings/fix-bug/plan.json").read_text("utf-8"))
+    repository = _sample(plan["sample"], data_dir / "demo")
+    typer.echo(' Demo "fix-bug" · REPLAY: a recorded model conversation; no model is called, cost $0.00.')
+    typer.echo(f" Tools, tests, git and state are real. Repository: {repository}\n")
+    task = client.ask(
+        "POST",
+        "/api/v1/tasks",
+        {
+            "description": plan["description"],
+            "title": "Fix failing tests in textstats",
+            "repository": {"path": str(repository)},
+            "agent": {"type": "replay"},
+            "steps": plan["steps"],
+        },
+    )
+    typer.echo(f" {task['id']}  {task['title']}  (REPLAY)")
+    for line in _live(client, task["id"], len(plan["steps"])):
+        typer.echo(f" {line}")
+    ended = client.ask("GET", f"/api/v1/tasks/{task['id']}")
+    _tell(client, ended)
+    if memory:
+        _memory(data_dir)
+    _next(task["id"])
+    return 0 if ended["status"] == "completed" else 10
+
+
+def _sample(name: str, folder: Path) -> Path:
+    """A git repository of the bundled sample; the same commit on every machine."""
+    target = folder / name
+    if target.exists():
+        shutil.rmtree(target)
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(_DATA / "samples" / name, target, ignore=ignored)
+    fixed = {f"GIT_{who}_DATE": "2026-01-01T00:00:00Z" for who in ("AUTHOR", "COMMITTER")}
+    for words in (
+        ("init", "-q", "-b", "main"),
+        ("add", "-A"),
+        ("commit", "-q", "-m", "The sample as it came"),
+    ):
+        subprocess.run(("git", "-C", str(target), *words), check=True, env={**_GIT, **fixed, **_path()})
+    return target
+
+
+def _path() -> dict[str, str]:
+    import os
+
+    return {"PATH": os.environ.get("PATH", os.defpath)}
+
+
+def _live(client: _Client, task_id: str, total: int) -> Iterator[str]:
+    seen, deadline = 0, time.monotonic() + _LONGEST_WAIT
+    while time.monotonic() < deadline:
+        page = client.ask("GET", f"/api/v1/tasks/{task_id}/events?after={seen}")
+        for event in page["data"]:
+            seen = event["seq"]
+            said = _said(event, total)
+            if said:
+                yield f"{_clock(event['at'])} {said}"
+            if event["type"] == "status" and event["name"] in _ENDED:
+                return
+        if not page["data"]:
+            time.sleep(0.1)
+    raise TimeoutError(f"{task_id} did not end within {_LONGEST_WAIT:.0f} s")
+
+
+def _clock(at: str) -> str:
+    return f"{datetime.fromisoformat(at).astimezone():%H:%M:%S}"
+
+
+def _said(event: Mapping[str, Any], total: int) -> str | None:
+    """One line for people about what matters of an event; None for the rest."""
+    data = event["data"]
+    where = f"step {event['step_number']}/{total}" if event["step_number"] else ""
+    match event["type"], event["name"]:
+        case "status", name:
+            came = data.get("from")
+            return f"{came} → {name}" if came else f"submitted as {name}"
+        case "step", "claim":
+            return f"{where} ▶ {event['step_key']} on {data['agent']} (workspace, attempt {data['attempt']})"
+        case "step", "succeed":
+            commit = f" · commit {data['commit'][:10]}" if data.get("commit") else ""
+            return f"{where} ✓ {event['step_key']}{commit}: {_first(data.get('summary') or '')}"
+        case "step", name if name in {"fail", "retry", "expire", "cancel"}:
+            return (
+                f"{where} ✗ {event['step_key']} {name}: {json.dumps(data.get('error') or data.get('reason'))}"
+            )
+        case "progress", "turn":
+            return f"{where}     turn {data['number']} (replayed)"
+        case "progress", "tool" if data.get("state") == "finished":
+            return f"{where}     {data['name']} {'returned an error' if data.get('is_error') else 'ok'} (really run)"
+        case "progress", "tool" if data.get("state") == "started":
+            return _call(where, data)
+    return None
+
+
+def _call(where: str, data: Mapping[str, Any]) -> str | None:
+    arguments = data.get("arguments") or {}
+    match data["name"]:
+        case "run_command":
+            return f"{where}     $ {_first(str(arguments.get('command', '')))}"
+        case "edit_file" | "write_file" | "read_file":
+            return f"{where}     {data['name']} {arguments.get('path', '')}"
+    return None
+
+
+def _first(text: str, most: int = 90) -> str:
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def _tell(client: _Client, task: Mapping[str, Any]) -> None:
+    took = _seconds(task)
+    typer.echo(
+        f" {'✓' if task['status'] == 'completed' else '✗'} {task['status']} in {took:.1f} s · $0.00 (REPLAY)"
+    )
+    if task["status"] != "completed":
+        typer.echo(f"   {json.dumps(task['outcome'])}")
+        return
+    typer.echo(f"\n Branch {task['result']['branch']} at {task['result']['commit'][:12]}\n")
+    typer.echo(client.ask("GET", f"/api/v1/tasks/{task['id']}/diff", accept="text/x-diff").rstrip())
+    typer.echo("\n History")
+    for change in task["workflow"]["history"]:
+        typer.echo(f"   {_clock(change['timestamp'])} {change['from_state'] or '·'} → {change['to_state']}")
+
+
+def _seconds(task: Mapping[str, Any]) -> float:
+    began, ended = (datetime.fromisoformat(task[name]) for name in ("created_at", "finished_at"))
+    return (ended - began).total_seconds()
+
+
+def _memory(data_dir: Path) -> None:
+    from orchestrator.local import control
+
+    typer.echo("\n Memory (PSS, children included)")
+    listed = control.ps(data_dir, measure=True)
+    for row in listed:
+        typer.echo(f"   {row.name:<14} {(row.pss_bytes or 0) / 1e6:7.1f} MB")
+    typer.echo(f"   {'total':<14} {sum(row.pss_bytes or 0 for row in listed) / 1e6:7.1f} MB")
+
+
+def _next(task_id: str) -> None:
+    lines: tuple[tuple[str, str], ...] = (
+        ("Keep it running", "orchestrator up"),
+        ("See the change again", f"orchestrator task diff {task_id}"),
+        ("Your own task", 'orchestrator task create -d "…" --repo . --watch    (with ANTHROPIC_API_KEY)'),
+        ("From Python", "from orchestrator.tasks import execute_task; execute_task.delay(…)"),
+    )
+    typer.echo("\n What to try next")
+    for what, command in lines:
+        typer.echo(f"   {what:<22} {command}")
+    typer.echo("")

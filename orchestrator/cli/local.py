@@ -1,0 +1,144 @@
+"""The verbs of the local stack: up, down, ps, restart, logs, doctor."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from orchestrator.config import Settings
+
+Data = Annotated[Path | None, typer.Option("--data", help="Data folder; its own installation each.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
+
+
+def settings(data: Path | None, **given: Any) -> Settings:
+    """The settings, with what the command line says about them."""
+    from orchestrator.config import Settings
+
+    stated = {name: value for name, value in given.items() if value is not None}
+    if data is not None:
+        stated["data_dir"] = data.expanduser().resolve()
+    return Settings().model_copy(update=stated)
+
+
+def up(
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    concurrency: Annotated[int, typer.Option(min=1, help="Slots of each worker.")] = 1,
+    port: Annotated[int | None, typer.Option(help="Port of the API.")] = None,
+    data: Data = None,
+    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Keep nothing afterwards.")] = False,
+    no_flower: Annotated[bool, typer.Option("--no-flower", help="Without Flower.")] = False,
+    listen: Annotated[
+        str | None, typer.Option(help="Also open Postgres and Redis on this address of this machine.")
+    ] = None,
+) -> None:
+    """Start everything on this machine and keep it running until Ctrl-C."""
+    from orchestrator.local.interrupts import StopAsked
+    from orchestrator.local.stack import Options, Stack
+
+    options = Options(
+        workers=workers, concurrency=concurrency, flower=not no_flower, ephemeral=ephemeral, listen=listen
+    )
+    try:
+        with Stack(options, settings(data, api_port=port), say=typer.echo) as stack:
+            stack.start()
+            typer.echo(f'\n Submit a task    orchestrator task create -d "…" --repo . --watch{_where(data)}')
+            typer.echo(" Ctrl-C stops everything; what is running goes on at the next start.\n")
+            code = stack.run()
+    except StopAsked:
+        code = 130
+    raise typer.Exit(code)
+
+
+def _where(data: Path | None) -> str:
+    return "" if data is None else f"   (with ORCHESTRATOR_DATA_DIR={data})"
+
+
+def down(data: Data = None) -> None:
+    """Stop the stack that runs on this data folder, in order."""
+    from orchestrator.local import control
+
+    stopped = control.down(settings(data).data_dir)
+    typer.echo("stopped" if stopped else "nothing was running")
+
+
+def ps(
+    data: Data = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure memory (PSS), children included.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the local stack's processes."""
+    import json
+    from dataclasses import asdict
+
+    from orchestrator.local import control
+
+    listed = control.ps(settings(data).data_dir, measure=memory)
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in listed]))
+        return
+    if not listed:
+        typer.echo("nothing is running; start it: orchestrator up")
+        return
+    typer.echo(
+        f"{'NAME':<16}{'STATUS':<10}{'PID':>8}{'PORT':>8}{'UP':>10}{'RESTARTS':>10}{'MEMORY':>10}".rstrip()
+    )
+    for row in listed:
+        up_for = f"{time.time() - row.since:.0f}s" if row.since else ""
+        pss = f"{row.pss_bytes / 1e6:.0f} MB" if row.pss_bytes is not None else ""
+        cells = f"{row.name:<16}{row.status:<10}{row.pid or '':>8}{row.port or '':>8}{up_for:>10}"
+        typer.echo(f"{cells}{row.restarts:>10}{pss:>10}".rstrip())
+    if memory:
+        total = sum(row.pss_bytes or 0 for row in listed)
+        typer.echo(f"{'total':<16}{'':<46}{total / 1e6:>7.0f} MB")
+
+
+def restart(
+    service: Annotated[str, typer.Argument(help="A service's name (agent-1) or kind (worker).")],
+    data: Data = None,
+) -> None:
+    """Restart one service, or all of a kind; workers take a new ANTHROPIC_API_KEY along."""
+    from orchestrator.local import control
+
+    for name in control.restart(settings(data).data_dir, service, os.environ):
+        typer.echo(f"restarted {name}")
+
+
+def logs(
+    services: Annotated[list[str] | None, typer.Argument(help="Services; all if none is named.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
+    tail: Annotated[int, typer.Option(min=0, help="Lines of each at first.")] = 100,
+    data: Data = None,
+) -> None:
+    """Show the processes' own logs (a task's log: orchestrator task logs ID)."""
+    from orchestrator.local import control
+
+    for name, line in control.logs(settings(data).data_dir, tuple(services or ()), tail=tail, follow=follow):
+        typer.echo(f"{name:<10} {line}")
+
+
+def doctor(data: Data = None, as_json: AsJson = False) -> None:
+    """Say what this machine lacks, and how to mend it. Exit 1 if something must be mended."""
+    import json
+    from dataclasses import asdict
+
+    from orchestrator.local.doctor import Level, examine
+
+    found = examine(settings(data), os.environ)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in found]))
+    else:
+        signs = {Level.OK: "✓", Level.WARNING: "!", Level.ERROR: "✗"}
+        for finding in found:
+            typer.echo(f" {signs[finding.level]} {finding.what}: {finding.why}")
+            if finding.level is not Level.OK and finding.fix:
+                typer.echo(f"     {finding.fix}")
+    if any(finding.level is Level.ERROR for finding in found):
+        raise typer.Exit(1)
