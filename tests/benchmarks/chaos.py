@@ -28,7 +28,7 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.bootstrap import Wiring
-from orchestrator.queues.names import Lane
+from orchestrator.queues.names import Lane, QueueName
 from orchestrator.tasks.registry import register
 from tests.benchmarks import invariants
 from tests.benchmarks.faults import Faults
@@ -48,6 +48,7 @@ PROFILE: Final = {
     "ageing": "PT20S",
     "max_attempts": "8",
 }
+STEP_QUEUES: Final = tuple(queue for queue in QueueName if queue is not QueueName.SYSTEM)
 WORKERS: Final = ("agent-1", "agent-2")
 SLOTS: Final = 3
 QUIET_SECONDS: Final = 120.0
@@ -194,7 +195,7 @@ def _is_calm(wiring: Wiring, here: Installation) -> bool:
         if connection.execute(_UNDELIVERED).scalar_one():
             return False
     with here.client() as client:
-        return not client.hlen("unacked") and not here.strays()
+        return not sum(client.llen(queue.value) for queue in STEP_QUEUES) and not here.strays()
 
 
 def _report(
