@@ -258,6 +258,9 @@ message-forged | A message is not signed by this installation
 broker-unsupported | No such kind of broker
     The broker's URL begins with something other than redis, rediss, sentinel or amqp.
     Correct ORCHESTRATOR_BROKER_URL.
+flower-password-missing | Flower needs a password
+    Flower shows every task and worker, and FLOWER_BASIC_AUTH is not set.
+    Set FLOWER_BASIC_AUTH=user:password, or use the one that `orchestrator up` starts.
 unknown-queue | There is no such queue
     A worker was told to serve a queue that doesn't exist.
     Use critical, high, medium, low and system.
