@@ -20,13 +20,12 @@ from celery import Celery
 
 from orchestrator.agents.types import AGENT_TYPES, usable
 from orchestrator.commands.submit import Policy
-from orchestrator.config import Settings
+from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect
 from orchestrator.db.connect import Engine
-from orchestrator.db.models.base import DEFAULT_TENANT
 from orchestrator.engine.ports import Journal, Model, Workspace
 from orchestrator.queues.app import create_app
 from orchestrator.queues.topology import Topology, topology

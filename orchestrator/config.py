@@ -9,9 +9,14 @@ from __future__ import annotations
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Final
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+DEFAULT_TENANT: Final = "default"
+"""The one tenant of an installation that has no others."""
 
 
 def _named(name: str, *others: str) -> AliasChoices:

@@ -1,6 +1,6 @@
 """The tables, one module per subject."""
 
-from orchestrator.db.models.base import DEFAULT_TENANT, Base
+from orchestrator.db.models.base import Base
 from orchestrator.db.models.evidence import Artifact, Effect, EventRow, Log, ToolCall, TurnRow, UsageRow
 from orchestrator.db.models.fleet import Agent, Limit, Repository, Setting
 from orchestrator.db.models.people import ApiKey, IdempotencyKey, Intervention, Message, Question
@@ -15,7 +15,6 @@ from orchestrator.db.models.work import (
 )
 
 __all__ = [
-    "DEFAULT_TENANT",
     "Agent",
     "ApiKey",
     "Artifact",

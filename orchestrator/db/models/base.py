@@ -10,7 +10,7 @@ from sqlalchemy import CheckConstraint, DateTime, MetaData, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-DEFAULT_TENANT = "default"
+from orchestrator.config import DEFAULT_TENANT
 
 
 class Base(DeclarativeBase):
