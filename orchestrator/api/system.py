@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version as installed
 from typing import Any, Final
 
@@ -58,14 +58,19 @@ def health(request: Request, wiring: The) -> Response:
         components = _components(wiring)
     except SQLAlchemyError as error:
         components = {"database": {"status": "unavailable", "error": type(error).__name__}}
-    statuses = {component["status"] for component in components.values()}
-    worst = next((name for name in ("unavailable", "degraded") if name in statuses), "ok")
-    if components.get("database", {}).get("status") == "ok" and worst == "unavailable":
-        worst = "degraded"  # tasks are still accepted, and carried out later
+    worst = _worst(components)
     body: dict[str, Any] = {"status": worst, "version": VERSION}
     if key is not None:
         body["components"] = components
     return JSONResponse(body, 503 if worst == "unavailable" else 200)
+
+
+def _worst(components: Mapping[str, Mapping[str, Any]]) -> str:
+    """Without its database it can do nothing; without the rest, tasks are accepted and carried out later."""
+    needed = {components.get(name, {}).get("status") for name in ("database", "schema")}
+    if "unavailable" in needed:
+        return "unavailable"
+    return "ok" if all(component["status"] == "ok" for component in components.values()) else "degraded"
 
 
 def _components(wiring: Wiring) -> dict[str, dict[str, Any]]:

@@ -84,7 +84,7 @@ class Door:
 
 def wired(database_url: str, folder: Path, *, broker_url: str = DEAD_BROKER, **settings: Any) -> Wiring:
     """The wiring of an API process. A dead broker is the usual case here: nothing may depend on it."""
-    return load(
+    loaded = load(
         "test-api",
         Settings(
             data_dir=folder,
@@ -97,6 +97,7 @@ def wired(database_url: str, folder: Path, *, broker_url: str = DEAD_BROKER, **s
             **settings,
         ),
     )
+    return replace(loaded, waits=False)
 
 
 @contextmanager
