@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from orchestrator.commands.publication import NOTHING, Publication
+from orchestrator.commands.publication import Publication, following
 from orchestrator.core.errors import Conflict, Refused, Unknown
 from orchestrator.core.states import Event
 from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
@@ -81,7 +81,7 @@ def answer(
     if woken is None:
         raise _too_late(connection, tenant_id, question["id"])
     connection.execute(_COUNT, {"tenant": tenant_id, "task": question["task_id"]})
-    publish = Publication(released=(step,)) if woken.released else NOTHING
+    publish = following(step.task, woken.settled, (step,) if woken.released else ())
     return Answered(question["id"], question["task_id"], text, publish)
 
 

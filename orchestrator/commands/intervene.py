@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from orchestrator.commands.publication import NOTHING, Publication
+from orchestrator.commands.publication import NOTHING, Publication, following
 from orchestrator.commands.submit import plan_from_json, write_workflow
 from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.core.flow import compile_plan
@@ -122,5 +122,5 @@ def _live(connection: Connection, tenant_id: str, task_id: str, verb: str) -> Lo
 
 
 def _intervened(task: LockedTask, done: Commanded) -> Intervened:
-    publish = Publication(released=done.released, finished=(task.ref,) if done.settled.ended else ())
+    publish = following(task.ref, done.settled, done.released)
     return Intervened(task.ref.task_id, done.intervention_id, done.settled.status, done.applied, publish)

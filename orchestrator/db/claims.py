@@ -36,6 +36,8 @@ class Claimed:
     fence: int
     resumed: bool
     """The attempt was begun by an earlier claim and goes on."""
+    watched: bool
+    """The task began to run with this claim, and somebody who called it through Celery watches."""
     conflicts: int
     start_commit: str | None
     task_description: str
@@ -99,7 +101,8 @@ _CLAIM_SQL: Final = f"""
           {{room}}
         RETURNING s.*, t.started_at AS task_started_at, t.description AS task_description,
             t.agent_type AS task_agent_type, t.model AS task_model, t.repository_url, t.repository_branch,
-            t.base_commit, t.tip_commit, t.previous, t.request, t.status AS task_status
+            t.base_commit, t.tip_commit, t.previous, t.request, t.status AS task_status,
+            t.status <> 'running' AND t.entry_signature IS NOT NULL AS watched
     ), tried AS (
         INSERT INTO attempts (tenant_id, step_id, number, first_fence, agent_id)
         SELECT tenant_id, id, attempt, fence, agent_id FROM claimed
@@ -196,7 +199,7 @@ def claim(
 
 def _claimed(step: StepRef, row: Mapping[str, Any]) -> Claimed:
     same = (
-        "key number total kind description spec agent_type model attempt max_attempts fence resumed conflicts"
+        "key number total kind description spec agent_type model attempt max_attempts fence resumed watched conflicts"
         " start_commit task_description task_agent_type task_model repository_url repository_branch base_commit"
         " tip_commit previous request"
     )

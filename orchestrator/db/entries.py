@@ -74,9 +74,7 @@ def arrive(
         return None
     status = Status(row["status"])
     if not row["known"]:
-        connection.execute(
-            _KEEP, {"tenant": task.tenant_id, "task": task.task_id, "signature": dumps(signature)}
-        )
+        keep(connection, task, signature)
     deliver = False
     if status in TERMINAL and not row["delivered"]:
         deliver = (
@@ -84,6 +82,26 @@ def arrive(
             is not None
         )
     return Entry(status, deliver, row["outcome"], row["result"])
+
+
+_WATCHED: Final = statement(
+    """
+    SELECT tenant_id, id, status FROM tasks
+    WHERE entry_signature IS NOT NULL AND entry_delivered_at IS NULL AND finished_at IS NULL
+    ORDER BY random() LIMIT :batch
+    """
+)
+
+
+def keep(connection: Connection, task: TaskRef, signature: Mapping[str, Any]) -> None:
+    """The caller's own message, as a signature: should it get lost, it can be sent again from here."""
+    connection.execute(_KEEP, {"tenant": task.tenant_id, "task": task.task_id, "signature": dumps(signature)})
+
+
+def watched(connection: Connection, batch: int = 100) -> list[tuple[TaskRef, Status]]:
+    """Some of the live tasks whose caller waits in Celery, others each time."""
+    found = rows(connection, _WATCHED, batch=batch)
+    return [(TaskRef(row["tenant_id"], row["id"]), Status(row["status"])) for row in found]
 
 
 def delivered(connection: Connection, task: TaskRef) -> None:

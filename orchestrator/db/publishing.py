@@ -48,7 +48,7 @@ _CURRENT: Final = statement(
 _ENTRY: Final = statement(
     """
     SELECT entry_signature, priority FROM tasks
-    WHERE tenant_id = :tenant AND id = :task AND entry_signature IS NOT NULL
+    WHERE tenant_id = :tenant AND id = :task AND entry_signature IS NOT NULL AND entry_delivered_at IS NULL
     """
 )
 

@@ -22,10 +22,12 @@ from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a transition did to the task; `ended` only in the transaction that ended it."""
+    """What a transition did to the task; `ended` only in the transaction that ended it, `watched` if its status
+    changed and somebody who called it through Celery watches."""
 
     status: Status
     ended: bool = False
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def settle(connection: Connection, task: LockedTask, events: Sequence[EventDraft
             **append_values(task.ref, drafts),
         },
     )
-    return Settled(status)
+    return Settled(status, watched=task.has_entry and status is not task.status)
 
 
 def _waiting(

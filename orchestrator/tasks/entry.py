@@ -7,6 +7,7 @@ ends, that request is sent again, and its delivery hands the end to Celery: resu
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from datetime import timedelta
@@ -16,24 +17,34 @@ import structlog
 from celery import Task, states
 from celery.exceptions import Ignore, Reject
 from celery.result import AsyncResult
+from kombu.exceptions import OperationalError as BrokerError
+from kombu.utils import json as kombu_json
+from redis.exceptions import RedisError
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands import request, submit
 from orchestrator.commands.submit import Submitted
 from orchestrator.core.errors import Denied, Refused
-from orchestrator.core.priority import Priority
 from orchestrator.core.states import TERMINAL, Status
 from orchestrator.db import entries
-from orchestrator.db.connect import SQLAlchemyError
+from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.sql import TaskRef
 from orchestrator.queues.messages import Reference, finalize_label, opened, sealed
 from orchestrator.queues.names import TaskName
+from orchestrator.queues.results import show
+from orchestrator.tasks.patience import patiently
 from orchestrator.tasks.publish import perform
 
 log: Final = structlog.get_logger(__name__)
 DELIVERY_LEASE: Final = timedelta(seconds=30)
 _BODY: Final = "request"
 _PREVIOUS: Final = "previous"
+_BROKER_AWAY: Final = (BrokerError, RedisError, OSError)
+_KEPT_OPTIONS: Final = frozenset(
+    "chain chord group_id group_index link link_error root_id parent_id shadow queue priority headers"
+    " replaced_task_nesting stamped_headers reply_to".split()
+)
+"""Of `apply_async`'s options those that are JSON and belong to the message however often it is sent."""
 
 
 class TaskFailed(Exception):
@@ -104,40 +115,64 @@ class ExecuteTask(Task[Any, Any]):
         **options: Any,
     ) -> Any:
         """Every message of this task passes here: its arguments become an id, its queue and label are set."""
+        del producer  # perhaps the caller's own app's, which doesn't know our queues
         task_id = task_id or _new_id()
+        label = {**finalize_label(task_id).options, "shadow": shadow or "task"}
+        options.update({**label, "link": link, "link_error": link_error})
         arguments = dict(kwargs or {})
-        if "signature" not in arguments or _BODY in arguments:
-            arguments, priority = self._accepted(tuple(args or ()), arguments, task_id)
-            options.update(self.wiring.topology.destination(priority).options)
-        label = finalize_label(task_id).options
-        label["shadow"] = shadow or "task"
-        result = super().apply_async(
-            (),
-            arguments,
-            task_id=task_id,
-            producer=producer,
-            link=link,
-            link_error=link_error,
-            **{**options, **label},
-        )
-        return TaskResult(result.id, app=self.app, parent=getattr(result, "parent", None))
+        if "signature" not in arguments:
+            arguments = self._accepted(tuple(args or ()), arguments, task_id, options)
+        if _BODY in arguments:
+            return self._send(arguments, task_id, options)
+        try:
+            return self._send(arguments, task_id, options)
+        except _BROKER_AWAY as error:
+            # The row is written, and its signature with it: the sweep sends what has to be sent.
+            log.warning("publish_failed", task=task_id, error=type(error).__name__)
+            return self.AsyncResult(task_id)
+
+    def _send(self, arguments: dict[str, Any], task_id: str, options: Mapping[str, Any]) -> TaskResult:
+        app = self.wiring.app
+        sent = app.send_task(self.name, (), arguments, task_id=task_id, ignore_result=False, **options)
+        return TaskResult(sent.id, app=app, parent=getattr(sent, "parent", None))
 
     def _accepted(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], task_id: str
-    ) -> tuple[dict[str, Any], Priority]:
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The message's arguments; `options` are completed by where it goes."""
         body, previous = _body(args, kwargs)
         wanted = request.parse(body)
+        options.update(self.wiring.topology.destination(wanted.priority).options)
         reference = Reference(self.name, self.wiring.tenant_id, task_id)
         arguments: dict[str, Any] = sealed(reference, self.wiring.secret)
         if self.wiring.has_database:
-            self._submit(wanted, task_id, previous)
-        else:
-            # As safe as the broker: a worker writes the row when the message arrives.
-            arguments[_BODY] = wanted.model_dump(mode="json", exclude_unset=True)
-            arguments[_PREVIOUS] = previous
-        return arguments, wanted.priority
+            self._submit(wanted, task_id, previous, self._announced(arguments, task_id, options))
+            return arguments
+        # As safe as the broker: a worker writes the row when the message arrives.
+        return {**arguments, _BODY: wanted.model_dump(mode="json", exclude_unset=True), _PREVIOUS: previous}
 
-    def _submit(self, wanted: request.TaskRequest, task_id: str, previous: Any) -> Submitted:
+    def _announced(
+        self, arguments: Mapping[str, Any], task_id: str, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The message as a signature, before it is sent: with the caller's chain, chord and links."""
+        given = {key: value for key, value in options.items() if value is not None and key in _KEPT_OPTIONS}
+        stored: dict[str, Any] = json.loads(
+            kombu_json.dumps(
+                {
+                    "task": self.name,
+                    "args": [],
+                    "kwargs": arguments,
+                    "options": {"root_id": task_id, **given, "task_id": task_id},
+                    "subtask_type": None,
+                    "immutable": True,
+                }
+            )
+        )
+        return stored
+
+    def _submit(
+        self, wanted: request.TaskRequest, task_id: str, previous: Any, signature: Mapping[str, Any]
+    ) -> Submitted:
         wiring = self.wiring
         if wanted.id not in {None, task_id}:
             raise Refused(
@@ -145,9 +180,9 @@ class ExecuteTask(Task[Any, Any]):
                 f"The task's id is the id of the call, {task_id}, not {wanted.id}.",
                 "Use apply_async(…, task_id=…) to choose it.",
             )
-        return perform(
-            wiring,
-            lambda connection: submit.submit(
+
+        def write(connection: Connection) -> Submitted:
+            submitted = submit.submit(
                 connection,
                 wanted,
                 policy=wiring.policy,
@@ -156,8 +191,11 @@ class ExecuteTask(Task[Any, Any]):
                 created_by="celery",
                 now=wiring.clock(),
                 previous=previous,
-            ),
-        )
+            )
+            entries.keep(connection, TaskRef(wiring.tenant_id, task_id), signature)
+            return submitted
+
+        return perform(wiring, write)
 
     def run(self, **arguments: Any) -> dict[str, Any]:
         """One delivery: keeps the request while the task lives, hands its end to Celery once."""
@@ -168,12 +206,16 @@ class ExecuteTask(Task[Any, Any]):
         except Denied as forged:
             log.error("message_refused", celery_id=self.request.id, reason=forged.message)  # noqa: TRY400
             raise Ignore from None
-        task = TaskRef(reference.tenant_id, reference.task_id)
-        if body is not None:
-            self._submit(request.parse(body), task.task_id, previous)
-        try:
+        task, signature = TaskRef(reference.tenant_id, reference.task_id), self._signature()
+
+        def arrive() -> entries.Entry | None:
+            if body is not None:
+                self._submit(request.parse(body), task.task_id, previous, signature)
             with self.wiring.engine.begin() as connection:
-                entry = entries.arrive(connection, task, self._signature(), DELIVERY_LEASE)
+                return entries.arrive(connection, task, signature, DELIVERY_LEASE)
+
+        try:
+            entry = patiently(arrive, self.wiring.settings.lease)
         except SQLAlchemyError as error:
             # The message is the only one that holds the caller's canvas: it goes back to the broker.
             log.warning("entry_not_kept", task=task.task_id, error=type(error).__name__)
@@ -194,7 +236,7 @@ class ExecuteTask(Task[Any, Any]):
 
     def _mirror(self, task: TaskRef, status: Status) -> NoReturn:
         if status not in TERMINAL:
-            self.update_state(state=status.value, meta={"task_id": task.task_id, "status": status.value})
+            show(self.wiring.app, task.task_id, status.value)
             self.send_event(f"task-{status.value}")
         raise Ignore
 
@@ -205,10 +247,10 @@ class ExecuteTask(Task[Any, Any]):
                 return dict(entry.result or {})
             case Status.CANCELLED:
                 reason = str(outcome.get("reason", "cancelled"))
-                self.backend.mark_as_revoked(task.task_id, reason, request=self.request, store_result=False)
                 self.backend.store_result(
                     task.task_id, TaskCancelled(reason), states.REVOKED, request=self.request
                 )
+                self.backend.mark_as_revoked(task.task_id, reason, request=self.request, store_result=False)
                 self.send_event("task-revoked", terminated=False, signum=None, expired=False)
                 self._delivered(task)
                 raise Ignore

@@ -9,17 +9,20 @@ import structlog
 from celery.canvas import Signature
 
 from orchestrator.bootstrap import Wiring
-from orchestrator.commands.publication import Publication
+from orchestrator.commands.publication import Publication, following
 from orchestrator.commands.submit import plan_from_json
 from orchestrator.core.flow import Canvas, compile_plan
-from orchestrator.db import publishing
-from orchestrator.db.connect import Connection
+from orchestrator.core.states import Event
+from orchestrator.db import claims, publishing
+from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.publishing import Publishable
 from orchestrator.db.sql import StepRef, TaskRef
+from orchestrator.db.waking import wake
 from orchestrator.queues import canvas
 from orchestrator.queues.canvas import Message
 from orchestrator.queues.messages import Reference, finalize_label, step_label
 from orchestrator.queues.names import TaskName
+from orchestrator.queues.results import show
 
 log: Final = structlog.get_logger(__name__)
 
@@ -54,6 +57,8 @@ def publish(wiring: Wiring, due: Publication) -> None:
             release(wiring, due.released)
         for task in due.finished:
             resend_entry(wiring, task)
+        for task, status in due.shown:
+            show(wiring.app, task.task_id, status.value)
     except Exception as error:  # noqa: BLE001 - whatever the broker throws, the rows are committed
         log.warning("publish_failed", error=wiring.redactor.text(repr(error)), due=_ids(due))
 
@@ -127,6 +132,23 @@ def step_signature(wiring: Wiring, step: Publishable) -> Signature[Any]:
         step_label(step.step.task_id, step.kind, step.number, step.total),
     )
     return canvas.signature(wiring.app, message, wiring.secret)
+
+
+def hand_on_slot(wiring: Wiring) -> None:
+    """A step gave its lease back: the one that waits longest for a slot is sent. The sweep does it, too."""
+    if not wiring.settings.max_concurrent_workflows:
+        return
+    try:
+        with wiring.engine.connect() as connection:
+            waiting = claims.waiting_for_slot(connection, wiring.tenant_id)
+        for step in waiting:
+            with wiring.engine.begin() as connection:
+                woken = wake(connection, step, Event.WAKE, {"why": "a slot may be free"})
+            if woken is not None:
+                publish(wiring, following(step.task, woken.settled, (step,)))
+                return
+    except SQLAlchemyError as error:
+        log.warning("slot_not_handed_on", error=type(error).__name__)
 
 
 def resend_entry(wiring: Wiring, task: TaskRef) -> None:

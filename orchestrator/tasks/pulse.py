@@ -88,17 +88,22 @@ class Pulse:
             self._slots[number] = slot
 
     def take_slot(self, first: int) -> tuple[int, str]:
-        """A free slot from number `first` on: its number and its agent's id."""
+        """A free slot from number `first` on: its number and its agent's id.
+
+        A slot that Postgres doesn't know yet is made known; if that can't be done now, the claim will wait for it.
+        """
         with self._lock:
             number = first
             while number in self._taken:
                 number += 1
             self._taken.add(number)
-            known = self._slots.get(number)
-        if known is None:
-            self.register(number)
-            known = self._slots[number]
-        return number, known.agent_id
+            known = number in self._slots
+        if not known:
+            try:
+                self.register(number)
+            except SQLAlchemyError as error:
+                log.warning("slot_not_registered", error=type(error).__name__)
+        return number, self._introduce(number).agent_id
 
     def free_slot(self, number: int) -> None:
         with self._lock:

@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from celery import Celery, Task
-from celery._state import connect_on_app_finalize
+from celery._state import (  # type: ignore[attr-defined]  # its types leave one out
+    _get_active_apps,
+    connect_on_app_finalize,
+)
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.queues.messages import reclaim_label
@@ -64,7 +67,11 @@ def register(wiring: Wiring, *, shared: bool = False) -> Registered:
 
 
 def _share(entry: ExecuteTask) -> None:
+    def adopt(other: Celery) -> None:
+        if entry.name not in other.tasks:
+            other.register_task(type(entry)())
 
-    connect_on_app_finalize(
-        lambda other: other.register_task(type(entry)()) if other is not entry.app else None
-    )
+    connect_on_app_finalize(adopt)
+    for other in _get_active_apps():
+        if other.finalized:
+            adopt(other)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 import structlog
 from celery import Task
 from celery.exceptions import Ignore
 
 from orchestrator.bootstrap import Wiring
-from orchestrator.commands.publication import Publication
+from orchestrator.commands.publication import Publication, following
 from orchestrator.core.errors import Denied
 from orchestrator.core.recovery import ErrorClass, next_delay
 from orchestrator.core.states import TERMINAL, Event, Status, WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
-from orchestrator.db import agents, claims, connect, effects, transitions
+from orchestrator.db import agents, claims, effects, transitions
 from orchestrator.db.claims import Claimed, Refusal, Why
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.sql import StepRef
@@ -28,12 +27,12 @@ from orchestrator.tasks import attempt
 from orchestrator.tasks.attempt import Desk, Finished
 from orchestrator.tasks.evidence import keep_log
 from orchestrator.tasks.link import StepLink
-from orchestrator.tasks.publish import publish
+from orchestrator.tasks.patience import patiently
+from orchestrator.tasks.publish import hand_on_slot, publish
 from orchestrator.tasks.worker import Workplace
 from orchestrator.workspaces.integrate import Conflict
 
 log: Final = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 
 class StepFailed(Exception):
@@ -60,6 +59,8 @@ def run_step(task: Task[Any, Any], workplace: Workplace, arguments: Mapping[str,
             # Flower keeps the state that it thinks is later; a retry is the one that lets it start anew.
             task.send_event("task-retried")
             task.send_event("task-started")
+        if taken.watched:
+            publish(wiring, Publication(shown=((step.task, Status.RUNNING),)))
         link = StepLink(wiring, taken)
         workplace.pulse.carry(taken, link, agent_id)
         try:
@@ -91,7 +92,7 @@ def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) ->
             )
 
     try:
-        return _patiently(wiring, claim)
+        return patiently(claim, wiring.settings.lease)
     except SQLAlchemyError as error:
         # The row says that it is ready, so the sweep sends it again when Postgres is back.
         log.warning("claim_impossible", step=step.step_id, error=type(error).__name__)
@@ -104,26 +105,6 @@ def request_signature(task: Task[Any, Any]) -> dict[str, Any]:
     args, kwargs = tuple(request.args or ()), dict(request.kwargs or {})
     found: dict[str, Any] = dict(task.signature_from_request(request, args, kwargs))
     return found
-
-
-def _patiently(wiring: Wiring, work: Callable[[], T]) -> T:
-    """Tries while Postgres is away, for as long as a lease lasts; then what it threw is thrown."""
-    deadline = time.monotonic() + wiring.settings.lease.total_seconds()
-    for pause in _pauses():
-        try:
-            return work()
-        except SQLAlchemyError as error:
-            if not connect.is_away(error) or time.monotonic() + pause > deadline:
-                raise
-            time.sleep(pause)
-    raise AssertionError
-
-
-def _pauses() -> Iterator[float]:
-    pause = 0.05
-    while True:
-        yield pause
-        pause = min(pause * 2, 2.0)
 
 
 def _free(wiring: Wiring, agent_id: str, step: StepRef) -> None:
@@ -152,7 +133,7 @@ def _record(
         return _apply(task, wiring, claimed, desk, verdict, finished)
 
     try:
-        applied, status = _patiently(wiring, apply)
+        applied, status = patiently(apply, wiring.settings.lease)
     except SQLAlchemyError as error:
         log.warning("record_impossible", step=claimed.step.step_id, error=type(error).__name__)
         return None
@@ -170,10 +151,8 @@ def _record(
     link.flush()
     if applied.settled.ended:
         keep_log(wiring, claimed.step)
-    publish(
-        wiring,
-        Publication(released=released, finished=(claimed.step.task,) if applied.settled.ended else ()),
-    )
+    publish(wiring, following(claimed.step.task, applied.settled, released))
+    hand_on_slot(wiring)
     return status
 
 

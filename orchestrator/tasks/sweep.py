@@ -15,7 +15,7 @@ import structlog
 from kombu.exceptions import KombuError
 
 from orchestrator.bootstrap import Wiring
-from orchestrator.commands.publication import Publication
+from orchestrator.commands.publication import following
 from orchestrator.core.priority import Priority, raised
 from orchestrator.core.states import Event, WaitingOn
 from orchestrator.db import agents, entries, publishing, sweep, transitions
@@ -24,7 +24,8 @@ from orchestrator.db.sql import StepRef
 from orchestrator.db.sweep import Due, Unclaimed
 from orchestrator.db.transitions import Applied
 from orchestrator.db.waking import due, wake
-from orchestrator.tasks.publish import publish, resend_entry, send_step
+from orchestrator.queues.results import show
+from orchestrator.tasks.publish import hand_on_slot, publish, resend_entry, send_step
 
 log: Final = structlog.get_logger(__name__)
 _LOCK: Final = 0x6F7263_02
@@ -84,11 +85,14 @@ def _sweep(wiring: Wiring) -> Swept:
         starved = sweep.starved(connection, settings.ageing)
     lost = _lost(wiring, unclaimed)
     swept.published = sum(_publish_again(wiring, one.step, one.priority) for one in lost)
-    risen = [one for one in starved if one.step not in {other.step for other in lost}]
+    sent = {one.step for one in lost}
     swept.raised = sum(
-        _publish_again(wiring, one.step, raised(one.priority, one.waited, settings.ageing)) for one in risen
+        _publish_again(wiring, one.step, raised(one.priority, one.waited, settings.ageing))
+        for one in starved
+        if one.step not in sent
     )
     swept.delivered = _deliver(wiring)
+    _show_again(wiring)
     return swept
 
 
@@ -105,9 +109,8 @@ def _each(wiring: Wiring, found: Iterable[Due], apply: Callable[[Connection, Due
         if applied is None:
             continue
         done += 1
-        released = (one.step,) if applied.released else ()
-        ended = (one.step.task,) if applied.settled.ended else ()
-        publish(wiring, Publication(released=released, finished=ended))
+        publish(wiring, following(one.step.task, applied.settled, (one.step,) if applied.released else ()))
+        hand_on_slot(wiring)
     return done
 
 
@@ -158,6 +161,17 @@ def _publish_again(wiring: Wiring, step: StepRef, priority: Priority) -> bool:
         log.warning("publish_failed", step=step.step_id, error=type(error).__name__)
         return False
     return True
+
+
+def _show_again(wiring: Wiring) -> None:
+    """Redis may have forgotten what those who watch their tasks should see."""
+    with wiring.engine.connect() as connection:
+        watched = entries.watched(connection)
+    try:
+        for task, status in watched:
+            show(wiring.app, task.task_id, status.value)
+    except Exception as error:  # noqa: BLE001 - as above
+        log.warning("states_not_shown", error=type(error).__name__)
 
 
 def _deliver(wiring: Wiring) -> int:
