@@ -17,12 +17,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg2
 import structlog
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -97,8 +96,8 @@ def run(seed: int, steps: int, *, fence: bool = True, keep_logs: Path | None = N
 
 
 def _run(here: Installation, seed: int, steps: int, *, fence: bool) -> Report:
-    _tell_commit_times(here)
-    wiring = replace(here.wiring("chaos"), waits=False)
+    here.tell_commit_times()
+    wiring = here.wiring("chaos")
     registered = register(wiring)
     source = repository(
         here.folder / "source", {"README.md": "A small project.\n", "shared.txt": "nothing yet\n"}
@@ -125,15 +124,6 @@ def _run(here: Installation, seed: int, steps: int, *, fence: bool) -> Report:
     finally:
         people.go_home()
     return _report(here, wiring, faults, people, seed, quiet_after)
-
-
-def _tell_commit_times(here: Installation) -> None:
-    connection = psycopg2.connect(here.cluster.dsn(here.ports["postgres"]))
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute("ALTER SYSTEM SET track_commit_timestamp = on")
-    connection.close()
-    here.restart_postgres_at_once()
 
 
 def _suffer(faults: Faults, people: People, wiring: Wiring) -> None:
@@ -222,7 +212,7 @@ def _report(
 
 
 def _counts(connection: Connection, query: TextClause) -> dict[str, int]:
-    return {str(name): int(number) for name, number in connection.execute(query).tuples()}
+    return {str(name): int(number) for name, number in connection.execute(query)}
 
 
 def _copy_logs(logs: Path, to: Path) -> None:

@@ -9,11 +9,12 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import psycopg2
 from redis import Redis
 
 from orchestrator import bootstrap
@@ -154,6 +155,23 @@ class Installation:
 
     # ---- servers
 
+    def beside(self, name: str, database: int) -> Installation:
+        """The same servers with an empty database and a Redis database of its own."""
+        port = self.ports["postgres"]
+        postgres.create_database(self.cluster, port, name)
+        _migrate(url := self.cluster.url(port, database=name))
+        broker = self.redis.url(self.ports["redis"], database=database)
+        own = {"ORCHESTRATOR_DATABASE_URL": url, "ORCHESTRATOR_BROKER_URL": broker}
+        return replace(self, environment={**self.environment, **own})
+
+    def tell_commit_times(self) -> None:
+        """From now on Postgres knows when each row was committed; what was before, it doesn't."""
+        with closing(psycopg2.connect(self.cluster.dsn(self.ports["postgres"]))) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+        self.restart_postgres_at_once()
+
     def restart_postgres_at_once(self) -> None:
         """As after a power cut: what was committed is there, what was under way is not."""
         self.renew("postgres")
@@ -193,6 +211,7 @@ def installed(**settings: str) -> Iterator[Installation]:
         "ORCHESTRATOR_BROKER_URL": broker,
         "ORCHESTRATOR_MESSAGE_SECRET": secrets.token_hex(16),
         "ORCHESTRATOR_DATA_DIR": str(folder / "data"),
+        "ORCHESTRATOR_WAITS_FOR_RESULTS": "false",
         "PYTHONPATH": str(REPOSITORY),
         **{f"ORCHESTRATOR_{name.upper()}": value for name, value in settings.items()},
     }
@@ -200,15 +219,19 @@ def installed(**settings: str) -> Iterator[Installation]:
     try:
         here.run(cluster.service(found["postgres"]), server.service(found["redis"]))
         postgres.create_database(cluster, found["postgres"])
-        engine = connect.create(here.database_url, application="benchmarks")
-        upgrade.upgrade(engine)
-        engine.dispose()
+        _migrate(here.database_url)
         yield here
     finally:
         supervisor.abort()
         postgres.remove(folder / "postgres")
         shutil.rmtree(folder, ignore_errors=True)
         os.environ.update(quiet)
+
+
+def _migrate(url: str) -> None:
+    engine = connect.create(url, application="benchmarks")
+    upgrade.upgrade(engine)
+    engine.dispose()
 
 
 def _to_stderr(line: str) -> None:

@@ -16,8 +16,8 @@ from orchestrator import bootstrap
 from orchestrator.tasks.registry import register
 from tests.benchmarks import crash_points, unfenced
 from tests.benchmarks.scripted import scripted_agent, sleeper
+from tests.benchmarks.worker_names import BARE
 
-BARE = "benchmarks.bare"
 _AGENTS = {"scripted": scripted_agent, "sleeper": sleeper}
 
 if os.environ.get("BENCHMARK_FENCE") == "none" and not unfenced.take_out():
@@ -30,7 +30,6 @@ wiring = replace(
     bootstrap.load("benchmarks"),
     make_agent=_AGENTS[os.environ.get("BENCHMARK_AGENT", "scripted")],
     publish_retry=True,
-    waits=False,
 )
 registered = register(wiring)
 app = registered.app

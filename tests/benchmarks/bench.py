@@ -1,0 +1,159 @@
+"""How fast it is, and how little slower than doing nothing: medians of three, everything real.
+
+    scripts/bench [--only NAME] [--json] [--dags DIR]
+
+NAME is throughput, latency, makespan or growth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import structlog
+
+from tests.benchmarks import growth, latency, makespan, throughput
+
+NAMES: Final = ("throughput", "latency", "makespan", "growth")
+_ENOUGH_BY_CANVAS: Final = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One measurement: `values` are the keys of `--json`, `lines` a table: what, value, bound, good."""
+
+    values: Mapping[str, Any]
+    lines: Sequence[tuple[str, str, str, bool]]
+
+
+def _throughput(_: argparse.Namespace) -> Result:
+    found = throughput.measure()
+    bare, durable = median(found.bare), median(found.durable)
+    return Result(
+        {
+            "ratio_durable_to_bare_celery": round(found.ratio, 3),
+            "bare_steps_per_second": [round(value, 1) for value in found.bare],
+            "durable_steps_per_second": [round(value, 1) for value in found.durable],
+        },
+        [
+            ("bare Celery, steps per second", f"{bare:.1f}", "", True),
+            ("durable, steps per second", f"{durable:.1f}", "", True),
+            ("durable ÷ bare", f"{found.ratio:.3f}", "≥ 0.5", found.ratio >= 0.5),
+        ],
+    )
+
+
+def _latency(_: argparse.Namespace) -> Result:
+    found = latency.measure()
+    submitted, answered = latency.summary(found.submitted), latency.summary(found.answered)
+    return Result(
+        {"submit_to_running_ms": submitted, "answer_to_running_ms": answered},
+        [
+            _percentiles("submit → running, ms", submitted, 25),
+            _percentiles("answer → running, ms", answered, 100),
+        ],
+    )
+
+
+def _percentiles(what: str, found: Mapping[str, float], most: float) -> tuple[str, str, str, bool]:
+    shown = f"p50 {found['p50']}  p95 {found['p95']}  n {found['n']:.0f}"
+    return what, shown, f"p50 ≤ {most:g}", found["p50"] <= most
+
+
+def _makespan(options: argparse.Namespace) -> Result:
+    found = makespan.measure(options.dags, options.critical_path)
+    starts: dict[str, int] = {}
+    for each in found:
+        for by, count in each.starts.items():
+            starts[by] = starts.get(by, 0) + count
+    least = min(each.by_canvas for each in found)
+    swept = starts.get("sweep", 0)
+    return Result(
+        {
+            "makespan": {each.dag.name: round(each.ratio, 4) for each in found},
+            "canvas_starts": round(least, 3),
+            "sweep_starts": swept,
+            "starts": {each.dag.name: each.starts for each in found},
+        },
+        [
+            *(
+                (f"makespan {each.dag.name}", f"{each.ratio:.4f}", "≤ 1.05", each.ratio <= 1.05)
+                for each in found
+            ),
+            ("started by a canvas, at least", f"{least:.3f}", "≥ 0.8", least >= _ENOUGH_BY_CANVAS),
+            ("started by the sweep", str(swept), "0", swept == 0),
+        ],
+    )
+
+
+def _growth(_: argparse.Namespace) -> Result:
+    found = growth.measure()
+    few, many = median(found.few), median(found.many)
+    return Result(
+        {
+            "cost_growth": round(found.ratio, 3),
+            "step_ms": {"few": round(few, 2), "many": round(many, 2)},
+            "sweep_ms": {
+                "few": round(median(found.few_sweep), 2),
+                "many": round(median(found.many_sweep), 2),
+            },
+        },
+        [
+            (f"ms per step at {growth.FEW:,} rows", f"{few:.2f}", "", True),
+            (f"ms per step at {growth.MANY:,} rows", f"{many:.2f}", "", True),
+            ("growth", f"{found.ratio:.3f}", "≤ 1.2", found.ratio <= 1.2),
+        ],
+    )
+
+
+_MEASURES: Final[Mapping[str, Callable[[argparse.Namespace], Result]]] = {
+    "throughput": _throughput,
+    "latency": _latency,
+    "makespan": _makespan,
+    "growth": _growth,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=NAMES)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--dags", type=Path, default=makespan.DAGS, help="a folder of *.json plans")
+    parser.add_argument(
+        "--critical-path", type=float, default=makespan.CRITICAL_PATH_SECONDS, help="seconds, for makespan"
+    )
+    options = parser.parse_args(arguments)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    results = []
+    for name in [options.only] if options.only else NAMES:
+        began = time.monotonic()
+        print(f"{name} …", file=sys.stderr)
+        results.append(_MEASURES[name](options))
+        print(f"{name} took {time.monotonic() - began:.0f} s", file=sys.stderr)
+    if options.json:
+        print(
+            json.dumps({key: value for result in results for key, value in result.values.items()}, indent=1)
+        )
+    else:
+        print(_table([line for result in results for line in result.lines]))
+    return 0
+
+
+def _table(lines: Sequence[tuple[str, str, str, bool]]) -> str:
+    first, second, third = (max(map(len, column)) for column in list(zip(*lines, strict=True))[:3])
+    return "\n".join(
+        f"{what:<{first}}  {value:>{second}}  {bound:<{third}}  {'' if good else 'MISSED'}".rstrip()
+        for what, value, bound, good in lines
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
