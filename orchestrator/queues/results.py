@@ -7,16 +7,28 @@ from typing import Any, Final
 from celery import Celery, states
 from celery.backends.redis import RedisBackend
 
-SCHEME: Final = "orchestrator.queues.results:Unawaited+"
-"""Put before a Redis URL, it makes Celery take the class below."""
+_MODULE: Final = "orchestrator.queues.results"
+AWAITED: Final = f"{_MODULE}:Awaited+"
+UNAWAITED: Final = f"{_MODULE}:Unawaited+"
+"""Put before a Redis URL, each makes Celery take the class of that name."""
 
 
-class Unawaited(RedisBackend):
+class Awaited(RedisBackend):
+    """Celery's own, but for this: it listens for a result when one is asked for, not when a task is sent.
+
+    With Redis away, sending would otherwise try twenty times to listen before it failed to send.
+    """
+
+    def on_task_call(self, *_: Any, **__: Any) -> None:
+        """`.get()` listens before it looks, so nothing is missed."""
+
+
+class Unawaited(Awaited):
     """Sends chords and stores results as Celery's does, and subscribes to nothing.
 
-    Celery subscribes when it sends a task, and to each member when it merely composes a group or chord, and
-    unsubscribes when the garbage collector finds the result: with Redis away that stalls whatever thread
-    happens to allocate, in an API its event loop.
+    Celery subscribes to each member when it merely composes a group or chord, and unsubscribes when the
+    garbage collector finds the result: with Redis away that stalls whatever thread happens to allocate, in an
+    API its event loop.
     """
 
     def add_pending_result(self, result: Any, *_: Any, **__: Any) -> Any:
@@ -24,9 +36,6 @@ class Unawaited(RedisBackend):
 
     def remove_pending_result(self, result: Any) -> Any:
         return result
-
-    def on_task_call(self, *_: Any, **__: Any) -> None:
-        """Nobody listens for the result of what is just sent."""
 
 
 _UNLESS_ENDED: Final = """

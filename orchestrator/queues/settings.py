@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from orchestrator.core.priority import Priority
 from orchestrator.queues.names import EXCHANGE
-from orchestrator.queues.results import SCHEME
+from orchestrator.queues.results import AWAITED, UNAWAITED
 from orchestrator.queues.topology import topology
 
 WORKER_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType({"REMAP_SIGTERM": "SIGQUIT"})
@@ -90,7 +90,7 @@ def located(
     on_redis = laid_out.broker == "redis"
     return {
         "broker_url": broker_url,
-        "result_backend": (result_url or broker_url) if waits else SCHEME + (result_url or broker_url),
+        "result_backend": (AWAITED if waits else UNAWAITED) + (result_url or broker_url),
         "result_backend_transport_options": {"global_keyprefix": prefix} if prefix else {},
         "broker_transport_options": (_redis_transport(prefix) if on_redis else _amqp_transport())
         | ({} if publish_retry else dict(_ONE_MORE_TRY)),

@@ -30,7 +30,8 @@ class Registered:
 
 
 def register(wiring: Wiring, *, shared: bool = False) -> Registered:
-    """`shared`: `execute_task` is known to the caller's own Celery app, too, so that its canvases may hold it."""
+    """`shared`: `execute_task` is known to the caller's own Celery app, too, so that its canvases may hold
+    it."""
     app, workplace = wiring.app, Workplace(wiring)
 
     class Entry(ExecuteTask):
@@ -47,6 +48,8 @@ def register(wiring: Wiring, *, shared: bool = False) -> Registered:
 
     app.task(name=str(TaskName.RUN_STEP), bind=True, shared=False)(run_one_step)
     app.task(name=str(TaskName.SWEEP), bind=True, shared=False, ignore_result=True)(sweep)
+    if Entry.name in app.tasks:
+        app.tasks.unregister(Entry.name)  # of another wiring, which shares it with every app of this process
     entry = app.register_task(Entry())
     assert isinstance(entry, ExecuteTask)  # noqa: S101 - what was just given
     app.conf.beat_schedule = {

@@ -8,7 +8,8 @@ import pytest
 
 from tests.integration.ledger import Ledger, migrate, opened
 from tests.integration.rabbitmq import serve_rabbitmq
-from tests.servers import PostgresServer
+from tests.integration.stack import Stack
+from tests.servers import PostgresServer, RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,23 @@ def ledger(migrated_url: str) -> Iterator[Ledger]:
     found = opened(migrated_url)
     yield found
     found.engine.dispose()
+
+
+@pytest.fixture
+def stack(migrated_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
+    """An installation of its own, without a worker."""
+    found = Stack(migrated_url, redis_url, tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def shared_stack(
+    postgres_server: PostgresServer, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """One installation for a whole module, whose tests keep to tasks of their own."""
+    url = postgres_server.fresh(postgres_server.template("migrated", migrate))
+    found = Stack(url, redis_server.fresh(), tmp_path_factory.mktemp("stack"))
+    yield found
+    found.close()
+    postgres_server.drop(url)

@@ -1,0 +1,132 @@
+"""A worker of the tests: production's own, but for the agent, which does what files tell it to.
+
+Run as `celery -A tests.integration.harness worker` in an environment of `Stack`. In HARNESS_FOLDER each agent
+writes down what it does, and waits where a file says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator import bootstrap
+from orchestrator.agents.engine import EngineAgent
+from orchestrator.bootstrap import Desk, Wiring
+from orchestrator.core.assignment import Agent, Assignment, Link, Stop
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
+from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent, Usage
+from orchestrator.tasks.registry import register
+
+FOLDER = "HARNESS_FOLDER"
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What agents wrote down, and which of them must wait."""
+
+    folder: Path
+
+    def write(self, event: str, **data: Any) -> None:
+        line = json.dumps({"event": event, "pid": os.getpid(), "at": time.monotonic(), **data}) + "\n"
+        with (self.folder / "notes").open("a") as file:
+            file.write(line)
+
+    def read(self, event: str | None = None) -> list[dict[str, Any]]:
+        path = self.folder / "notes"
+        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [line for line in found if event in {None, line["event"]}]
+
+    def hold(self, what: str) -> None:
+        (self.folder / f"hold.{what}").touch()
+
+    def let_go(self, what: str) -> None:
+        (self.folder / f"hold.{what}").unlink()
+
+    def is_held(self, what: str) -> bool:
+        return (self.folder / f"hold.{what}").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Obedient:
+    """Does what the step's spec says: {"do": "work" | "ask" | "break" | "die"}; held by `hold.<task>.<key>`."""
+
+    desk: Desk
+    notes: Notes
+
+    def work(self, assignment: Assignment, link: Link) -> Verdict:
+        name = f"{assignment.task_id}.{assignment.step_key}"
+        self.notes.write(
+            "began", step=name, attempt=assignment.attempt, fence=assignment.fence, context=assignment.context
+        )
+        while self.notes.is_held(name):
+            if link.stop.wait(0.02):
+                reason = link.stop.reason or StopReason.DRAIN
+                self.notes.write("stopped", step=name, reason=reason, fence=assignment.fence)
+                return Yielded(reason)
+        match assignment.spec.get("do", "work"):
+            case "ask" if not (answers := self.desk.open_journal(assignment).load().answers):
+                return NeedsInput(Ask("call_1", "Which one?", ("left", "right")))
+            case "ask":
+                return Done("asked", {"answer": answers["call_1"]})
+            case "break":
+                return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
+            case "break once" if assignment.attempt == 1:
+                return Broke("no-luck", "Not yet.", ErrorClass.AGENT)
+            case "die":
+                os._exit(9)
+        self.notes.write("done", step=name, fence=assignment.fence)
+        return Done(f"{assignment.step_key} is done", {"previous": assignment.context.get("previous")})
+
+
+@dataclass(frozen=True, slots=True)
+class Scripted:
+    """A model that writes a file, runs a command, and is done; each request is written down; held by turn."""
+
+    notes: Notes
+    task_id: str
+    kind: Literal["live", "recorded"] = "recorded"
+    name: str = "script"
+
+    def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
+        del listen
+        turn = 1 + sum(message["role"] == "assistant" for message in request.messages)
+        self.notes.write("asked", task=self.task_id, turn=turn)
+        while self.notes.is_held(f"{self.task_id}.{turn}"):
+            if stop.wait(0.02):
+                raise Stopped
+        calls = {
+            1: ("write_file", {"path": "one.txt", "content": "one\n"}),
+            2: ("write_file", {"path": "two.txt", "content": "two\n"}),
+            3: ("attempt_completion", {"summary": "Wrote two files."}),
+        }
+        name, arguments = calls[turn]
+        call = {"type": "tool_use", "id": f"call_{turn}", "name": name, "input": arguments}
+        return Reply((call,), "tool_use", Usage(10, 1), self.name)
+
+
+def agent(wiring: Wiring, desk: Desk) -> Agent:
+    notes = Notes(Path(os.environ[FOLDER]))
+
+    @dataclass(frozen=True, slots=True)
+    class Either:
+        def work(self, assignment: Assignment, link: Link) -> Verdict:
+            if assignment.spec.get("do") != "script":
+                return Obedient(desk, notes).work(assignment, link)
+            model = Scripted(notes, assignment.task_id)
+            engine = EngineAgent(lambda _: model, desk.open_journal, desk.open_workspace)
+            return engine.work(assignment, link)
+
+    del wiring
+    return Either()
+
+
+if FOLDER in os.environ:
+    registered = register(replace(bootstrap.load("harness"), make_agent=agent, publish_retry=True))
+    app = registered.app
+    app.conf.worker_soft_shutdown_timeout = 1.5  # Celery sleeps for all of it, whatever ends before

@@ -1,0 +1,292 @@
+"""`execute_task.delay()`: the producers' door, alone and in a user's own chain and chord."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+from celery import chain, chord
+from celery.result import AsyncResult
+
+from orchestrator.commands import answer, intervene
+from orchestrator.core.errors import Conflict, Refused
+from orchestrator.core.priority import Priority
+from orchestrator.queues.canvas import sent_again
+from orchestrator.queues.messages import finalize_label
+from orchestrator.tasks import TaskCancelled, TaskFailed
+from orchestrator.tasks.entry import TaskResult
+from tests.integration.stack import PATIENCE_SECONDS, REPOSITORY, Stack, until, worker
+
+BREAKS = {"description": "Break", "steps": [{"id": "a", "description": "Break", "spec": {"do": "break"}}]}
+ASKS = {"description": "Ask", "steps": [{"id": "a", "description": "Ask", "spec": {"do": "ask"}}]}
+
+
+@pytest.fixture(scope="module")
+def served(shared_stack: Stack) -> Iterator[Stack]:
+    """An installation with a worker."""
+    with worker(shared_stack, slots=8):
+        yield shared_stack
+
+
+@pytest.fixture(scope="module")
+def theirs(served: Stack) -> Iterator[ModuleType]:
+    """The user's app in this process, and their own worker."""
+    kept = dict(os.environ)
+    os.environ.update(served.environment)
+    for name in [name for name in sys.modules if name == "orchestrator.tasks"]:
+        del sys.modules[name]
+    try:
+        module = importlib.import_module("tests.integration.users_app")
+        with worker(served, slots=4, app="tests.integration.users_app", queues="theirs"):
+            yield module
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def get(result: Any) -> Any:
+    return result.get(timeout=PATIENCE_SECONDS, interval=0.05)
+
+
+def state(result: AsyncResult[Any], wanted: str) -> None:
+    """Celery's own word; a result may be thrown to the caller a moment before it is stored."""
+    until(lambda: result.state == wanted, f"{wanted}, not {result.state}")
+
+
+def test_a_call_returns_the_task_s_result(served: Stack) -> None:
+    result = served.registered.execute_task.delay("Say hello")
+    found = get(result)
+    assert found["task_id"] == result.id
+    assert found["status"] == "completed"
+    assert [one["key"] for one in found["steps"]] == ["work"]
+    assert (result.state, result.status) == ("SUCCESS", "completed")
+    assert served.ledger.row(result.id)["created_by"] == "celery"
+    served.ledger.assert_consistent(result.id)
+
+
+def test_a_call_of_a_task_that_fails_raises_it(served: Stack) -> None:
+    result = served.call(BREAKS)
+    with pytest.raises(TaskFailed) as found:
+        get(result)
+    assert found.value.code == "no-luck"
+    assert result.id in found.value.reason, "what Flower shows is where to look, not what the agent said"
+    assert (result.state, result.status) == ("FAILURE", "failed")
+
+
+def test_a_call_of_a_task_that_is_cancelled_raises_it(served: Stack) -> None:
+    result = served.call(ASKS)
+    until(lambda: result.state == "pending_input", "the question")
+    served.command(intervene.cancel, result.id, reason="enough")
+    with pytest.raises(TaskCancelled) as found:
+        get(result)
+    assert found.value.reason == "enough"
+    assert (result.state, result.status) == ("REVOKED", "cancelled")
+
+
+def test_a_result_shows_the_six_names_while_its_task_lives(served: Stack) -> None:
+    served.notes.hold("living.a")
+    result = served.call(ASKS, task_id="living")
+    assert result.status == "queued"
+    until(lambda: result.state == "running", "running")
+    assert result.status == "running"
+    served.notes.let_go("living.a")
+    until(lambda: result.state == "pending_input", "the question")
+    assert result.status == "pending_input"
+    served.command(answer.answer, "living", "left")
+    assert get(result)["steps"][0]["status"] == "completed"
+    assert result.status == "completed"
+    assert served.ledger.rows("SELECT result FROM steps WHERE task_id = 'living'") == [
+        {"result": {"answer": "left"}}
+    ]
+
+
+def test_a_chain_of_the_user_s_goes_on_with_the_result(served: Stack, theirs: ModuleType) -> None:
+    canvas = chain(theirs.before.s("context"), theirs.execute_task.s("Work with it"), theirs.after.s().set(queue="theirs"))
+    result = canvas.apply_async()
+    found = get(result)
+    assert found["status"] == "completed"
+    assert result.parent.id == found["task_id"]
+    assert served.ledger.row(found["task_id"])["previous"] == "context"
+    assert served.began(f"{found['task_id']}.work")["context"]["previous"] == "context"
+
+
+def test_a_chain_of_the_user_s_ends_where_the_task_fails(theirs: ModuleType) -> None:
+    result = chain(theirs.execute_task.s(BREAKS), theirs.after.s().set(queue="theirs")).apply_async()
+    with pytest.raises(TaskFailed):
+        get(result.parent)
+    state(result.parent, "FAILURE")
+    assert result.state == "PENDING"
+
+
+def test_a_chord_of_the_user_s_gathers_tasks(theirs: ModuleType) -> None:
+    header = [theirs.execute_task.s(f"Part {number}") for number in range(3)]
+    result = chord([*header, theirs.before.s("theirs")], theirs.gathered.s().set(queue="theirs")).apply_async()
+    found = get(result)
+    assert len(found) == 4
+    assert found[3] == "theirs"
+
+
+def test_a_task_may_be_the_body_of_the_user_s_chord(served: Stack, theirs: ModuleType) -> None:
+    result = chord([theirs.before.s("a"), theirs.before.s("b")], theirs.execute_task.s("Join")).apply_async()
+    found = get(result)
+    assert served.ledger.row(found["task_id"])["previous"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("end", ["fails", "is cancelled"])
+def test_a_chord_of_the_user_s_hears_that_a_member(served: Stack, theirs: ModuleType, end: str) -> None:
+    gathered = int(theirs.notes.get("gathered") or 0)
+    member = theirs.execute_task.s(BREAKS if end == "fails" else ASKS)
+    header = [member, theirs.execute_task.s("Fine")]
+    result = chord(header, theirs.gathered.s().set(queue="theirs")).apply_async()
+    if end == "is cancelled":
+        task_id = result.parent.results[0].id
+        until(lambda: served.ledger.row(task_id)["status"] == "pending_input", "the question")
+        served.command(intervene.cancel, task_id, reason="enough")
+    with pytest.raises(TaskFailed if end == "fails" else TaskCancelled):
+        get(result)
+    state(result, "FAILURE")
+    assert int(theirs.notes.get("gathered") or 0) == gathered
+
+
+def test_fifty_messages_make_one_task_and_run_what_follows_once(served: Stack, theirs: ModuleType) -> None:
+    before = int(theirs.notes.get("after") or 0)
+    served.notes.hold("fifty.work")
+    canvas = chain(theirs.execute_task.s("Once").set(task_id="fifty"), theirs.after.s().set(queue="theirs"))
+    result = canvas.apply_async()
+    served.began("fifty.work")
+    wiring = served.wiring
+    stored = served.ledger.row("fifty")["entry_signature"]
+    destination = wiring.topology.destination(Priority.MEDIUM)
+
+    def send(times: int) -> None:
+        for _ in range(times):
+            sent_again(wiring.app, stored, destination, finalize_label("fifty")).apply_async()
+
+    send(25)
+    served.notes.let_go("fifty.work")
+    send(25)
+    assert get(result)["task_id"] == "fifty"
+    send(1)
+    marker = get(theirs.before.s("behind them").apply_async())
+    assert marker == "behind them"
+    until(lambda: served.redis.llen(destination.queue.value) == 0, "an empty queue")
+    assert int(theirs.notes.get("after")) == before + 1
+    assert served.ledger.rows("SELECT count(*) AS n FROM tasks WHERE id = 'fifty'") == [{"n": 1}]
+    assert len(served.ledger.rows("SELECT 1 FROM attempts WHERE step_id LIKE 'workflow_fifty%'")) == 1
+
+
+def test_a_broker_that_is_emptied_right_after_the_call_loses_nothing(stack: Stack) -> None:
+    result = stack.call("Survive", task_id="survivor")
+    stack.redis.flushall()
+    with worker(stack):
+        stack.healed(lambda: stack.ledger.row("survivor")["finished_at"], "the end")
+        found = get(result)
+    assert found["status"] == "completed"
+
+
+def test_a_broker_that_is_away_during_the_call_loses_nothing(stack: Stack) -> None:
+    away = replace(stack, redis_url=stack.redis_url.replace(stack.redis_url.rpartition("@")[2], "127.0.0.1:9/0"))
+    sent = away.call("Wait for the broker", task_id="patient")
+    assert sent.id == "patient"
+    away.close()
+    with worker(stack):
+        stack.healed(lambda: stack.ledger.row("patient")["finished_at"], "the end")
+        assert get(TaskResult("patient", app=stack.wiring.app))["status"] == "completed"
+
+
+def test_a_producer_needs_no_database(stack: Stack) -> None:
+    environment = {**os.environ, **stack.environment, "PYTHONPATH": str(REPOSITORY)}
+    del environment["ORCHESTRATOR_DATABASE_URL"]
+    program = (
+        "from orchestrator.tasks import execute_task\n"
+        "r = execute_task.delay({'description': 'Without one', 'labels': {'a': 'b'}})\n"
+        "print(r.id)"
+    )
+    sent = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert sent.returncode == 0, sent.stderr
+    task_id = sent.stdout.strip()
+    with worker(stack):
+        assert get(TaskResult(task_id, app=stack.wiring.app))["status"] == "completed"
+    assert stack.ledger.row(task_id)["labels"] == {"a": "b"}
+
+
+def test_importing_the_tasks_loads_no_model_and_no_web_framework_and_warns_of_nothing(stack: Stack) -> None:
+    program = (
+        "import sys\n"
+        "from dataclasses import replace\n"
+        "from orchestrator.tasks import app, execute_task\n"
+        "from orchestrator.tasks.registry import register\n"
+        "from orchestrator import bootstrap\n"
+        "second = register(bootstrap.load('second'))\n"
+        "app.finalize(); second.app.finalize()\n"
+        "from celery import Celery\n"
+        "theirs = Celery('theirs'); theirs.finalize()\n"
+        "assert execute_task.name in theirs.tasks\n"
+        "assert second.app.tasks[execute_task.name].wiring is second.execute_task.wiring\n"
+        "assert second.execute_task.wiring is not execute_task.wiring\n"
+        "heavy = {'anthropic', 'fastapi', 'starlette', 'uvicorn', 'obstore'} & set(sys.modules)\n"
+        "print(sorted(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, **stack.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_app_that_was_finished_before_the_import_knows_the_task_too(stack: Stack) -> None:
+    program = (
+        "from celery import Celery\n"
+        "theirs = Celery('theirs'); theirs.finalize()\n"
+        "from orchestrator.tasks import execute_task\n"
+        "assert execute_task.name in theirs.tasks\n"
+    )
+    environment = {**os.environ, **stack.environment}
+    subprocess.run([sys.executable, "-W", "error", "-c", program], env=environment, check=True)
+
+
+def test_a_bad_request_is_refused_before_anything_is_written(stack: Stack) -> None:
+    with pytest.raises(Refused, match="unknown field 'prioritty'"):
+        stack.call({"description": "Something", "prioritty": "high"})
+    with pytest.raises(Refused, match="one request, not 3"):
+        stack.registered.execute_task.delay("a", "b", "c")
+    with pytest.raises(Refused, match="id of the call"):
+        stack.call({"id": "mine", "description": "Something"})
+    assert stack.ledger.rows("SELECT 1 FROM tasks") == []
+    assert stack.redis.dbsize() == 0
+
+
+def test_an_id_that_another_request_has_is_refused(stack: Stack) -> None:
+    stack.call("One thing", task_id="same")
+    stack.call("One thing", task_id="same")
+    with pytest.raises(Conflict, match="another request"):
+        stack.call("Another thing", task_id="same")
+    assert len(stack.ledger.rows("SELECT 1 FROM tasks")) == 1
+
+
+def test_messages_carry_ids_and_no_payload(stack: Stack) -> None:
+    stack.call({"description": "a secret plan", "steps": BREAKS["steps"]}, task_id="quiet")
+    for key in stack.redis.scan_iter("orchestrator.*"):
+        for message in stack.redis.lrange(key, 0, -1):
+            body = json.loads(message)
+            assert b"secret plan" not in message
+            assert body["headers"]["kwargsrepr"] == "{}"
+            assert "quiet" in body["headers"]["argsrepr"]
