@@ -1,7 +1,7 @@
 """Wiring: reads the settings once and hands the shells what they work with.
 
-Nothing here connects before it is used, and each part is imported only by the process that uses it: a producer
-that calls `.delay()` loads neither a model's SDK nor a web framework.
+Nothing here connects before it is used, and each part is imported only by the process that uses it: a
+producer that calls `.delay()` loads neither a model's SDK nor a web framework.
 """
 
 from __future__ import annotations

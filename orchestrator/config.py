@@ -14,7 +14,6 @@ from typing import Final
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-
 DEFAULT_TENANT: Final = "default"
 """The one tenant of an installation that has no others."""
 

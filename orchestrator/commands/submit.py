@@ -47,13 +47,14 @@ class Submitted:
 
 _INSERT_TASK: Final = statement(
     """
-    INSERT INTO tasks (tenant_id, id, external_id, title, description, priority, execution_mode, on_step_failure,
-        request, warnings, root_id, created_by, deadline, requirements, stakeholders, labels, budget, agent_type,
-        model, repository_url, repository_branch, push, previous, status, waiting_on, waiting_since, paused_at)
+    INSERT INTO tasks (tenant_id, id, external_id, title, description, priority, execution_mode,
+        on_step_failure, request, warnings, root_id, created_by, deadline, requirements, stakeholders, labels,
+        budget, agent_type, model, repository_url, repository_branch, push, previous, status, waiting_on,
+        waiting_since, paused_at)
     VALUES (:tenant, :task, :external_id, :title, :description, :priority, :mode, :on_step_failure,
         CAST(:request AS jsonb), CAST(:warnings AS jsonb), :task, :created_by, :deadline,
-        CAST(:requirements AS jsonb), CAST(:stakeholders AS jsonb), CAST(:labels AS jsonb), CAST(:budget AS jsonb),
-        :agent_type, :model, :url, :branch, :push, CAST(:previous AS jsonb),
+        CAST(:requirements AS jsonb), CAST(:stakeholders AS jsonb), CAST(:labels AS jsonb),
+        CAST(:budget AS jsonb), :agent_type, :model, :url, :branch, :push, CAST(:previous AS jsonb),
         CASE WHEN :start THEN 'queued' ELSE 'pending_input' END, CASE WHEN :start THEN NULL ELSE 'paused' END,
         CASE WHEN :start THEN NULL ELSE now() END, CASE WHEN :start THEN NULL ELSE now() END)
     ON CONFLICT DO NOTHING

@@ -80,7 +80,8 @@ class Link(Protocol):
     def stop(self) -> Stop: ...
 
     def note(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Records progress (`tool`, `turn`, `text` …): marks the step as moving, shows up live, may be coalesced."""
+        """Records progress (`tool`, `turn`, `text` …): marks the step as moving, shows up live, may be
+        coalesced."""
 
     def log(self, stream: str, text: str) -> None:
         """Appends to the step's log; `stream` is agent, stdout, stderr or system."""

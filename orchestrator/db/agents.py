@@ -30,13 +30,15 @@ class Slot:
 
 _REGISTER: Final = statement(
     """
-    INSERT INTO agents (tenant_id, id, name, status, node, pid, boot_id, version, queues, capabilities, models)
+    INSERT INTO agents
+        (tenant_id, id, name, status, node, pid, boot_id, version, queues, capabilities, models)
     VALUES (:tenant, :id, :name, 'idle', :node, :pid, :boot, :version, CAST(:queues AS jsonb),
         CAST(:capabilities AS jsonb), CAST(:models AS jsonb))
     ON CONFLICT (tenant_id, id) DO UPDATE SET status = 'idle', node = excluded.node, pid = excluded.pid,
         boot_id = excluded.boot_id, version = excluded.version, queues = excluded.queues,
-        capabilities = excluded.capabilities, models = excluded.models, step_id = NULL, drain_requested = false,
-        registered_at = clock_timestamp(), heartbeat_at = clock_timestamp(), released_at = NULL
+        capabilities = excluded.capabilities, models = excluded.models, step_id = NULL,
+        drain_requested = false, registered_at = clock_timestamp(),
+        heartbeat_at = clock_timestamp(), released_at = NULL
     """
 )
 _BEAT: Final = statement(

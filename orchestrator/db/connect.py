@@ -23,7 +23,8 @@ __all__ = ["Connection", "Engine", "SQLAlchemyError", "create", "is_away"]
 
 _CONNECT_SECONDS: Final = 5
 _AWAY: Final = ("57P", "08", "53")
-"""SQLSTATE classes: operator intervention, connection exception, insufficient resources (disk full, too many)."""
+"""SQLSTATE classes: operator intervention, connection exception, insufficient resources (disk full, too
+many)."""
 
 
 def create(url: str, *, application: str, pool_size: int = 4) -> Engine:
@@ -50,7 +51,8 @@ def create(url: str, *, application: str, pool_size: int = 4) -> Engine:
 
 
 def is_away(error: BaseException) -> bool:
-    """True if the database could not be reached or was shutting down, so that the same call may work later."""
+    """True if the database could not be reached or was shutting down, so that the same call may work
+    later."""
     if isinstance(error, DisconnectionError | PoolTimeout):
         return True
     if isinstance(error, DBAPIError):

@@ -79,8 +79,8 @@ def append_logs(
 _ASK: Final = statement(
     """
     INSERT INTO questions (tenant_id, id, task_id, workflow_id, step_id, call_id, text, options)
-    VALUES (:tenant, 'q_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :workflow, :step, :call,
-        :text, CAST(:options AS jsonb))
+    VALUES (:tenant, 'q_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :workflow, :step,
+        :call, :text, CAST(:options AS jsonb))
     ON CONFLICT (tenant_id, step_id, call_id) DO NOTHING
     RETURNING id
     """
@@ -157,20 +157,6 @@ def fix_start(connection: Connection, step: StepRef, fence: int, commit: str) ->
     )
 
 
-_NEEDED: Final = statement(
-    """
-    SELECT r.key, r.summary, r.result, r.result_commit FROM step_needs n
-    JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
-    WHERE n.tenant_id = :tenant AND n.step_id = :step ORDER BY r.number
-    """
-)
-
-
-def needed(connection: Connection, step: StepRef) -> list[dict[str, Any]]:
-    """What the step's needs left: key, summary, result, result_commit, in the plan's order."""
-    return rows(connection, _NEEDED, tenant=step.tenant_id, step=step.step_id)
-
-
 _TIP: Final = statement("UPDATE tasks SET tip_commit = :commit WHERE tenant_id = :tenant AND id = :task")
 _CONFLICT: Final = statement(
     """
@@ -188,16 +174,17 @@ def set_tip(connection: Connection, task: TaskRef, commit: str) -> None:
 
 
 def count_conflict(connection: Connection, step: StepRef, fence: int, shown: str) -> int:
-    """How often this step's commit could not be integrated, this time included; `shown` is for the next run."""
+    """How often this step's commit could not be integrated by now; `shown` is for the next run."""
     row = one(connection, _CONFLICT, tenant=step.tenant_id, step=step.step_id, fence=fence, shown=shown)
     return 0 if row is None else int(row["conflicts"])
 
 
 _ARTIFACT: Final = statement(
     """
-    INSERT INTO artifacts (tenant_id, id, task_id, workflow_id, step_id, kind, name, media_type, size, sha256, key)
-    VALUES (:tenant, 'art_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :workflow, :step, :kind,
-        :name, :media_type, :size, :sha256, :key)
+    INSERT INTO artifacts
+        (tenant_id, id, task_id, workflow_id, step_id, kind, name, media_type, size, sha256, key)
+    VALUES (:tenant, 'art_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :workflow, :step,
+        :kind, :name, :media_type, :size, :sha256, :key)
     ON CONFLICT (tenant_id, task_id, workflow_id, name) DO UPDATE
         SET size = excluded.size, sha256 = excluded.sha256, key = excluded.key, step_id = excluded.step_id,
             created_at = clock_timestamp()

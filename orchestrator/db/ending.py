@@ -35,7 +35,8 @@ _END: Final = statement(
         finished_at = clock_timestamp()
     WHERE tenant_id = :tenant AND id = :task;
     UPDATE interventions SET state = 'applied', applied_at = clock_timestamp()
-    WHERE tenant_id = :tenant AND task_id = :task AND command = 'cancel' AND state IN ('requested', 'acknowledged')
+    WHERE tenant_id = :tenant AND task_id = :task AND command = 'cancel'
+        AND state IN ('requested', 'acknowledged')
       AND :status = 'cancelled';
     UPDATE interventions SET state = 'rejected', applied_at = clock_timestamp()
     WHERE tenant_id = :tenant AND task_id = :task AND state IN ('requested', 'acknowledged')

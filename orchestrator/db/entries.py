@@ -1,4 +1,5 @@
-"""The caller's side of `execute_task`: its Celery request is kept while the work is done, and answered once."""
+"""The caller's side of `execute_task`: its Celery request is kept while the work is done, and answered
+once."""
 
 from __future__ import annotations
 

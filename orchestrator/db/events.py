@@ -29,7 +29,8 @@ APPEND_SQL: Final = """
         WHERE tenant_id = :tenant AND id = :task RETURNING event_number
     )
     INSERT INTO events (tenant_id, task_id, number, workflow_id, step_id, fence, type, name, data)
-    SELECT :tenant, :task, t.event_number - :count + v.i, v.workflow_id, v.step_id, v.fence, v.type, v.name, v.data
+    SELECT :tenant, :task, t.event_number - :count + v.i, v.workflow_id, v.step_id, v.fence,
+        v.type, v.name, v.data
     FROM t, jsonb_to_recordset(CAST(:events AS jsonb))
          AS v(i int, workflow_id text, step_id text, fence int, type text, name text, data jsonb)
     """

@@ -12,7 +12,8 @@ from orchestrator.db.sql import one, statement
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """`store_marked`: the artifact store carries the id already, so whoever doesn't see it looks elsewhere."""
+    """`store_marked`: the artifact store carries the id already, so whoever doesn't see it looks
+    elsewhere."""
 
     id: str
     store_marked: bool
@@ -29,7 +30,8 @@ _MAKE: Final = statement(
 )
 _MARKED: Final = statement(
     """
-    UPDATE settings SET value = value || jsonb_build_object('store_marked', true), updated_at = clock_timestamp()
+    UPDATE settings SET value = value || jsonb_build_object('store_marked', true),
+        updated_at = clock_timestamp()
     WHERE tenant_id = 'default' AND name = 'installation'
     """
 )

@@ -18,9 +18,10 @@ _RECORD: Final = statement(
     """
     INSERT INTO interventions (tenant_id, id, task_id, command, state, reason, requested_by, details,
         acknowledged_at, applied_at)
-    VALUES (:tenant, 'int_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :command, :state, :reason, :by,
-        CAST(:details AS jsonb),
-        CASE WHEN :state = 'applied' THEN clock_timestamp() END, CASE WHEN :state = 'applied' THEN clock_timestamp() END)
+    VALUES (:tenant, 'int_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :command, :state,
+        :reason, :by, CAST(:details AS jsonb),
+        CASE WHEN :state = 'applied' THEN clock_timestamp() END,
+        CASE WHEN :state = 'applied' THEN clock_timestamp() END)
     RETURNING id
     """
 )
@@ -94,11 +95,13 @@ _RESUME: Final = statement(
     """
     UPDATE tasks SET paused_at = NULL WHERE tenant_id = :tenant AND id = :task;
     UPDATE interventions SET state = 'applied', applied_at = clock_timestamp()
-    WHERE tenant_id = :tenant AND task_id = :task AND command = 'pause' AND state IN ('requested', 'acknowledged');
+    WHERE tenant_id = :tenant AND task_id = :task AND command = 'pause'
+      AND state IN ('requested', 'acknowledged');
     UPDATE steps SET status = 'queued', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
         ready_at = now(), published_at = now(), publications = 0, published_by = 'wake',
         published_alone = published_alone OR (signature IS NULL AND canvas IS NULL)
-    WHERE tenant_id = :tenant AND workflow_id = :workflow AND status = 'pending_input' AND waiting_on = 'paused'
+    WHERE tenant_id = :tenant AND workflow_id = :workflow AND status = 'pending_input'
+      AND waiting_on = 'paused'
     RETURNING id
     """
 )
@@ -139,9 +142,10 @@ def cancel(connection: Connection, task: LockedTask, by: str, reason: str) -> Co
     ended = [row["id"] for row in gone]
     withdraw_questions(connection, task.ref, ended)
     end_attempts(connection, task.ref.tenant_id, ended, "cancelled")
-    events = [_command_event(task, "cancel", by, reason)]
-    for row in gone:
-        events.append(step_event(Event.CANCEL, _step(task, row["id"]), None, reason=reason))
+    events = [
+        _command_event(task, "cancel", by, reason),
+        *(step_event(Event.CANCEL, _step(task, row["id"]), None, reason=reason) for row in gone),
+    ]
     settled = settle(connection, task, events)
     return Commanded(intervention, settled.ended, settled)
 
@@ -149,16 +153,16 @@ def cancel(connection: Connection, task: LockedTask, by: str, reason: str) -> Co
 _REOPEN: Final = statement(
     """
     UPDATE tasks SET workflow_number = workflow_number + 1, status = 'queued', outcome = NULL, result = NULL,
-        tip_commit = NULL, finished_at = NULL, started_at = NULL, cancel_requested_at = NULL, cancel_reason = NULL,
-        paused_at = NULL, waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL, open_questions = 0,
-        notified_at = NULL, archived_at = NULL
+        tip_commit = NULL, finished_at = NULL, started_at = NULL, cancel_requested_at = NULL,
+        cancel_reason = NULL, paused_at = NULL, waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
+        open_questions = 0, notified_at = NULL, archived_at = NULL
     WHERE tenant_id = :tenant AND id = :task
     """
 )
 
 
 def reopen(connection: Connection, task: LockedTask, by: str, reason: str | None) -> None:
-    """RETRY: the only way out of a terminal state. The caller writes the next workflow and appends the event."""
+    """RETRY: the only way out of a terminal state. The caller writes the next workflow and the event."""
     connection.execute(_REOPEN, _keys(task))
     record(connection, task, "retry", by, reason, applied=True)
 

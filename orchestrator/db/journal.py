@@ -69,7 +69,8 @@ _CALLS: Final = statement(
 )
 _ANSWERS: Final = statement(
     """
-    SELECT call_id, answer FROM questions WHERE tenant_id = :tenant AND step_id = :step AND answered_at IS NOT NULL
+    SELECT call_id, answer FROM questions WHERE tenant_id = :tenant AND step_id = :step
+        AND answered_at IS NOT NULL
     """
 )
 _CONSUME: Final = statement(

@@ -1,9 +1,13 @@
-"""The lock on a task's row, with which every change of its steps begins (order: parent task, task, workflow, steps)."""
+"""The lock on a task's row, with which every change of its steps begins.
+
+The order is always: parent task, task, workflow, steps.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
@@ -12,11 +16,15 @@ from orchestrator.db.sql import TaskRef, one, statement
 
 LOCK_SQL: Final = "SELECT 1 FROM tasks WHERE tenant_id = :tenant AND id = :task FOR UPDATE;"
 
+FACTS_SQL: Final = """
+    t.status AS task_status, t.workflow_number, t.paused_at, t.cancel_requested_at, t.cancel_reason,
+    t.on_step_failure, t.started_at AS task_started_at, t.base_commit, t.tip_commit, t.priority AS task_priority,
+    t.entry_signature IS NOT NULL AS has_entry, w.id AS workflow_id, w.phase
+"""
+"""What `locked` reads, of a task `t` and its current workflow `w`."""
 _LOCKED: Final = statement(
-    """
-    SELECT t.status, t.workflow_number, t.paused_at, t.cancel_requested_at, t.cancel_reason, t.on_step_failure,
-           t.open_questions, t.started_at, t.base_commit, t.tip_commit, t.priority, t.entry_signature,
-           w.id AS workflow_id, w.phase
+    f"""
+    SELECT {FACTS_SQL}
     FROM tasks t
     JOIN workflows w ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
     WHERE t.tenant_id = :tenant AND t.id = :task
@@ -48,11 +56,14 @@ class LockedTask:
 def lock_task(connection: Connection, ref: TaskRef) -> LockedTask | None:
     """Takes the lock that every change of a task's rows begins with."""
     row = one(connection, _LOCKED, tenant=ref.tenant_id, task=ref.task_id)
-    if row is None:
-        return None
+    return None if row is None else locked(ref, row)
+
+
+def locked(ref: TaskRef, row: Mapping[str, Any]) -> LockedTask:
+    """From a row that has FACTS_SQL, in a transaction that holds the task's lock."""
     return LockedTask(
         ref=ref,
-        status=Status(row["status"]),
+        status=Status(row["task_status"]),
         workflow_id=row["workflow_id"],
         workflow_number=row["workflow_number"],
         phase=Phase(row["phase"]),
@@ -60,9 +71,9 @@ def lock_task(connection: Connection, ref: TaskRef) -> LockedTask | None:
         cancel_requested=row["cancel_requested_at"] is not None,
         cancel_reason=row["cancel_reason"],
         on_step_failure=row["on_step_failure"],
-        started=row["started_at"] is not None,
+        started=row["task_started_at"] is not None,
         base_commit=row["base_commit"],
         tip_commit=row["tip_commit"],
-        priority=row["priority"],
-        has_entry=row["entry_signature"] is not None,
+        priority=row["task_priority"],
+        has_entry=row["has_entry"],
     )

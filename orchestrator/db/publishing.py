@@ -27,8 +27,9 @@ class Publishable:
 
 
 _FIELDS: Final = """
-    SELECT s.tenant_id, s.id, s.task_id, s.workflow_id, s.key, s.number, s.kind, s.priority, s.canvas, s.signature,
-        (SELECT count(*) FROM steps a WHERE a.tenant_id = s.tenant_id AND a.workflow_id = s.workflow_id) AS total
+    SELECT s.tenant_id, s.id, s.task_id, s.workflow_id, s.key, s.number, s.kind, s.priority, s.canvas,
+        s.signature, (SELECT count(*) FROM steps a
+            WHERE a.tenant_id = s.tenant_id AND a.workflow_id = s.workflow_id) AS total
     FROM steps s
 """
 _BY_ID: Final = statement(

@@ -39,7 +39,8 @@ def statement(sql: str) -> TextClause:
 
 
 def dumps(value: Mapping[str, Any] | Sequence[Any] | None) -> str | None:
-    """JSON for a `CAST(:x AS jsonb)`; None stays SQL's null. NUL characters, which jsonb refuses, are shown."""
+    """JSON for a `CAST(:x AS jsonb)`; None stays SQL's null. NUL characters, which jsonb refuses, are
+    shown."""
     return None if value is None else json.dumps(value, default=str).replace("\\u0000", "\\ufffd")
 
 

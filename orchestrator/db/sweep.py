@@ -1,4 +1,5 @@
-"""What the sweep finds: leases that ended, times that came, steps that nobody took. Safe to run twice at once."""
+"""What the sweep finds: leases that ended, times that came, steps that nobody took. Safe to run twice at
+once."""
 
 from __future__ import annotations
 
@@ -96,7 +97,8 @@ _UNCLAIMED: Final = statement(
 )
 _PUBLISHED: Final = statement(
     """
-    UPDATE steps SET published_at = clock_timestamp(), publications = publications + 1, published_by = 'sweep',
+    UPDATE steps SET published_at = clock_timestamp(), publications = publications + 1,
+        published_by = 'sweep',
         published_alone = published_alone OR signature IS NULL, priority = :priority
     WHERE tenant_id = :tenant AND id = :step AND status = 'queued'
     RETURNING id
@@ -139,7 +141,8 @@ _STARVED: Final = statement(
 
 
 def starved(connection: Connection, age: timedelta) -> list[Unclaimed]:
-    """Ready steps that waited for so long that they rise; `priority` is their task's, from which they rose."""
+    """Ready steps that waited for so long that they rise; `priority` is their task's, from which they
+    rose."""
     found = rows(connection, _STARVED, age=age.total_seconds())
     return [
         Unclaimed(
@@ -157,7 +160,8 @@ _LOST_JOINS: Final = statement(
     UPDATE steps SET ready_at = now(), published_at = now()
     WHERE (tenant_id, id) IN (
         SELECT s.tenant_id, s.id FROM steps s JOIN tasks t ON t.tenant_id = s.tenant_id AND t.id = s.task_id
-        WHERE s.status = 'queued' AND s.ready_at IS NULL AND t.status IN ('queued', 'running', 'pending_input')
+        WHERE s.status = 'queued' AND s.ready_at IS NULL
+            AND t.status IN ('queued', 'running', 'pending_input')
           AND NOT EXISTS (
             SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
             WHERE n.tenant_id = s.tenant_id AND n.step_id = s.id AND r.status <> 'completed')
@@ -168,7 +172,8 @@ _LOST_JOINS: Final = statement(
 
 
 def repair_joins(connection: Connection) -> int:
-    """Steps whose needs are all completed but that nobody made ready; none in a database that only we write."""
+    """Steps whose needs are all completed but that nobody made ready; none in a database that only we
+    write."""
     return len(rows(connection, _LOST_JOINS))
 
 

@@ -1,5 +1,5 @@
-"""The only writer of state. Each function applies one event of `core.states.RULES` to one step, under a lock on
-its task, and writes the event row in the same transaction, which the caller owns.
+"""The only writer of state. Each function applies one event of `core.states.RULES` to one step, under a lock
+on its task, and writes the event row in the same transaction, which the caller owns.
 
 A guard that doesn't hold changes nothing: the function returns None and the caller reads why.
 """
@@ -16,14 +16,14 @@ from sqlalchemy import Connection
 from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, WaitingOn, task_status
 from orchestrator.db.ending import end_task
 from orchestrator.db.events import APPEND_SQL, EventDraft, append_events, append_values
-from orchestrator.db.locks import LOCK_SQL, LockedTask, lock_task
+from orchestrator.db.locks import FACTS_SQL, LOCK_SQL, LockedTask, lock_task, locked
 from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a transition did to the task; `ended` only in the transaction that ended it, `watched` if its status
-    changed and somebody who called it through Celery watches."""
+    """What a transition did to the task; `ended` only in the transaction that ended it, `watched` if its
+    status changed and somebody who called it through Celery watches."""
 
     status: Status
     ended: bool = False
@@ -32,9 +32,9 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A transition that took place. `ready` are the steps that it made ready, `released` those of them that the
-    caller must publish because no canvas does; `instead` is where a pause or cancel of the task sent the step on
-    in the same transaction."""
+    """A transition that took place. `ready` are the steps that it made ready, `released` those of them that
+    the caller must publish because no canvas does; `instead` is where a pause or cancel of the task sent the
+    step on in the same transaction."""
 
     settled: Settled
     ready: tuple[str, ...] = ()
@@ -51,16 +51,16 @@ def step_event(event: Event, step: StepRef, fence: int | None, **data: Any) -> E
     return EventDraft("step", event, {"to": RULES[event].to, **data}, step.workflow_id, step.step_id, fence)
 
 
-# --- the task follows its steps -------------------------------------------------------------------------------
+# --- the task follows its steps -----------------------------------------------------------------------------
 
-_STEPS: Final = statement(
-    """
+_GROUPS_SQL: Final = """
     SELECT status, waiting_on, (fence > 0) AS claimed, (ready_at IS NOT NULL) AS ready,
            min(waiting_since) AS since, min(id) AS step_id
     FROM steps WHERE tenant_id = :tenant AND workflow_id = :workflow
     GROUP BY 1, 2, 3, 4
-    """
-)
+"""
+"""A workflow's steps, as much of them as the task's status depends on."""
+_GROUPS: Final = statement(_GROUPS_SQL)
 _FOLLOW: Final = statement(
     """
     UPDATE tasks SET status = :status, waiting_on = :waiting_on, waiting_since = CAST(:since AS timestamptz),
@@ -72,12 +72,18 @@ _FOLLOW: Final = statement(
 )
 
 
-def settle(connection: Connection, task: LockedTask, events: Sequence[EventDraft]) -> Settled:
+def settle(
+    connection: Connection,
+    task: LockedTask,
+    events: Sequence[EventDraft],
+    groups: Sequence[Mapping[str, Any]] | None = None,
+) -> Settled:
     """Makes the task say what its steps say, and appends the events of the transition that moved them.
 
-    When all have ended, the task ends here, in the same transaction.
+    When all have ended, the task ends here, in the same transaction. `groups`: the steps, if they are known.
     """
-    groups = rows(connection, _STEPS, tenant=task.ref.tenant_id, workflow=task.workflow_id)
+    if groups is None:
+        groups = rows(connection, _GROUPS, tenant=task.ref.tenant_id, workflow=task.workflow_id)
     status = task_status(
         (StepView(Status(g["status"]), g["claimed"], g["ready"]) for g in groups),
         on_failure_continue=task.on_step_failure == "continue",
@@ -123,7 +129,7 @@ def _waiting(
     return first["waiting_on"], first["since"], {"step_id": first["step_id"]}
 
 
-# --- one step -------------------------------------------------------------------------------------------------
+# --- one step -----------------------------------------------------------------------------------------------
 
 _SUCCEED: Final = statement(
     LOCK_SQL
@@ -132,26 +138,44 @@ _SUCCEED: Final = statement(
         finished_at = clock_timestamp(), summary = :summary, result = CAST(:result AS jsonb),
         result_commit = :commit, branch_commit = :branch_commit
     WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND status IN ({_sources(Event.SUCCEED)})
-      AND lease_until IS NOT NULL
-    RETURNING attempt
-    """
-)
-_DEPENDENTS: Final = statement(
-    """
+      AND lease_until IS NOT NULL;
     UPDATE steps AS d SET ready_at = now(), published_at = now(), publications = 0,
-        status = CASE WHEN :paused THEN 'pending_input' ELSE d.status END,
-        waiting_on = CASE WHEN :paused THEN 'paused' END,
-        waiting_since = CASE WHEN :paused THEN clock_timestamp() END
-    WHERE d.tenant_id = :tenant AND d.status = 'queued' AND d.ready_at IS NULL
+        status = CASE WHEN t.paused_at IS NULL THEN d.status ELSE 'pending_input' END,
+        waiting_on = CASE WHEN t.paused_at IS NOT NULL THEN 'paused' END,
+        waiting_since = CASE WHEN t.paused_at IS NOT NULL THEN clock_timestamp() END
+    FROM tasks t
+    WHERE t.tenant_id = :tenant AND t.id = :task AND d.tenant_id = :tenant AND d.status = 'queued'
+      AND d.ready_at IS NULL
       AND d.id IN (SELECT step_id FROM step_needs WHERE tenant_id = :tenant AND need_id = :step)
       AND NOT EXISTS (
         SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
-        WHERE n.tenant_id = d.tenant_id AND n.step_id = d.id AND r.status <> 'completed')
-    RETURNING d.id, d.status, d.canvas, EXISTS (
-        SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
-        WHERE n.tenant_id = d.tenant_id AND n.step_id = d.id AND r.published_alone) AS after_alone
+        WHERE n.tenant_id = d.tenant_id AND n.step_id = d.id AND r.status <> 'completed');
+    WITH mine AS (
+        SELECT tenant_id, id, attempt, agent_id FROM steps
+        WHERE tenant_id = :tenant AND id = :step AND status = 'completed' AND fence = :fence
+          AND finished_at >= now()
+    ), tried AS (
+        UPDATE attempts a SET ended_at = clock_timestamp(), outcome = 'completed' FROM mine m
+        WHERE a.tenant_id = m.tenant_id AND a.step_id = m.id AND a.number = m.attempt AND a.ended_at IS NULL
+    ), freed AS (
+        UPDATE agents g SET step_id = NULL, progress_at = clock_timestamp(),
+            status = CASE WHEN drain_requested THEN 'draining' ELSE 'idle' END
+        FROM mine m WHERE g.tenant_id = m.tenant_id AND g.id = m.agent_id AND g.step_id = m.id
+    )
+    SELECT {FACTS_SQL},
+        (SELECT jsonb_agg(g) FROM ({_GROUPS_SQL}) g) AS groups,
+        (SELECT coalesce(jsonb_agg(jsonb_build_object('id', d.id, 'status', d.status, 'after_alone', EXISTS (
+            SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
+            WHERE n.tenant_id = d.tenant_id AND n.step_id = d.id AND r.published_alone))), '[]')
+         FROM step_needs o JOIN steps d ON d.tenant_id = o.tenant_id AND d.id = o.step_id
+         WHERE o.tenant_id = :tenant AND o.need_id = :step AND d.ready_at = now()) AS made_ready
+    FROM mine, tasks t JOIN workflows w
+      ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
+    WHERE t.tenant_id = :tenant AND t.id = :task
     """
 )
+"""One round trip: the row, what it makes ready, its attempt and its slot; then what Python decides from. `now()` is
+this transaction's beginning, so whatever bears it was written here; a fence that is lost finds nothing to do."""
 _RELEASED: Final = statement(
     """
     UPDATE steps SET published_by = 'release', published_alone = (canvas IS NULL)
@@ -171,12 +195,13 @@ def succeed(
     branch_commit: str | None = None,
     carried: frozenset[str] = frozenset(),
 ) -> Applied | None:
-    """running → completed. `carried` are the steps that the claim's own Celery request publishes when it returns."""
-    ended = one(
+    """running → completed. `carried` are the steps that the claim's own Celery request publishes."""
+    done = one(
         connection,
         _SUCCEED,
         tenant=step.tenant_id,
         task=step.task_id,
+        workflow=step.workflow_id,
         step=step.step_id,
         fence=fence,
         summary=summary,
@@ -184,11 +209,9 @@ def succeed(
         commit=commit,
         branch_commit=branch_commit,
     )
-    if ended is None:
+    if done is None:
         return None
-    task = lock_task(connection, step.task)
-    assert task is not None  # noqa: S101 - the step's foreign key
-    made_ready = rows(connection, _DEPENDENTS, tenant=step.tenant_id, step=step.step_id, paused=task.paused)
+    task, made_ready = locked(step.task, done), done["made_ready"]
     released = tuple(
         row["id"]
         for row in made_ready
@@ -196,14 +219,14 @@ def succeed(
     )
     if released:
         connection.execute(_RELEASED, {"tenant": step.tenant_id, "steps": list(released)})
-    end_attempt(connection, step, ended["attempt"], "completed")
     events = [step_event(Event.SUCCEED, step, fence, summary=summary, commit=branch_commit)]
     events += [
         step_event(Event.PAUSE, replace(step, step_id=row["id"]), None)
         for row in made_ready
         if row["status"] == RULES[Event.PAUSE].to
     ]
-    return Applied(settle(connection, task, events), tuple(row["id"] for row in made_ready), released)
+    settled = settle(connection, task, events, done["groups"])
+    return Applied(settled, tuple(row["id"] for row in made_ready), released)
 
 
 _PARK: Final = statement(
@@ -254,7 +277,8 @@ _BACK: Final = statement(
     LOCK_SQL
     + f"""
     UPDATE steps SET status = 'queued', lease_until = NULL, given_back = :given_back,
-        waiting_on = :waiting_on, waiting_since = CASE WHEN :waiting_on IS NULL THEN NULL ELSE clock_timestamp() END,
+        waiting_on = :waiting_on,
+        waiting_since = CASE WHEN :waiting_on IS NULL THEN NULL ELSE clock_timestamp() END,
         waiting_detail = CAST(:detail AS jsonb), error = CAST(:error AS jsonb),
         not_before = clock_timestamp() + make_interval(secs => :seconds),
         ready_at = now(), published_at = now(), publications = 0, published_by = 'wake'
@@ -369,7 +393,8 @@ _FAIL: Final = statement(
     LOCK_SQL
     + f"""
     UPDATE steps SET status = 'failed', lease_until = NULL, given_back = false, waiting_on = NULL,
-        waiting_since = NULL, waiting_detail = NULL, finished_at = clock_timestamp(), error = CAST(:error AS jsonb)
+        waiting_since = NULL, waiting_detail = NULL, finished_at = clock_timestamp(),
+        error = CAST(:error AS jsonb)
     WHERE tenant_id = :tenant AND id = :step AND status IN ({_sources(Event.FAIL)})
       AND (CAST(:fence AS int) IS NULL OR (fence = :fence AND lease_until IS NOT NULL))
     RETURNING attempt
@@ -385,8 +410,8 @@ def fail(
     *,
     event_fence: int | None = None,
 ) -> Applied | None:
-    """live → failed for good; what needs it is cancelled, and, unless the task goes on after failures, all else
-    that isn't running. `fence` None: the sweep's word, not a worker's."""
+    """live → failed for good; what needs it is cancelled, and, unless the task goes on after failures, all
+    else that isn't running. `fence` None: the sweep's word, not a worker's."""
     row = one(
         connection,
         _FAIL,
@@ -409,7 +434,8 @@ _CANCEL_ONE: Final = statement(
     LOCK_SQL
     + f"""
     UPDATE steps SET status = 'cancelled', lease_until = NULL, given_back = false, waiting_on = NULL,
-        waiting_since = NULL, waiting_detail = NULL, finished_at = clock_timestamp(), error = CAST(:error AS jsonb)
+        waiting_since = NULL, waiting_detail = NULL, finished_at = clock_timestamp(),
+        error = CAST(:error AS jsonb)
     WHERE tenant_id = :tenant AND id = :step AND status IN ({_sources(Event.CANCEL)})
       AND (CAST(:fence AS int) IS NULL OR (fence = :fence AND lease_until IS NOT NULL))
     RETURNING attempt
@@ -425,7 +451,7 @@ def cancel_step(
     *,
     before: Sequence[EventDraft] = (),
 ) -> Applied | None:
-    """live → cancelled. `fence` None: without the worker's consent (it didn't stop in time, or has no say any more);
+    """live → cancelled. `fence` None: without the worker's consent, who didn't stop in time or has no say;
     `before` are the events of the same transaction that led here."""
     row = one(
         connection,
@@ -521,8 +547,8 @@ def end_attempts(connection: Connection, tenant_id: str, steps: Sequence[str], o
 
 _PAUSE_QUEUED: Final = statement(
     f"""
-    UPDATE steps SET status = '{RULES[Event.PAUSE].to}', waiting_on = 'paused', waiting_since = clock_timestamp(),
-        waiting_detail = NULL, not_before = NULL
+    UPDATE steps SET status = '{RULES[Event.PAUSE].to}', waiting_on = 'paused',
+        waiting_since = clock_timestamp(), waiting_detail = NULL, not_before = NULL
     WHERE tenant_id = :tenant AND id = :step AND status = 'queued'
     RETURNING id
     """
@@ -532,7 +558,7 @@ _PAUSE_QUEUED: Final = statement(
 def _settled(
     connection: Connection, step: StepRef, events: list[EventDraft], *, release: bool = False
 ) -> Applied:
-    """After a step gave its lease back. It has no next heartbeat: what people asked for meanwhile happens here."""
+    """After a step gave its lease back: without a next heartbeat, what people asked for happens here."""
     task = lock_task(connection, step.task)
     assert task is not None  # noqa: S101 - the step's foreign key
     if task.cancel_requested:

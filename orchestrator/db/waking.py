@@ -39,7 +39,8 @@ def wake(
     *,
     first: Callable[[], bool] = lambda: True,
 ) -> Applied | None:
-    """A waiting step → queued, or → paused if its task is. `first` runs under the task's lock: False stops it."""
+    """A waiting step → queued, or → paused if its task is. `first` runs under the task's lock: False stops
+    it."""
     task = lock_task(connection, step.task)
     if task is None or not first():
         return None

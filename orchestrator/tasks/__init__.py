@@ -1,4 +1,5 @@
-"""Celery shells. Producers: `from orchestrator.tasks import execute_task`; workers: `-A orchestrator.tasks`."""
+"""Celery shells. Producers: `from orchestrator.tasks import execute_task`; workers: `-A
+orchestrator.tasks`."""
 
 from orchestrator.bootstrap import load
 from orchestrator.tasks.entry import TaskCancelled, TaskFailed, TaskResult

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
-from functools import cached_property
 from typing import Any, Final
 
 import structlog
@@ -61,12 +60,6 @@ class Desk:
         self._workspace: Workspace | None = None
         self._mirror: str | None = None
 
-    @cached_property
-    def needed(self) -> list[dict[str, Any]]:
-        """The steps that this one builds on, with their results."""
-        with self._wiring.engine.connect() as connection:
-            return effects.needed(connection, self._claimed.step)
-
     def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
@@ -106,7 +99,7 @@ class Desk:
             start = claimed.tip_commit
             workspaces.bundles.ensure(mirror, start)
         else:
-            results = [row["result_commit"] for row in self.needed if row["result_commit"]]
+            results = [row["result_commit"] for row in claimed.needs if row["result_commit"]]
             start = workspaces.start_commit(mirror, commit, results)
         self._base = commit
         with self._wiring.engine.begin() as connection:
@@ -114,7 +107,8 @@ class Desk:
         return mirror, start
 
     def finish(self, summary: str) -> Finished | None:
-        """Commits what the agent changed and puts it where every worker finds it; None: it opened no workspace."""
+        """Commits what the agent changed and puts it where every worker finds it; None: it opened no
+        workspace."""
         if self._workspace is None or self._mirror is None:
             return None
         start = self._workspace.start
@@ -164,7 +158,7 @@ class Desk:
         return {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
 
 
-def assignment_of(wiring: Wiring, claimed: Claimed, needed: list[dict[str, Any]]) -> Assignment:
+def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
     """What the agent is told. Budgets of the request lower the installation's limits, never raise them."""
     settings, budget = wiring.settings, claimed.request.get("budget") or {}
     limits = Limits(
@@ -191,12 +185,12 @@ def assignment_of(wiring: Wiring, claimed: Claimed, needed: list[dict[str, Any]]
         model=claimed.model or claimed.task_model,
         limits=limits,
         spec=claimed.spec,
-        context=_context(claimed, needed),
+        context=_context(claimed),
     )
 
 
-def _context(claimed: Claimed, needed: list[dict[str, Any]]) -> dict[str, Any]:
-    context: dict[str, Any] = {"needs": {row["key"]: row["summary"] or "" for row in needed}}
+def _context(claimed: Claimed) -> dict[str, Any]:
+    context: dict[str, Any] = {"needs": {row["key"]: row["summary"] or "" for row in claimed.needs}}
     if claimed.previous is not None:
         context["previous"] = claimed.previous
     if claimed.conflicts:
@@ -211,7 +205,7 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
         if claimed.kind == "integrate":
             return push(wiring, claimed, link), None
         agent = wiring.make_agent(wiring, desk)
-        verdict = agent.work(assignment_of(wiring, claimed, desk.needed), link)
+        verdict = agent.work(assignment_of(wiring, claimed), link)
         if isinstance(verdict, Done):
             finished = desk.finish(verdict.summary)
         else:
@@ -226,7 +220,8 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
 
 
 def push(wiring: Wiring, claimed: Claimed, link: StepLink) -> Verdict:
-    """Moves the branch in the task's own repository; written down before, confirmed after, by compare-and-swap."""
+    """Moves the branch in the task's own repository; written down before, confirmed after, by
+    compare-and-swap."""
     task_id, tip = claimed.step.task_id, claimed.tip_commit
     if tip is None or claimed.repository_url is None or claimed.base_commit is None:
         return Done("There was nothing to push.")

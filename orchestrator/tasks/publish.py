@@ -88,7 +88,8 @@ def _send_canvas(wiring: Wiring, which: Canvas, steps: dict[str, Publishable]) -
 
 
 def release(wiring: Wiring, released: Sequence[StepRef]) -> None:
-    """Sends steps that no canvas carries: as their last request was, as the canvas that they begin, or alone."""
+    """Sends steps that no canvas carries: as their last request was, as the canvas that they begin, or
+    alone."""
     with wiring.engine.connect() as connection:
         found = publishing.queued(connection, released)
         plans = {

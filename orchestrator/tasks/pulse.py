@@ -39,7 +39,8 @@ class _Carried:
 class Pulse:
     """Registers slots, beats for them and for the steps in them, and passes on what people want.
 
-    `introduce` makes the row of slot n; `draining` is set in all processes of a worker when it is told to end.
+    `introduce` makes the row of slot n; `draining` is set in all processes of a worker when it is told to
+    end.
     """
 
     def __init__(
@@ -90,7 +91,8 @@ class Pulse:
     def take_slot(self, first: int) -> tuple[int, str]:
         """A free slot from number `first` on: its number and its agent's id.
 
-        A slot that Postgres doesn't know yet is made known; if that can't be done now, the claim will wait for it.
+        A slot that Postgres doesn't know yet is made known; if that can't be done now, the claim will wait
+        for it.
         """
         with self._lock:
             number = first

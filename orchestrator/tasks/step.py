@@ -74,7 +74,7 @@ def run_step(task: Task[Any, Any], workplace: Workplace, arguments: Mapping[str,
     return _tell(task, step, status, verdict)
 
 
-# --- take -----------------------------------------------------------------------------------------------------
+# --- take ---------------------------------------------------------------------------------------------------
 
 
 def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) -> Claimed | Refusal:
@@ -115,7 +115,7 @@ def _free(wiring: Wiring, agent_id: str, step: StepRef) -> None:
         log.warning("slot_not_freed", agent=agent_id, error=type(error).__name__)
 
 
-# --- record ---------------------------------------------------------------------------------------------------
+# --- record -------------------------------------------------------------------------------------------------
 
 
 def _record(
@@ -275,7 +275,7 @@ def _break(wiring: Wiring, claimed: Claimed, broke: Broke) -> tuple[Applied | No
         return transitions.retry_later(connection, step, fence, error, delay), Status.QUEUED
 
 
-# --- what Celery hears ----------------------------------------------------------------------------------------
+# --- what Celery hears --------------------------------------------------------------------------------------
 
 
 def carried(task: Task[Any, Any]) -> frozenset[str]:

@@ -75,7 +75,8 @@ class TurnRow(Base):
 
 
 class ToolCall(Base):
-    """A tool call, written down before it ran; without `finished_at` nobody knows whether it had an effect."""
+    """A tool call, written down before it ran; without `finished_at` nobody knows whether it had an
+    effect."""
 
     __tablename__ = "tool_calls"
     __table_args__ = (ForeignKeyConstraint(["tenant_id", "step_id"], ["steps.tenant_id", "steps.id"]),)
@@ -121,7 +122,8 @@ class UsageRow(Base):
 
 
 class Effect(Base):
-    """Something that must happen once: the unique key is the promise. An outside one is confirmed afterwards."""
+    """Something that must happen once: the unique key is the promise. An outside one is confirmed
+    afterwards."""
 
     __tablename__ = "effects"
     __table_args__ = (

@@ -112,7 +112,8 @@ class ApiKey(Base):
 
 
 class IdempotencyKey(Base):
-    """The stored answer to a request that may come twice; without `status_code` it is still being worked on."""
+    """The stored answer to a request that may come twice; without `status_code` it is still being worked
+    on."""
 
     __tablename__ = "idempotency_keys"
 

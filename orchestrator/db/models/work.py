@@ -35,7 +35,8 @@ _LIVE_ROWS = text(f"status IN ({_quoted(LIVE)})")
 
 
 class Task(Base):
-    """What a user asked for. `status` is what its steps say; a terminal row changes only by a new workflow."""
+    """What a user asked for. `status` is what its steps say; a terminal row changes only by a new
+    workflow."""
 
     __tablename__ = "tasks"
     __table_args__ = (
@@ -171,7 +172,8 @@ class PlanRevision(Base):
 
 
 class Step(Base):
-    """One unit of a plan. Running means: a lease, or a machine that it waits for; nothing else has a lease."""
+    """One unit of a plan. Running means: a lease, or a machine that it waits for; nothing else has a
+    lease."""
 
     __tablename__ = "steps"
     __table_args__ = (
@@ -248,7 +250,8 @@ class Step(Base):
     agent_id: Mapped[str | None]
     start_commit: Mapped[str | None]
     result_commit: Mapped[str | None]
-    """What the steps that need it start from: its changes on its own start, or that start if it changed nothing."""
+    """What the steps that need it start from: its changes on its own start, or that start if it changed
+    nothing."""
     branch_commit: Mapped[str | None]
     """The commit that it added to the task's branch; null if it changed nothing."""
     summary: Mapped[str | None]
