@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from orchestrator.core.states import RULES, Event, Phase, Status
 from orchestrator.db.ending import move_phase
-from orchestrator.db.events import APPEND_SQL, EventDraft, append_values
+from orchestrator.db.events import append_events
 from orchestrator.db.locks import LOCK_SQL, lock_task
 from orchestrator.db.sql import StepRef, dumps, one, rows, statement
 from orchestrator.db.transitions import settle
@@ -49,6 +49,8 @@ class Claimed:
     tip_commit: str | None
     previous: Any
     request: Mapping[str, Any]
+    needs: Sequence[Mapping[str, Any]]
+    """What the steps that it needs left: key, summary, result_commit; in the plan's order."""
 
 
 class Why(StrEnum):
@@ -81,9 +83,9 @@ _WORKFLOW_LIMIT: Final = """
 _CLAIM_SQL: Final = f"""
     WITH claimed AS (
         UPDATE steps AS s SET
-            status = '{RULES[Event.CLAIM].to}', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
-            fence = s.fence + 1, attempt = s.attempt + CASE WHEN s.given_back THEN 0 ELSE 1 END,
-            given_back = false, not_before = NULL, error = NULL,
+            status = '{RULES[Event.CLAIM].to}', waiting_on = NULL, waiting_since = NULL,
+            waiting_detail = NULL, fence = s.fence + 1,
+            attempt = s.attempt + CASE WHEN s.given_back THEN 0 ELSE 1 END, given_back = false, not_before = NULL, error = NULL,
             lease_until = clock_timestamp() + make_interval(secs => :lease),
             heartbeat_at = clock_timestamp(), progress_at = clock_timestamp(), claimed_at = clock_timestamp(),
             started_at = coalesce(s.started_at, clock_timestamp()),
@@ -102,7 +104,9 @@ _CLAIM_SQL: Final = f"""
         RETURNING s.*, t.started_at AS task_started_at, t.description AS task_description,
             t.agent_type AS task_agent_type, t.model AS task_model, t.repository_url, t.repository_branch,
             t.base_commit, t.tip_commit, t.previous, t.request, t.status AS task_status,
-            t.status <> 'running' AND t.entry_signature IS NOT NULL AS watched
+            t.status <> 'running' AND t.entry_signature IS NOT NULL AS watched,
+            (SELECT w.phase FROM workflows w
+             WHERE w.tenant_id = s.tenant_id AND w.id = s.workflow_id) AS phase
     ), tried AS (
         INSERT INTO attempts (tenant_id, step_id, number, first_fence, agent_id)
         SELECT tenant_id, id, attempt, fence, agent_id FROM claimed
@@ -111,11 +115,36 @@ _CLAIM_SQL: Final = f"""
     ), busy AS (
         UPDATE agents SET status = CASE WHEN status = 'draining' THEN status ELSE 'busy' END, step_id = :step
         WHERE tenant_id = :tenant AND id = :agent AND EXISTS (SELECT 1 FROM claimed)
+    ), drafts AS (
+        SELECT 1 AS i, 'step' AS type, '{Event.CLAIM}' AS name, c.id AS step_id, c.fence, jsonb_build_object(
+            'to', c.status, 'attempt', c.attempt, 'agent', c.agent_id, 'by', c.published_by,
+            'resumed', (SELECT count(*) FROM tried) = 0) AS data
+        FROM claimed c
+        UNION ALL
+        SELECT 2, 'status', 'running', NULL, NULL, jsonb_build_object(
+            'from', c.task_status, 'to', 'running', 'waiting_on', NULL)
+        FROM claimed c WHERE c.task_status <> 'running'
+    ), followed AS (
+        UPDATE tasks t SET status = 'running', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
+            started_at = coalesce(t.started_at, clock_timestamp()), updated_at = clock_timestamp(),
+            event_number = t.event_number + (SELECT count(*) FROM drafts)
+        FROM claimed c WHERE t.tenant_id = c.tenant_id AND t.id = c.task_id
+        RETURNING t.event_number - (SELECT count(*) FROM drafts) AS before
+    ), written AS (
+        INSERT INTO events (tenant_id, task_id, number, workflow_id, step_id, fence, type, name, data)
+        SELECT :tenant, :task, f.before + d.i, :workflow, d.step_id, d.fence, d.type, d.name, d.data
+        FROM followed f, drafts d
     )
     SELECT c.*, (SELECT count(*) FROM tried) = 0 AS resumed,
-        (SELECT count(*) FROM steps a WHERE a.tenant_id = c.tenant_id AND a.workflow_id = c.workflow_id) AS total
+        (SELECT count(*) FROM steps a
+         WHERE a.tenant_id = c.tenant_id AND a.workflow_id = c.workflow_id) AS total,
+        (SELECT coalesce(jsonb_agg(jsonb_build_object('key', r.key, 'summary', r.summary,
+                'result_commit', r.result_commit) ORDER BY r.number), '[]')
+         FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
+         WHERE n.tenant_id = c.tenant_id AND n.step_id = c.id) AS needs
     FROM claimed c
 """
+"""One round trip: the row, its attempt, its slot, the task that follows, the event rows; or nothing."""
 _CLAIM: Final = statement(LOCK_SQL + _CLAIM_SQL.format(room=""))
 _CLAIM_LIMITED: Final = statement(
     _WORKFLOW_LIMIT
@@ -123,17 +152,10 @@ _CLAIM_LIMITED: Final = statement(
     + _CLAIM_SQL.format(
         room="""
           AND (SELECT count(DISTINCT o.workflow_id) FROM steps o
-               WHERE o.tenant_id = s.tenant_id AND o.lease_until IS NOT NULL AND o.workflow_id <> s.workflow_id)
+               WHERE o.tenant_id = s.tenant_id AND o.lease_until IS NOT NULL
+                 AND o.workflow_id <> s.workflow_id)
               < :maximum"""
     )
-)
-_CLAIMED: Final = statement(
-    """
-    UPDATE tasks SET status = 'running', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
-        started_at = coalesce(started_at, clock_timestamp())
-    WHERE tenant_id = :tenant AND id = :task;
-    """
-    + APPEND_SQL
 )
 
 
@@ -148,8 +170,8 @@ def claim(
 ) -> Claimed | Refusal:
     """queued → running for one caller at most, with a new fence and a lease.
 
-    `signature`: the Celery request as JSON, kept for sending the same message again. `workflows_at_once`: of how
-    many workflows of the tenant steps may run at a time; 0 means no limit.
+    `signature`: the Celery request as JSON, kept for sending the same message again. `workflows_at_once`: of
+    how many workflows of the tenant steps may run at a time; 0 means no limit.
     """
     limit = {"maximum": workflows_at_once} if workflows_at_once else {}
     row = one(
@@ -166,51 +188,24 @@ def claim(
     )
     if row is None:
         return _refuse(connection, step, signature, limited=bool(limit))
-    events = [
-        EventDraft(
-            "step",
-            Event.CLAIM,
-            {
-                "to": Status.RUNNING,
-                "attempt": row["attempt"],
-                "agent": agent_id,
-                "by": row["published_by"],
-                "resumed": row["resumed"],
-            },
-            step.workflow_id,
-            step.step_id,
-            row["fence"],
-        )
-    ]
-    if row["fence"] == 1:
-        events += _first_claim(connection, step)
-    if row["task_status"] != Status.RUNNING:
-        events.append(
-            EventDraft(
-                "status",
-                Status.RUNNING,
-                {"from": row["task_status"], "to": Status.RUNNING, "waiting_on": None},
-                workflow_id=step.workflow_id,
-            )
-        )
-    connection.execute(_CLAIMED, append_values(step.task, events))
+    if row["phase"] == Phase.PENDING:
+        _begin_workflow(connection, step)
     return _claimed(step, row)
 
 
 def _claimed(step: StepRef, row: Mapping[str, Any]) -> Claimed:
     same = (
-        "key number total kind description spec agent_type model attempt max_attempts fence resumed watched conflicts"
-        " start_commit task_description task_agent_type task_model repository_url repository_branch base_commit"
-        " tip_commit previous request"
+        "key number total kind description spec agent_type model attempt max_attempts fence resumed watched"
+        " conflicts start_commit task_description task_agent_type task_model repository_url"
+        " repository_branch base_commit tip_commit previous request needs"
     )
     return Claimed(step=step, **{name: row[name] for name in same.split()})
 
 
-def _first_claim(connection: Connection, step: StepRef) -> list[EventDraft]:
+def _begin_workflow(connection: Connection, step: StepRef) -> None:
     task = lock_task(connection, step.task)
-    if task is None or task.phase is not Phase.PENDING:
-        return []
-    return [move_phase(connection, task, Phase.PENDING, Phase.PROCESSING)]
+    assert task is not None  # noqa: S101 - the step's foreign key
+    append_events(connection, step.task, [move_phase(connection, task, Phase.PENDING, Phase.PROCESSING)])
 
 
 _LOOK: Final = statement(
@@ -289,7 +284,7 @@ def waiting_for_slot(connection: Connection, tenant_id: str) -> list[StepRef]:
     return [StepRef(row["tenant_id"], row["task_id"], row["workflow_id"], row["id"]) for row in found]
 
 
-# --- keeping it -----------------------------------------------------------------------------------------------
+# --- keeping it ---------------------------------------------------------------------------------------------
 
 _BEAT: Final = statement(
     """
@@ -316,7 +311,7 @@ class Beat:
 def heartbeat(
     connection: Connection, step: StepRef, fence: int, lease: timedelta, *, moved: bool
 ) -> Beat | None:
-    """Prolongs the lease; None: it is lost, and whoever works must stop. `moved`: there was progress since."""
+    """Prolongs the lease; None: it is lost, whoever works must stop. `moved`: there was progress since."""
     row = one(
         connection,
         _BEAT,

@@ -154,8 +154,8 @@ _REOPEN: Final = statement(
     """
     UPDATE tasks SET workflow_number = workflow_number + 1, status = 'queued', outcome = NULL, result = NULL,
         tip_commit = NULL, finished_at = NULL, started_at = NULL, cancel_requested_at = NULL,
-        cancel_reason = NULL, paused_at = NULL, waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
-        open_questions = 0, notified_at = NULL, archived_at = NULL
+        cancel_reason = NULL, paused_at = NULL, waiting_on = NULL, waiting_since = NULL,
+        waiting_detail = NULL, open_questions = 0, notified_at = NULL, archived_at = NULL
     WHERE tenant_id = :tenant AND id = :task
     """
 )

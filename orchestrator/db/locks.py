@@ -18,7 +18,8 @@ LOCK_SQL: Final = "SELECT 1 FROM tasks WHERE tenant_id = :tenant AND id = :task 
 
 FACTS_SQL: Final = """
     t.status AS task_status, t.workflow_number, t.paused_at, t.cancel_requested_at, t.cancel_reason,
-    t.on_step_failure, t.started_at AS task_started_at, t.base_commit, t.tip_commit, t.priority AS task_priority,
+    t.on_step_failure, t.started_at AS task_started_at, t.base_commit, t.tip_commit,
+    t.priority AS task_priority,
     t.entry_signature IS NOT NULL AS has_entry, w.id AS workflow_id, w.phase
 """
 """What `locked` reads, of a task `t` and its current workflow `w`."""

@@ -174,8 +174,8 @@ _SUCCEED: Final = statement(
     WHERE t.tenant_id = :tenant AND t.id = :task
     """
 )
-"""One round trip: the row, what it makes ready, its attempt and its slot; then what Python decides from. `now()` is
-this transaction's beginning, so whatever bears it was written here; a fence that is lost finds nothing to do."""
+"""One round trip: the row, what it makes ready, its attempt and its slot; then what Python decides from.
+`now()` is this transaction's beginning: whatever bears it was written here. A lost fence finds nothing."""
 _RELEASED: Final = statement(
     """
     UPDATE steps SET published_by = 'release', published_alone = (canvas IS NULL)

@@ -1,8 +1,9 @@
 """`execute_task.delay(...)`: the producers' door. The Celery id of the call is the task's id.
 
 The row is written before the message is sent, and the message carries the signed id alone. No worker slot is
-held while the work is done: the entry keeps its own request on the row and ends with `Ignore`; when the workflow
-ends, that request is sent again, and its delivery hands the end to Celery: result, chain and chord go on.
+held while the work is done: the entry keeps its own request on the row and ends with `Ignore`; when the
+workflow ends, that request is sent again, and its delivery hands the end to Celery: result, chain and chord
+go on.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ _SIX: Final = {
 
 
 class TaskResult(AsyncResult[Any]):
-    """A call's result: `state` is `queued`, `running` or `pending_input` while the task lives and Celery's own
-    at the end; `status` is one of the six public names throughout.
+    """A call's result: `state` is `queued`, `running` or `pending_input` while the task lives and Celery's
+    own at the end; `status` is one of the six public names throughout.
     """
 
     @property
@@ -89,8 +90,8 @@ class ExecuteTask(Task[Any, Any]):
     """`apply_async` writes the task's row, then sends its id; Celery calls it for canvas members, too.
 
     Positional arguments are the request (a mapping, or the description alone), after the previous task's
-    result where the call is a later member of a chain or the body of a chord. Raises core.errors.Refused for a
-    request that can't be accepted.
+    result where the call is a later member of a chain or the body of a chord. Raises core.errors.Refused for
+    a request that can't be accepted.
     """
 
     name = str(TaskName.EXECUTE_TASK)
@@ -133,7 +134,8 @@ class ExecuteTask(Task[Any, Any]):
 
     def _send(self, arguments: dict[str, Any], task_id: str, options: Mapping[str, Any]) -> TaskResult:
         app = self.wiring.app
-        sent = app.send_task(self.name, (), arguments, task_id=task_id, ignore_result=False, **options)
+        options = {**options, "ignore_result": False}
+        sent = app.send_task(self.name, (), arguments, task_id=task_id, **options)
         return TaskResult(sent.id, app=app, parent=getattr(sent, "parent", None))
 
     def _accepted(

@@ -63,6 +63,7 @@ def run_step(task: Task[Any, Any], workplace: Workplace, arguments: Mapping[str,
             publish(wiring, Publication(shown=((step.task, Status.RUNNING),)))
         link = StepLink(wiring, taken)
         workplace.pulse.carry(taken, link, agent_id)
+        status = None
         try:
             desk = Desk(wiring, taken, link, workplace.boot_id)
             verdict, finished = attempt.work(wiring, taken, link, desk)
@@ -70,7 +71,8 @@ def run_step(task: Task[Any, Any], workplace: Workplace, arguments: Mapping[str,
             status = _record(task, wiring, taken, link, desk, verdict, finished)
         finally:
             workplace.pulse.put_down(taken)
-            _free(wiring, agent_id, step)
+            if status is not Status.COMPLETED:  # completing freed the slot in its own transaction
+                _free(wiring, agent_id, step)
     return _tell(task, step, status, verdict)
 
 
