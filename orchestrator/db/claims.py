@@ -85,7 +85,8 @@ _CLAIM_SQL: Final = f"""
         UPDATE steps AS s SET
             status = '{RULES[Event.CLAIM].to}', waiting_on = NULL, waiting_since = NULL,
             waiting_detail = NULL, fence = s.fence + 1,
-            attempt = s.attempt + CASE WHEN s.given_back THEN 0 ELSE 1 END, given_back = false, not_before = NULL, error = NULL,
+            attempt = s.attempt + CASE WHEN s.given_back THEN 0 ELSE 1 END,
+            given_back = false, not_before = NULL, error = NULL,
             lease_until = clock_timestamp() + make_interval(secs => :lease),
             heartbeat_at = clock_timestamp(), progress_at = clock_timestamp(), claimed_at = clock_timestamp(),
             started_at = coalesce(s.started_at, clock_timestamp()),
