@@ -9,7 +9,6 @@ from typing import Final
 
 import structlog
 from fastapi import FastAPI
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api import files, fleet, follow, openapi, problems, system, tasks
@@ -18,6 +17,7 @@ from orchestrator.api.wakeups import Wakeups
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands import keys
 from orchestrator.commands.keys import Scope
+from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.sql import TaskRef
 from orchestrator.queries.events import Mark, marks
 from orchestrator.queries.reading import glance

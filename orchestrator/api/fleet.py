@@ -8,7 +8,6 @@ from typing import Final
 from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Connection
 
 from orchestrator.api.bodies import JsonBody, plain, read
 from orchestrator.api.once import Asking, Reply, once
@@ -16,6 +15,7 @@ from orchestrator.api.openapi import takes
 from orchestrator.api.wiring import Admin, Reader, The
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands import fleet
+from orchestrator.db.connect import Connection
 from orchestrator.queries.agents import AgentLine, agents
 from orchestrator.queries.reading import glance
 from orchestrator.tasks.fleet import drain

@@ -11,10 +11,10 @@ from typing import Any, Final, TypeVar
 import structlog
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api.wakeups import Wakeups
+from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.sql import TaskRef
 from orchestrator.queries.events import LogLine, Mark, TaskEvent
 from orchestrator.queries.progress import Progress

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.api.explanations import EXPLANATIONS
 from orchestrator.api.wiring import The, identify, shown_key
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError, Unknown
+from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.upgrade import is_current
 from orchestrator.queries.health import Vitals, vitals
 from orchestrator.queries.reading import snapshot

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api.bodies import JsonBody, answer, plain, read
@@ -26,6 +25,7 @@ from orchestrator.commands.request import TaskRequest, Text
 from orchestrator.commands.submit import submit
 from orchestrator.core.errors import Refused
 from orchestrator.core.states import Status
+from orchestrator.db.connect import Connection
 from orchestrator.db.sql import TaskRef
 from orchestrator.queries.interventions import InterventionLine, interventions
 from orchestrator.queries.questions import QuestionLine, question

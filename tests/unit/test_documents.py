@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.api.explanations import EXPLANATIONS
+from orchestrator.cli.codes import ExitCode
 from tests.documents import PAGES, REFERENCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,11 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         linked = {(page.parent / one.partition("#")[0]).resolve() for one in found if "://" not in one}
         waiting += [one for one in linked if one.suffix == ".md" and one not in seen]
     assert set(DOCS) - seen == set()
+
+
+def test_every_exit_code_is_documented() -> None:
+    text = (REFERENCE / "exit-codes.md").read_text("utf-8")
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)] == sorted(ExitCode)
 
 
 def test_every_code_that_is_raised_is_explained() -> None:

@@ -1,0 +1,64 @@
+"""The README is short, tells the truth about the states, and shows nothing that no test runs."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+
+from orchestrator.core.diagram import mermaid
+from orchestrator.core.states import RULES, Status
+from tests.readme import README, ROOT, STARTED_BY, blocks, commands
+
+
+def test_it_can_be_read_at_one_sitting() -> None:
+    assert len(README.read_text("utf-8").splitlines()) <= 200
+
+
+def test_its_state_diagram_is_that_of_the_code() -> None:
+    assert blocks("mermaid") == [f"{mermaid()}\n"], "write it anew: .venv/bin/python -m tests.documents"
+
+
+def test_the_diagram_has_an_arrow_for_each_rule_and_no_other() -> None:
+    arrows = {
+        (source, to, event)
+        for source, to, events in re.findall(r"^    (\w+) --> (\w+): (.+)$", mermaid(), re.MULTILINE)
+        for event in events.split(", ")
+    }
+    assert arrows == {(source, rule.to, event) for event, rule in RULES.items() for source in rule.sources}
+    assert all(f"    {status} --> [*]" in mermaid() for status in ("completed", "failed", "cancelled"))
+    assert set(re.findall(r"--> (\w+)", mermaid())) == set(Status)
+
+
+def test_every_command_is_one_that_a_test_runs() -> None:
+    assert commands()
+    assert set(STARTED_BY) <= set(commands())
+    for command in commands():
+        program = command.split()[0]
+        assert program in {"orchestrator", "curl"} or command in STARTED_BY, command
+
+
+def test_the_tests_that_start_what_is_not_run_as_it_stands_exist() -> None:
+    assert [path for path in STARTED_BY.values() if not (ROOT / path).exists()] == []
+
+
+def test_its_python_compiles_and_its_imports_exist() -> None:
+    imports = [
+        ast.unparse(node)
+        for block in blocks("python")
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert "from orchestrator.tasks import TaskFailed, execute_task" in imports
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join(imports)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
