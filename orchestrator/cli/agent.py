@@ -1,0 +1,97 @@
+"""`orchestrator agent …`"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli import session
+from orchestrator.cli.system import Json
+from orchestrator.cli.terminal import print_json, say, since, table
+
+app = typer.Typer(no_args_is_help=True)
+_TONES = {"busy": "active", "idle": "good", "draining": "attention"}
+
+
+@app.command("list")
+def list_agents(
+    gone: Annotated[bool, typer.Option("--all", help="Those that ended, too.")] = False, json: Json = False
+) -> None:
+    """Who is there and what they do."""
+    _show(session.client().get("/api/v1/agents", gone=gone)["data"], json)
+
+
+@app.command()
+def stalled(json: Json = False) -> None:
+    """Who is alive but doesn't move, or gives no sign of life; with the evidence."""
+    found = session.client().get("/api/v1/agents/stalled")["data"]
+    _show(found, json)
+    if found and not json:
+        say(
+            "Take the step away from one: orchestrator agent reclaim ID\n"
+            "(the sweep does it by itself once the lease has ended)"
+        )
+
+
+@app.command()
+def reclaim(
+    agent: Annotated[
+        str | None, typer.Argument(help="An agent or worker; without: all overdue ones.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which steps.")] = False,
+    json: Json = False,
+) -> None:
+    """Takes steps away from agents that are stuck; another attempt goes on from the last finished turn."""
+    body: dict[str, Any] = {"dry_run": dry_run} | ({"agent": agent} if agent else {})
+    answer = session.client().post("/api/v1/agents/reclaim", body)
+    if json:
+        print_json(answer)
+        return
+    table(
+        ("task", "step", "agent", "attempt"),
+        [
+            (one["task_id"], one["step_id"], one["agent_id"] or "", str(one["attempt"]))
+            for one in answer["data"]
+        ],
+    )
+    verb = "would be" if dry_run else "were"
+    say(f"{len(answer['data'])} steps {verb} reclaimed.")
+
+
+@app.command()
+def drain(
+    name: Annotated[str, typer.Argument(help="An agent or a worker, as `agent list` shows it.")],
+    off: Annotated[bool, typer.Option("--off", help="Let it take work again.")] = False,
+    json: Json = False,
+) -> None:
+    """Lets an agent finish what it does and take nothing new."""
+    answer = session.client().post(
+        f"/api/v1/agents/{session.segment(name).replace('%2F', '/')}/drain", {"on": not off}
+    )
+    if json:
+        print_json(answer)
+    else:
+        say(f"{', '.join(answer['agents'])}: {'takes work again' if off else 'draining'}.")
+        say("See it: orchestrator agent list")
+
+
+def _show(found: list[dict[str, Any]], json: bool) -> None:
+    if json:
+        print_json({"data": found})
+        return
+    rows = [
+        (
+            one["id"],
+            "stalled" if one["stalled"] else one["status"],
+            f"{one['task_id']} · {one['step_key']}" if one["task_id"] else "",
+            since(one["heartbeat_at"]),
+            since(one["progress_at"]),
+            one["stalled_why"] or ",".join(name.rpartition(".")[2] for name in one["queues"]),
+        )
+        for one in found
+    ]
+    tones = ["bad" if one["stalled"] else _TONES.get(one["status"], "neutral") for one in found]
+    table(("agent", "status", "works on", "heartbeat", "progress", "queues"), rows, tones=tones)
+    if not found:
+        say("No agents.")

@@ -1,0 +1,96 @@
+"""A task's events as lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from orchestrator.cli.terminal import line
+
+_MARKS: Final = {
+    "succeed": "✓",
+    "fail": "✗",
+    "cancel": "■",
+    "ask": "?",
+    "claim": "▶",
+    "retry": "↻",
+    "expire": "↻",
+    "pause": "‖",
+}
+_SHOWN: Final = ("path", "command", "pattern", "query", "question")
+_LONGEST: Final = 140
+
+
+def told(kind: str, event: Mapping[str, Any]) -> str | None:
+    """One event as a line; None when it says nothing to people."""
+    data = event["data"]
+    match kind:
+        case "step":
+            return _step(event, data)
+        case "status":
+            return _status(data)
+        case "progress":
+            activity = doing(event)
+            return f"{_place(event)} {activity}" if activity else None
+        case "intervention":
+            reason = f": {data['reason']}" if data.get("reason") else ""
+            return f"{event['name']} by {data.get('by')}{reason}"
+        case _:
+            return None
+
+
+def doing(event: Mapping[str, Any]) -> str | None:
+    """What an agent is at: the tool and what it works on."""
+    data = event["data"]
+    if event["name"] != "tool" or data.get("state") != "started":
+        return None
+    arguments = data.get("arguments")
+    about = ""
+    if isinstance(arguments, Mapping):
+        about = next((str(arguments[name]) for name in _SHOWN if arguments.get(name)), "")
+    return _short(f"{data.get('name', 'tool')} {about}".strip())
+
+
+def clock(event: Mapping[str, Any]) -> str:
+    """The time of day of an event, in UTC."""
+    return f"{event['at'][11:19]}Z"
+
+
+def _place(event: Mapping[str, Any]) -> str:
+    return f"step {event['step_number']} {event['step_key']}" if event.get("step_number") else "task"
+
+
+def _step(event: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    name = event["name"]
+    match name:
+        case "claim":
+            again = " (goes on)" if data.get("resumed") else ""
+            said = f"running on {data.get('agent')}, attempt {data.get('attempt')}{again}"
+        case "succeed":
+            commit = f" · commit {data['commit'][:9]}" if data.get("commit") else ""
+            said = f"{data.get('summary') or 'done'}{commit}"
+        case "fail" | "retry":
+            error = data.get("error") or {}
+            said = f"{'failed' if name == 'fail' else 'will be tried again'}: {error.get('message', '')}"
+        case "ask":
+            said = f"asks: {data.get('question', '')}" if data.get("question") else "waits for a person"
+        case "cancel":
+            said = f"cancelled: {data.get('reason', '')}"
+        case "expire":
+            said = "the worker was lost; another attempt goes on from the last finished turn"
+        case _:
+            said = str(name)
+    return _short(f"{_place(event)} {_MARKS.get(name, '·')} {said}")
+
+
+def _status(data: Mapping[str, Any]) -> str:
+    start = f"{data['from']} → " if data.get("from") else ""
+    waits = f" ({data['waiting_on']})" if data.get("waiting_on") else ""
+    outcome = data.get("outcome") or {}
+    why = outcome.get("message") or (outcome.get("reason") if data["to"] == "cancelled" else None)
+    return _short(f"{start}{data['to']}{waits}" + (f": {why}" if why else ""))
+
+
+def _short(text: str) -> str:
+    text = line(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

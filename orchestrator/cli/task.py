@@ -1,0 +1,453 @@
+"""`orchestrator task …`"""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli import session
+from orchestrator.cli.codes import ExitCode, code_of_task
+from orchestrator.cli.request import build
+from orchestrator.cli.session import segment
+from orchestrator.cli.system import Json
+from orchestrator.cli.terminal import clean, console, interactive, line, out, print_json, say, since, table
+from orchestrator.core.errors import OrchestratorError, Refused, Unavailable
+
+app = typer.Typer(no_args_is_help=True)
+
+TaskId = Annotated[str, typer.Argument(help="The task's id, with or without task_.")]
+Reason = Annotated[str | None, typer.Option("--reason", "-r", help="Why; kept with the command.")]
+_SPAN = re.compile(r"(\d+)([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def _path(task_id: str, *rest: str) -> str:
+    return "/".join(("/api/v1/tasks", segment(task_id), *rest))
+
+
+@app.command()
+def create(
+    description: Annotated[
+        str | None,
+        typer.Option("--description", "-d", help="What is to be done: a text, @FILE, or - for stdin."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="The whole request as JSON; options come on top.")
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option(help="A plan as JSON: a list of steps, or {steps: […]}.")
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Option(help="The repository: a URL, or a path on this machine.")
+    ] = None,
+    branch: Annotated[str | None, typer.Option(help="What to start from.")] = None,
+    push: Annotated[bool, typer.Option("--push", help="Push the branch with the result at the end.")] = False,
+    title: Annotated[str | None, typer.Option(help="One line; else the description's first.")] = None,
+    priority: Annotated[str | None, typer.Option(help="critical, high, medium, low.")] = None,
+    mode: Annotated[str | None, typer.Option(help="auto, strict, dry-run.")] = None,
+    agent: Annotated[str | None, typer.Option(help="The kind of agent, such as engine or replay.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model.")] = None,
+    requirements: Annotated[str | None, typer.Option(help="Separated by commas.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="A date or a time.")] = None,
+    stakeholder: Annotated[list[str] | None, typer.Option(help="Who has an interest; repeatable.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="key=value; repeatable.")] = None,
+    budget: Annotated[str | None, typer.Option(help="At most that many US dollars.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="At most that long, such as 2h.")] = None,
+    external_id: Annotated[str | None, typer.Option(help="Its id in another system.")] = None,
+    task_id: Annotated[
+        str | None, typer.Option("--id", help="Its id; the same request twice is one task.")
+    ] = None,
+    hold: Annotated[bool, typer.Option("--hold", help="Don't start it before `task resume`.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Watch it until it ends.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait silently until it ends.")] = False,
+    json: Json = False,
+) -> None:
+    """Creates a task."""
+    body = build(
+        file,
+        {
+            "description": description,
+            "steps": steps,
+            "repo": repo,
+            "branch": branch,
+            "push": push,
+            "title": title,
+            "priority": priority,
+            "mode": mode,
+            "agent": agent,
+            "model": model,
+            "requirements": requirements,
+            "deadline": deadline,
+            "stakeholders": stakeholder,
+            "labels": label,
+            "budget": budget,
+            "timeout": timeout,
+            "external_id": external_id,
+            "id": task_id,
+            "hold": hold,
+        },
+    )
+    client = session.client()
+    task = client.post("/api/v1/tasks", body)
+    for warning in task["warnings"]:
+        say(f"! {warning['detail']}")
+    if watch:
+        say(f"{task['id']}  {task['title']}")
+        raise typer.Exit(_watched(task["id"], json=json))
+    if wait:
+        raise typer.Exit(_waited(task["id"], None, "terminal", json=json))
+    if json:
+        print_json(task)
+        return
+    out(task["id"])
+    say(f"{task['display']['label']} · watch it: orchestrator task watch {task['id']}")
+
+
+@app.command("list")
+def list_tasks(
+    status: Annotated[
+        str | None,
+        typer.Option(help="queued, running, pending_input, completed, failed, cancelled; commas for or."),
+    ] = None,
+    waiting: Annotated[bool, typer.Option("--waiting", help="Only what needs a person.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Only what failed.")] = False,
+    newer: Annotated[str | None, typer.Option("--since", help="Not older than, such as 24h.")] = None,
+    q: Annotated[
+        str | None, typer.Option("-q", "--query", help="Text in title, description or repository.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-L", min=1, help="At most that many.")] = 30,
+    json: Json = False,
+) -> None:
+    """Tasks, newest first."""
+    client = session.client()
+    found: list[dict[str, Any]] = []
+    cursor = None
+    while len(found) < limit:
+        page = client.get(
+            "/api/v1/tasks",
+            status="failed" if failed else status,
+            needs_person=waiting or None,
+            since=_since(newer),
+            q=q,
+            limit=min(200, limit - len(found)),
+            cursor=cursor,
+        )
+        found += page["data"]
+        cursor = page["next_cursor"]
+        if not page["has_more"]:
+            break
+    if json:
+        print_json({"data": found, "has_more": cursor is not None})
+        return
+    rows = [
+        (
+            task["id"],
+            task["display"]["label"],
+            _cut(task["title"], 50),
+            f"{task['steps_done']}/{task['steps_total']}",
+            _waits(task),
+            since(task["created_at"]),
+            f"${task['cost']['amount'][:-2]}" + (" REPLAY" if task["model"]["kind"] == "recorded" else ""),
+        )
+        for task in found
+    ]
+    tones = [task["display"]["tone"] for task in found]
+    table(("id", "status", "title", "steps", "waiting on", "age", "cost"), rows, tones=tones)
+    if not found:
+        say('No tasks. Create one: orchestrator task create -d "…" --repo .')
+
+
+@app.command()
+def status(
+    task_id: TaskId,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With the history of phases.")] = False,
+    exit_status: Annotated[
+        bool, typer.Option("--exit-status", help="The exit code says how it stands, as after `wait`.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """How a task stands, and why."""
+    task = session.client().get(_path(task_id))
+    if json:
+        print_json(task)
+    else:
+        _print_task(task, verbose=verbose)
+    raise typer.Exit(code_of_task(task) if exit_status else ExitCode.OK)
+
+
+@app.command()
+def watch(task_id: TaskId, json: Json = False) -> None:
+    """Watches a task until it ends. Ctrl-C leaves; the task keeps running."""
+    raise typer.Exit(_watched(task_id, json=json))
+
+
+@app.command()
+def wait(
+    task_ids: Annotated[list[str], typer.Argument(help="One or several.")],
+    timeout: Annotated[str | None, typer.Option(help="At most that long, such as 10m.")] = None,
+    until: Annotated[
+        str, typer.Option("--for", help="input: also stop when it needs a person; terminal: wait on.")
+    ] = "input",
+    json: Json = False,
+) -> None:
+    """Waits until tasks have ended. The exit code is that of the first one that didn't complete."""
+    if until not in {"input", "terminal"}:
+        raise Refused("option-invalid", f"--for is input or terminal, not {until!r}.", "See --help.")
+    codes = [_waited(task_id, timeout, until, json=json) for task_id in task_ids]
+    raise typer.Exit(next((code for code in codes if code), ExitCode.OK))
+
+
+@app.command()
+def logs(
+    task_id: TaskId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task ends.")] = False,
+    step: Annotated[str | None, typer.Option(help="Of that step: key or number.")] = None,
+    stream: Annotated[str | None, typer.Option(help="agent, stdout, stderr or system.")] = None,
+    grep: Annotated[str | None, typer.Option(help="Lines that hold this text.")] = None,
+    tail: Annotated[int, typer.Option(min=1, max=1000, help="At most the last so many chunks.")] = 200,
+    json: Json = False,
+) -> None:
+    """What agents and their commands wrote."""
+    client = session.client()
+    wanted = {"step": step, "stream": stream, "q": grep}
+    try:
+        page = client.get(_path(task_id, "logs"), tail=tail, **wanted)
+        for chunk in page["data"]:
+            _print_chunk(chunk, json=json)
+        if follow:
+            after = page["next_after"]
+            for kind, chunk in client.follow(_path(task_id, "logs"), after=after, follow=True, **wanted):
+                if kind == "log":
+                    _print_chunk(chunk, json=json)
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+@app.command()
+def diff(
+    task_id: TaskId,
+    stat: Annotated[bool, typer.Option("--stat", help="Only the files and how much.")] = False,
+    json: Json = False,
+) -> None:
+    """What a task changed. In a pipe: the patch, byte for byte."""
+    client = session.client()
+    if not stat and not json:
+        patch = client.text(_path(task_id, "diff"), "text/x-diff")
+        if interactive():
+            _print_patch(patch.decode("utf-8", "replace"))
+        else:
+            sys.stdout.buffer.write(patch)
+        return
+    found = client.get(_path(task_id, "diff"))
+    if json:
+        print_json(found)
+        return
+    for file in found["files"]:
+        size = "binary" if file["binary"] else f"+{file['additions']} -{file['deletions']}"
+        out(f"{file['status'][0].upper()} {line(file['path'])}  {size}")
+    say(
+        f"{len(found['files'])} files, +{found['additions']} -{found['deletions']},"
+        f" on {found['branch'] or 'no branch'}"
+    )
+
+
+@app.command()
+def answer(
+    subject: Annotated[str, typer.Argument(help="The task, or the question (q_…).")],
+    choice: Annotated[int | None, typer.Option("--choice", "-c", help="The number of an option.")] = None,
+    text: Annotated[str | None, typer.Option("--text", "-t", help="The answer itself.")] = None,
+    json: Json = False,
+) -> None:
+    """Answers what an agent asked; the step goes on at once."""
+    client = session.client()
+    if choice is None and text is None:
+        text = _asked_here(subject)
+        if text.isdigit():
+            choice, text = int(text), None
+    given: dict[str, Any] = {"text": text} if choice is None else {"choice": choice}
+    question = client.post(f"/api/v1/questions/{segment(subject)}/answer", {"answer": given})
+    if json:
+        print_json(question)
+        return
+    say(f"{question['id']} answered: {question['answer']['text']}")
+    say(f"See how it goes on: orchestrator task watch {question['task_id']}")
+
+
+@app.command()
+def pause(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
+    """Starts nothing new; what runs stops at its next turn and is kept."""
+    _intervene(task_id, "pause", reason, json=json, then="resume")
+
+
+@app.command()
+def resume(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
+    """Lets a paused task go on."""
+    _intervene(task_id, "resume", reason, json=json, then="watch")
+
+
+@app.command()
+def cancel(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
+    """Ends a task; what runs hands in what it has."""
+    _intervene(task_id, "cancel", reason, json=json, then="status")
+
+
+@app.command()
+def retry(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
+    """Runs an ended task again, as a new workflow of the same plan."""
+    _intervene(task_id, "retry", reason, json=json, then="watch")
+
+
+# ---- what they share
+
+
+def _intervene(task_id: str, command: str, reason: str | None, *, json: bool, then: str) -> None:
+    body = {"reason": reason} if reason else None
+    accepted = session.client().post(_path(task_id, command), body)
+    if json:
+        print_json(accepted)
+        return
+    soon = "" if accepted["state"] == "applied" else " as soon as what runs takes it up"
+    say(f"{accepted['task_id']}: {command} {accepted['state']}{soon}; it is {accepted['status']}.")
+    say(f"  orchestrator task {then} {accepted['task_id']}")
+
+
+def _watched(task_id: str, *, json: bool) -> ExitCode:
+    from orchestrator.cli.watch import Watch, may_ask
+
+    client = session.client()
+    found = client.get(_path(task_id))["id"]
+    return Watch(client, found, json=json, asks=may_ask()).run()
+
+
+def _waited(task_id: str, timeout: str | None, until: str, *, json: bool) -> ExitCode:
+    """Follows the progress, which a dropped connection doesn't end."""
+    import time
+
+    client = session.client()
+    deadline = time.monotonic() + _seconds(timeout) if timeout else None
+    try:
+        for kind, data in client.follow(_path(task_id, "progress")):
+            if kind == "end" or (until == "input" and data["status"] == "pending_input"):
+                break
+            if deadline is not None and time.monotonic() > deadline:
+                raise _too_long(task_id)
+    except KeyboardInterrupt:
+        say(f"{task_id} keeps running.")
+        return ExitCode.INTERRUPTED
+    task = client.get(_path(task_id))
+    if json:
+        print_json(task)
+    else:
+        out(f"{task['id']}\t{task['status']}")
+    return code_of_task(task)
+
+
+def _too_long(task_id: str) -> OrchestratorError:
+    return Unavailable(
+        "wait-timed-out",
+        f"{task_id} has not ended yet; it keeps running.",
+        f"orchestrator task watch {task_id}",
+    )
+
+
+def _seconds(text: str) -> float:
+    found = _SPAN.fullmatch(text)
+    if found is None:
+        raise Refused("option-invalid", f"{text!r} is no span of time.", "Write 30s, 10m, 24h or 7d.")
+    return timedelta(**{_UNITS[found.group(2)]: int(found.group(1))}).total_seconds()
+
+
+def _since(text: str | None) -> str | None:
+    return (datetime.now(UTC) - timedelta(seconds=_seconds(text))).isoformat() if text else None
+
+
+def _waits(task: dict[str, Any]) -> str:
+    if not task["waiting_on"]:
+        return ""
+    return f"{task['waiting_on'].replace('_', ' ')} · {since(task['waiting_since'])}"
+
+
+def _cut(text: str, most: int) -> str:
+    text = line(text)
+    return text if len(text) <= most or not interactive() else f"{text[: most - 1]}…"
+
+
+def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
+    replay = "  REPLAY (recorded model)" if task["model"]["kind"] == "recorded" else ""
+    out(f"{task['id']}  {line(task['title'])}{replay}")
+    out(f"  {task['display']['label']}: {line(task['display']['why'])}")
+    out(
+        f"  {task['priority']} · {task['execution_mode']} · phase {task['phase']}"
+        f" · created {since(task['created_at'])} ago by {line(task['created_by'])} · ${task['usage']['cost']['amount']}"
+    )
+    if task["repository_url"]:
+        out(f"  {line(task['repository_url'])}" + (f" → {task['branch']}" if task["branch"] else ""))
+    for step in task["steps"]:
+        said = step["error"]["message"] if step["error"] else step["summary"] or ""
+        attempt = f" (attempt {step['attempt']})" if step["attempt"] > 1 else ""
+        out(
+            f"  {step['number']:>3} {step['display']['label']:<14} {line(step['key'])}{attempt}"
+            f"  {line(said)}".rstrip()
+        )
+    for question in task["questions"]:
+        out(f"  ? {question['id']}: {line(question['text'])}")
+        for number, option in enumerate(question["options"], start=1):
+            out(f"      {number}) {line(option)}")
+    if verbose:
+        out(f"  {task['description']}")
+        for change in task["workflow"]["history"]:
+            out(f"  {change['timestamp'][:19]}Z {change['from_state'] or '·'} → {change['to_state']}")
+
+
+def _print_chunk(chunk: dict[str, Any], *, json: bool) -> None:
+    if json:
+        import json as encoder
+
+        print(encoder.dumps(chunk), flush=True)
+        return
+    where = f"{chunk['step_key']}: " if chunk["step_key"] else ""
+    for each in chunk["text"].splitlines():
+        out(f"{where}{each}")
+
+
+def _print_patch(patch: str) -> None:
+    from rich.text import Text
+
+    screen = console()
+    for each in patch.splitlines():
+        style = ""
+        if each.startswith(("+++", "---", "diff ", "index ")):
+            style = "bold"
+        elif each.startswith("+"):
+            style = "green"
+        elif each.startswith("-"):
+            style = "red"
+        elif each.startswith("@@"):
+            style = "cyan"
+        screen.print(Text(clean(each), style=style), soft_wrap=True)
+
+
+def _asked_here(subject: str) -> str:
+    """The answer from the keyboard; refused when nobody sits there."""
+    if not sys.stdin.isatty():
+        raise Refused(
+            "answer-missing",
+            "There is no answer.",
+            f"orchestrator task answer {subject} --choice 1   or --text '…'",
+        )
+    client = session.client()
+    questions = (
+        [client.get(f"/api/v1/questions/{segment(subject)}")]
+        if subject.startswith("q_")
+        else client.get(_path(subject))["questions"]
+    )
+    for question in questions:
+        say(f"? {question['text']}")
+        for number, option in enumerate(question["options"], start=1):
+            say(f"    {number}) {option}")
+    return str(typer.prompt("answer"))

@@ -1,0 +1,211 @@
+"""Follows a task until it ends or needs somebody: drawn in place on a terminal, a line per event off it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from orchestrator.cli.client import Client
+from orchestrator.cli.codes import ExitCode, code_of_task
+from orchestrator.cli.events import clock, doing, told
+from orchestrator.cli.session import segment
+from orchestrator.cli.terminal import console, interactive, out, say
+from orchestrator.core.errors import OrchestratorError
+
+_REFRESH_SECONDS: Final = 0.25
+_ENDED: Final = frozenset({"completed", "failed", "cancelled"})
+
+
+@dataclass
+class Watch:
+    """One task being watched. `asks`: questions may be answered at this terminal."""
+
+    client: Client
+    task_id: str
+    json: bool = False
+    asks: bool = False
+    doing: dict[str, str] = field(default_factory=dict)
+    after: int = 0
+
+    @property
+    def path(self) -> str:
+        return f"/api/v1/tasks/{segment(self.task_id)}"
+
+    def run(self) -> ExitCode:
+        """Until the end; or until it waits for a person who isn't at this terminal."""
+        try:
+            if self.json:
+                self._print_events()
+            elif interactive():
+                self._draw()
+            else:
+                self._tell()
+        except KeyboardInterrupt:
+            say(f"\n{self.task_id} keeps running. See it again: orchestrator task watch {self.task_id}")
+            return ExitCode.INTERRUPTED
+        return self._finish()
+
+    # ---- off a terminal
+
+    def _print_events(self) -> None:
+        for kind, data in self.client.follow(f"{self.path}/events", after=self.after):
+            print(json.dumps({"event": kind, **data}), flush=True)
+            if self._waits(kind, data):
+                return
+
+    def _tell(self) -> None:
+        task = self.client.get(self.path)
+        if task["model"]["kind"] == "recorded":
+            out(f"{task['id']}  REPLAY: a recorded model; tools, git and tests are real")
+        for kind, data in self.client.follow(f"{self.path}/events", after=self.after):
+            text = told(kind, data) if kind != "end" else None
+            if text:
+                out(f"{clock(data)} {text}")
+            if self._waits(kind, data):
+                return
+
+    def _waits(self, kind: str, data: dict[str, Any]) -> bool:
+        """The task needs a person, now, and nobody is asked here; a status of long ago doesn't count."""
+        if kind != "status" or data["data"].get("to") != "pending_input":
+            return False
+        task = self.client.get(self.path)
+        return bool(task["status"] == "pending_input" and task["seq"] == data["seq"])
+
+    # ---- on a terminal
+
+    def _draw(self) -> None:
+        while True:
+            asked = self._draw_until_asked()
+            if asked is None:
+                return
+            self._ask(asked)
+
+    def _draw_until_asked(self) -> dict[str, Any] | None:
+        """Draws until the end (None), or until a question must be asked here."""
+        from rich.live import Live
+
+        from orchestrator.cli.picture import draw
+
+        screen = console()
+        task: dict[str, Any] = self.client.get(self.path)
+        frame = lambda: draw(task, self.doing, screen.height)  # noqa: E731 - what Live asks for at each tick
+        with Live(get_renderable=frame, console=screen, refresh_per_second=4, screen=False):
+            if self._to_ask(task):
+                return task
+            heard = _Listener(self)
+            with heard:
+                while not heard.ended:
+                    fresh = heard.wait(_REFRESH_SECONDS)
+                    if fresh:
+                        task = self.client.get(self.path)
+                        if self._to_ask(task):
+                            return task
+                task = self.client.get(self.path)
+        heard.check()
+        return None
+
+    def _to_ask(self, task: dict[str, Any]) -> bool:
+        return bool(self.asks and task["status"] == "pending_input" and task["questions"])
+
+    def _ask(self, task: dict[str, Any]) -> None:
+        """The first open question, at the prompt; the picture goes on afterwards."""
+        question = task["questions"][0]
+        many = len(question["options"])
+        hint = f"[1-{many}, or text]" if many else "[text]"
+        said = input(f"   answer {hint} ▸ ").strip()
+        if not said:
+            return
+        chosen = said.isdigit() and 1 <= int(said) <= many
+        answer: dict[str, Any] = {"choice": int(said)} if chosen else {"text": said}
+        try:
+            self.client.post(f"/api/v1/questions/{segment(question['id'])}/answer", {"answer": answer})
+        except OrchestratorError as error:
+            say(f"✗ {error.message}")
+
+    # ---- the end
+
+    def _finish(self) -> ExitCode:
+        task = self.client.get(self.path)
+        code = code_of_task(task)
+        if not self.json:
+            tell_next(task)
+        return code
+
+
+def tell_next(task: dict[str, Any]) -> None:
+    """What can be done with a task as it is now."""
+    identity = task["id"]
+    match task["status"]:
+        case "pending_input":
+            for question in task["questions"]:
+                say(f"? {question['text']}")
+                for number, option in enumerate(question["options"], start=1):
+                    say(f"    {number}) {option}")
+            verb = "answer" if task["questions"] else "resume"
+            say(f"{identity} waits: {task['display']['why']}\n  orchestrator task {verb} {identity}")
+        case "completed" if task["commit"]:
+            say(f"✓ {identity} {task['display']['label']}, on branch {task['branch']}.")
+            say(f"  See the change: orchestrator task diff {identity}")
+        case "completed":
+            say(f"✓ {identity} {task['display']['label']}.")
+        case "failed":
+            say(f"✗ {identity} failed: {task['display']['why']}")
+            say(f"  Why: orchestrator task logs {identity}   Again: orchestrator task retry {identity}")
+        case "cancelled":
+            say(f"■ {identity} cancelled: {task['display']['why']}")
+        case _:
+            say(f"  Watch it: orchestrator task watch {identity}")
+
+
+class _Listener(AbstractContextManager["_Listener"]):
+    """Hears the events in a thread, so that the clock on the picture goes on between them."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._fresh = threading.Event()
+        self._error: OrchestratorError | None = None
+        self.ended = False
+        self._left = False
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left = True
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something happened meanwhile."""
+        heard = self._fresh.wait(seconds)
+        self._fresh.clear()
+        return heard
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _listen(self) -> None:
+        watch = self._watch
+        try:
+            for kind, data in watch.client.follow(f"{watch.path}/events", after=watch.after):
+                if self._left:
+                    return
+                if kind == "end":
+                    break
+                watch.after = data.get("seq", watch.after)
+                if kind == "progress" and (activity := doing(data)) and data.get("step_key"):
+                    watch.doing[data["step_key"]] = activity
+                self._fresh.set()
+        except OrchestratorError as error:
+            self._error = error
+        self.ended = True
+        self._fresh.set()
+
+
+def may_ask() -> bool:
+    return sys.stdin.isatty() and interactive()
