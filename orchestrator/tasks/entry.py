@@ -42,8 +42,23 @@ _BODY: Final = "request"
 _PREVIOUS: Final = "previous"
 _BROKER_AWAY: Final = (BrokerError, RedisError, OSError)
 _KEPT_OPTIONS: Final = frozenset(
-    "chain chord group_id group_index link link_error root_id parent_id shadow queue priority headers"
-    " replaced_task_nesting stamped_headers reply_to".split()
+    [
+        "chain",
+        "chord",
+        "group_id",
+        "group_index",
+        "link",
+        "link_error",
+        "root_id",
+        "parent_id",
+        "shadow",
+        "queue",
+        "priority",
+        "headers",
+        "replaced_task_nesting",
+        "stamped_headers",
+        "reply_to",
+    ]
 )
 """Of `apply_async`'s options those that are JSON and belong to the message however often it is sent."""
 
