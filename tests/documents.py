@@ -11,9 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import click
 import typer.main
-from orchestrator.cli.main import app as cli
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 from sqlalchemy import Table
@@ -22,6 +20,7 @@ from orchestrator import config
 from orchestrator.api.app import create_api
 from orchestrator.api.explanations import EXPLANATIONS
 from orchestrator.bootstrap import load
+from orchestrator.cli.main import app as cli
 from orchestrator.commands.request import TaskRequest
 from orchestrator.config import Settings
 from orchestrator.core.diagram import mermaid
@@ -351,8 +350,7 @@ def command_line() -> str:
 
 def _command(name: str, command: Any) -> Iterator[str]:
     help_text = " ".join(inspect.cleandoc(command.help or "").split("\f")[0].split("\n\n")[0].split())
-    children = getattr(command, "commands", {})
-    shown = [parameter for parameter in command.params if _is_shown(parameter)]
+    shown = [one for one in command.params if one.name not in _BUILT_IN and not getattr(one, "hidden", False)]
     usage = " ".join([name, *(_argument(one) for one in shown if one.param_type_name == "argument")])
     yield from (f"## `{usage}`", "", help_text, "")
     options = [one for one in shown if one.param_type_name == "option"]
@@ -360,31 +358,26 @@ def _command(name: str, command: Any) -> Iterator[str]:
         yield from table(
             ("Option", "Meaning"),
             (
-                (
-                    ", ".join(f"`{word}`" for word in (*one.opts, *one.secondary_opts)),
-                    " ".join((one.help or "").split()),
-                )
+                (", ".join(f"`{word}`" for word in (*one.opts, *one.secondary_opts)), _help(one))
                 for one in options
             ),
         )
         yield ""
-    for child, found in children.items():
+    for child, found in getattr(command, "commands", {}).items():
         if not found.hidden:
             yield from _command(f"{name} {child}", found)
 
 
-def _is_shown(parameter: click.Parameter) -> bool:
-    return not getattr(parameter, "hidden", False) and parameter.name not in {
-        "help",
-        "install_completion",
-        "show_completion",
-    }
+_BUILT_IN = {"help", "install_completion", "show_completion"}
 
 
-def _argument(parameter: click.Parameter) -> str:
-    name = (parameter.human_readable_name or "").upper().strip("[]")
-    many = "…" if parameter.nargs == -1 else ""
-    return f"{name}{many}" if parameter.required else f"[{name}{many}]"
+def _help(option: Any) -> str:
+    return " ".join((option.help or "").split())
+
+
+def _argument(argument: Any) -> str:
+    name = argument.name.upper() + ("…" if argument.nargs == -1 else "")
+    return name if argument.required else f"[{name}]"
 
 
 PAGES: Mapping[str, Callable[[], str]] = {

@@ -330,6 +330,33 @@ internal-error | Something unexpected went wrong
 api-unreachable | The API can't be reached
     Nothing answers at that address.
     Start it: orchestrator up   Another address: --api-url or ORCHESTRATOR_API_URL
+not-our-api | Something else answers at that address
+    The answer doesn't have the form that this API gives.
+    See what runs there, or name another address: --api-url or ORCHESTRATOR_API_URL
+setting-invalid | A setting is not valid
+    A value in the environment isn't one that the setting can have.
+    Correct it; docs/reference/settings.md has all of them.
+option-invalid | An option of the command is not valid
+    Its value isn't one that it can have.
+    See the command's --help.
+file-unreadable | The file can't be read
+    It isn't there, or may not be read.
+    Name another file.
+file-invalid | The file isn't a request
+    It is not JSON, or not a JSON object.
+    Write an object such as {"description": "…"}.
+key-file-unreadable | The file with the key can't be read
+    The file that --api-key-file names isn't there, or may not be read.
+    Name a file that holds the key alone.
+answer-missing | There is no answer
+    Off a terminal the answer has to be on the command line.
+    orchestrator task answer <id> --choice 1   or --text '…'
+wait-timed-out | The task has not ended yet
+    The time given to `task wait` is over; the task keeps running.
+    Watch it: orchestrator task watch <id>
+code-unknown | There is no such error code
+    It is mistyped, or of another version.
+    docs/reference/errors.md lists all of them.
 already-running | A stack already runs for this folder
     One folder has one stack.
     See it: orchestrator ps   Stop it: orchestrator down   A second one: --data DIR
