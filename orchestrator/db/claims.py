@@ -14,7 +14,7 @@ from orchestrator.core.states import RULES, Event, Phase, Status
 from orchestrator.db.ending import move_phase
 from orchestrator.db.events import append_events
 from orchestrator.db.locks import LOCK_SQL, lock_task
-from orchestrator.db.sql import StepRef, dumps, one, rows, statement
+from orchestrator.db.sql import Prepared, StepRef, dumps, one, rows, statement
 from orchestrator.db.transitions import settle
 
 
@@ -146,8 +146,9 @@ _CLAIM_SQL: Final = f"""
     FROM claimed c
 """
 """One round trip: the row, its attempt, its slot, the task that follows, the event rows; or nothing."""
-_CLAIM: Final = statement(LOCK_SQL + _CLAIM_SQL.format(room=""))
-_CLAIM_LIMITED: Final = statement(
+_CLAIM: Final = Prepared("claim", LOCK_SQL + _CLAIM_SQL.format(room=""), lease="float8")
+_CLAIM_LIMITED: Final = Prepared(
+    "claim_limited",
     _WORKFLOW_LIMIT
     + LOCK_SQL
     + _CLAIM_SQL.format(
@@ -156,7 +157,9 @@ _CLAIM_LIMITED: Final = statement(
                WHERE o.tenant_id = s.tenant_id AND o.lease_until IS NOT NULL
                  AND o.workflow_id <> s.workflow_id)
               < :maximum"""
-    )
+    ),
+    lease="float8",
+    maximum="int",
 )
 
 

@@ -45,7 +45,9 @@ def create(url: str, *, application: str, pool_size: int = 4) -> Engine:
             "keepalives_interval": 3,
             "keepalives_count": 3,
             "tcp_user_timeout": 15_000,
-            "options": "-c lock_timeout=30s -c idle_in_transaction_session_timeout=60s",
+            # Prepared statements are planned once for all their values: every one of them goes by keys.
+            "options": "-c lock_timeout=30s -c idle_in_transaction_session_timeout=60s"
+            " -c plan_cache_mode=force_generic_plan",
         },
     )
 

@@ -17,7 +17,7 @@ from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, W
 from orchestrator.db.ending import end_task
 from orchestrator.db.events import APPEND_SQL, EventDraft, append_events, append_values
 from orchestrator.db.locks import FACTS_SQL, LOCK_SQL, LockedTask, lock_task, locked
-from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
+from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, rows, run, statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,18 @@ _GROUPS_SQL: Final = """
 """
 """A workflow's steps, as much of them as the task's status depends on."""
 _GROUPS: Final = statement(_GROUPS_SQL)
-_FOLLOW: Final = statement(
+_FOLLOW: Final = Prepared(
+    "follow",
     """
     UPDATE tasks SET status = :status, waiting_on = :waiting_on, waiting_since = CAST(:since AS timestamptz),
         waiting_detail = CAST(:detail AS jsonb),
         started_at = CASE WHEN :started THEN coalesce(started_at, clock_timestamp()) ELSE started_at END
     WHERE tenant_id = :tenant AND id = :task;
     """
-    + APPEND_SQL
+    + APPEND_SQL,
+    started="boolean",
+    since="timestamptz",
+    count="int",
 )
 
 
@@ -102,7 +106,8 @@ def settle(
                 workflow_id=task.workflow_id,
             )
         )
-    connection.execute(
+    run(
+        connection,
         _FOLLOW,
         {
             "status": status,
@@ -131,7 +136,8 @@ def _waiting(
 
 # --- one step -----------------------------------------------------------------------------------------------
 
-_SUCCEED: Final = statement(
+_SUCCEED: Final = Prepared(
+    "succeed",
     LOCK_SQL
     + f"""
     UPDATE steps SET status = 'completed', lease_until = NULL, given_back = false,
@@ -172,7 +178,8 @@ _SUCCEED: Final = statement(
     FROM mine, tasks t JOIN workflows w
       ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
     WHERE t.tenant_id = :tenant AND t.id = :task
-    """
+    """,
+    fence="int",
 )
 """One round trip: the row, what it makes ready, its attempt and its slot; then what Python decides from.
 `now()` is this transaction's beginning: whatever bears it was written here. A lost fence finds nothing."""
