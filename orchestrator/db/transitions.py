@@ -76,6 +76,18 @@ _FOLLOW: Final = Prepared(
 )
 
 
+_PAUSED: Final = statement(
+    """
+    UPDATE interventions SET state = 'applied', applied_at = clock_timestamp(),
+        acknowledged_at = coalesce(acknowledged_at, clock_timestamp())
+    WHERE tenant_id = :tenant AND task_id = :task AND command = 'pause' AND state IN ('requested', 'acknowledged')
+      AND NOT EXISTS (
+        SELECT 1 FROM steps WHERE tenant_id = :tenant AND task_id = :task AND lease_until IS NOT NULL)
+    """
+)
+"""A pause is carried out when nothing of its task runs any more."""
+
+
 def settle(
     connection: Connection,
     task: LockedTask,
@@ -118,6 +130,8 @@ def settle(
             **append_values(task.ref, drafts),
         },
     )
+    if task.paused:
+        connection.execute(_PAUSED, {"tenant": task.ref.tenant_id, "task": task.ref.task_id})
     return Settled(status, watched=task.has_entry and status is not task.status)
 
 

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from orchestrator.db.agents import Slot
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.sql import statement
 from orchestrator.tasks import logs
+from orchestrator.tasks.draining import Drain
 from orchestrator.tasks.evidence import check_store
 from orchestrator.tasks.pulse import Pulse
 from orchestrator.workspaces.errors import ArtifactStoreUnavailable
@@ -49,7 +50,8 @@ class Workplace:
     name: str = ""
     queues: tuple[str, ...] = ()
     prefork: bool = False
-    draining: Any = field(default_factory=lambda: multiprocessing.get_context("fork").Event())
+    drain: Drain | None = None
+    """Only in a process that became a worker."""
 
     @cached_property
     def boot_id(self) -> str:
@@ -58,7 +60,10 @@ class Workplace:
 
     @cached_property
     def pulse(self) -> Pulse:
-        return Pulse(self.wiring, self._introduce, self.draining.is_set, self._clean)
+        return Pulse(self.wiring, self._introduce, self._is_draining, self._clean)
+
+    def _is_draining(self) -> bool:
+        return self.drain is not None and self.drain.is_asked()
 
     @property
     def first_slot(self) -> int:
@@ -69,9 +74,13 @@ class Workplace:
     def slot(self) -> Iterator[str]:
         """Occupies a slot; gives its agent's id."""
         number, agent_id = self.pulse.take_slot(self.first_slot)
+        if self.drain:
+            self.drain.occupy(number)
         try:
             yield agent_id
         finally:
+            if self.drain:
+                self.drain.leave(number)
             self.pulse.free_slot(number)
 
     def _introduce(self, number: int) -> Slot:
@@ -111,6 +120,11 @@ def attend(workplace: Workplace) -> None:
     """Ties a workplace to the life of the Celery worker that this process becomes."""
 
     def named(sender: Any, conf: Any = None, instance: Any = None, **_: Any) -> None:
+        if getattr(instance, "app", None) is not workplace.wiring.app:
+            return  # another wiring's worker
+        workplace.drain = drain = Drain()
+        # Celery sleeps for all of the time, and says that it shuts down only after it.
+        instance.wait_for_soft_shutdown = lambda: drain.ask(conf.worker_soft_shutdown_timeout)
         if conf is not None:
             # A producer is answered at once when the broker is away; a worker has nobody who waits.
             conf.task_publish_retry = True
@@ -121,26 +135,23 @@ def attend(workplace: Workplace) -> None:
 
     def child_began(**_: Any) -> None:
         # The parent's connections are the parent's: two processes on one socket garble both.
-        workplace.wiring.engine.dispose(close=False)
-        _begin(workplace)
-
-    def worker_began(sender: Any, **_: Any) -> None:
-        workplace.queues = tuple(sender.app.amqp.queues.consume_from)
-        if not workplace.prefork:
+        if workplace.drain:
+            workplace.wiring.engine.dispose(close=False)
             _begin(workplace)
 
-    def ending(**_: Any) -> None:
-        workplace.draining.set()
+    def worker_began(**_: Any) -> None:
+        if workplace.drain and not workplace.prefork:
+            _begin(workplace)
 
-    def child_ended(**_: Any) -> None:
-        workplace.pulse.end()
+    def ended(**_: Any) -> None:
+        if workplace.drain:
+            workplace.pulse.end()
 
     signals.celeryd_init.connect(named, weak=False)
     signals.worker_process_init.connect(child_began, weak=False)
-    signals.worker_process_shutdown.connect(child_ended, weak=False)
+    signals.worker_process_shutdown.connect(ended, weak=False)
     signals.worker_ready.connect(worker_began, weak=False)
-    signals.worker_shutting_down.connect(ending, weak=False)
-    signals.worker_shutdown.connect(child_ended, weak=False)
+    signals.worker_shutdown.connect(ended, weak=False)
 
 
 def _is_prefork(instance: Any) -> bool:
@@ -184,6 +195,7 @@ def _asked_apart(question: Callable[[], str]) -> str:
 
 def _begin(workplace: Workplace) -> None:
     """Makes itself known. Without a database it works as soon as there is one."""
+    workplace.queues = tuple(workplace.wiring.app.amqp.queues.consume_from)
     try:
         workplace.pulse.register(workplace.first_slot)
     except SQLAlchemyError as error:

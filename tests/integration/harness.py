@@ -129,4 +129,4 @@ def agent(wiring: Wiring, desk: Desk) -> Agent:
 if FOLDER in os.environ:
     registered = register(replace(bootstrap.load("harness"), make_agent=agent, publish_retry=True))
     app = registered.app
-    app.conf.worker_soft_shutdown_timeout = 1.5  # Celery sleeps for all of it, whatever ends before
+    app.conf.worker_soft_shutdown_timeout = 8.0

@@ -152,8 +152,11 @@ class Ledger:
         return self.rows("SELECT * FROM events WHERE task_id = :task ORDER BY number", task=task_id)
 
     def names(self, ref: StepRef) -> list[str]:
-        """Of the events of one step."""
-        found = self.rows("SELECT name FROM events WHERE step_id = :step ORDER BY number", step=ref.step_id)
+        """Of the transitions of one step."""
+        found = self.rows(
+            "SELECT name FROM events WHERE step_id = :step AND type = 'step' ORDER BY number",
+            step=ref.step_id,
+        )
         return [row["name"] for row in found]
 
     def rows(self, sql: str, **values: Any) -> list[dict[str, Any]]:
