@@ -52,6 +52,15 @@ _ENTRY: Final = statement(
     WHERE tenant_id = :tenant AND id = :task AND entry_signature IS NOT NULL AND entry_delivered_at IS NULL
     """
 )
+_CANCELLED: Final = statement(
+    """
+    SELECT s.id, s.agent_id FROM tasks t
+    JOIN workflows w ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
+    JOIN steps s ON s.tenant_id = w.tenant_id AND s.workflow_id = w.id
+    WHERE t.tenant_id = :tenant AND t.id = :task AND s.status = 'cancelled' AND s.agent_id IS NOT NULL
+    ORDER BY s.number
+    """
+)
 
 
 def _publishable(row: Mapping[str, Any]) -> Publishable:
@@ -88,3 +97,9 @@ def entry(connection: Connection, task: TaskRef) -> tuple[dict[str, Any], Priori
     """The signature of the caller who waits in Celery for this task."""
     row = one(connection, _ENTRY, tenant=task.tenant_id, task=task.task_id)
     return None if row is None else (row["entry_signature"], Priority(row["priority"]))
+
+
+def cancelled(connection: Connection, task: TaskRef) -> list[tuple[str, str]]:
+    """Of the task's steps that were begun and then cancelled: id, and the agent that had it last."""
+    found = rows(connection, _CANCELLED, tenant=task.tenant_id, task=task.task_id)
+    return [(row["id"], row["agent_id"]) for row in found]

@@ -268,6 +268,7 @@ class ExecuteTask(Task[Any, Any]):
                     task.task_id, TaskCancelled(reason), states.REVOKED, request=self.request
                 )
                 self.backend.mark_as_revoked(task.task_id, reason, request=self.request, store_result=False)
+                self.send_event("task-retried")  # to Flower the states of ours are later ones than REVOKED
                 self.send_event("task-revoked", terminated=False, signum=None, expired=False)
                 self._delivered(task)
                 raise Ignore

@@ -57,6 +57,7 @@ def publish(wiring: Wiring, due: Publication) -> None:
             release(wiring, due.released)
         for task in due.finished:
             resend_entry(wiring, task)
+            _show_cancelled(wiring, task)
         for task, status in due.shown:
             show(wiring.app, task.task_id, status.value)
     except Exception as error:  # noqa: BLE001 - whatever the broker throws, the rows are committed
@@ -160,3 +161,17 @@ def resend_entry(wiring: Wiring, task: TaskRef) -> None:
         stored, priority = found
         destination = wiring.topology.destination(priority)
         canvas.sent_again(wiring.app, stored, destination, finalize_label(task.task_id)).apply_async()
+
+
+def _show_cancelled(wiring: Wiring, task: TaskRef) -> None:
+    """Tells Flower of steps that were cancelled while parked: no delivery of theirs is there to say it.
+
+    Flower takes a state of ours for a later one than REVOKED, and a retry for a new start. The events come
+    under the name of the worker that had the step, or Flower would show this process as one more worker.
+    """
+    with wiring.engine.connect() as connection:
+        found = publishing.cancelled(connection, task)
+    for step_id, agent_id in found:
+        with wiring.app.events.default_dispatcher(hostname=agent_id.rpartition("/")[0]) as dispatcher:
+            dispatcher.send("task-retried", uuid=step_id)
+            dispatcher.send("task-revoked", uuid=step_id, terminated=False, signum=None, expired=False)

@@ -332,5 +332,7 @@ def _ignore(task: Task[Any, Any], step: StepRef, status: Status | None) -> NoRet
             task.update_state(
                 state=status.value.upper(), meta={"task_id": step.task_id, "status": status.value}
             )
+        if status is Status.CANCELLED:
+            task.send_event("task-retried")  # to Flower the states of ours are later ones than REVOKED
         task.send_event(_FLOWER.get(status, f"task-{status.value}"))
     raise Ignore from None
