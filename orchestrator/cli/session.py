@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from orchestrator.core.errors import Refused
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Settings
 
 _DEFAULT_URL: Final = "http://127.0.0.1:8000"
-_LOOPBACK: Final = ("http://127.0.0.1", "http://localhost", "http://[::1]")
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass
@@ -70,7 +70,7 @@ def client() -> Client:
                 f"Can't read {current.api_key_file} ({error.strerror}).",
                 "Name a file that holds the key alone.",
             ) from error
-    if key is None and (url == known.get("api_url") or url.startswith(_LOOPBACK)):
+    if key is None and (url == known.get("api_url") or _host(url) in _LOOPBACK):
         # A stored key is never sent to a server that it isn't for.
         key = known.get("api_key")
     return Client(url.rstrip("/"), key)
@@ -79,6 +79,13 @@ def client() -> Client:
 def segment(text: str) -> str:
     """One part of a path, whatever it holds."""
     return quote(text, safe="@:")
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _known() -> dict[str, str]:

@@ -383,7 +383,8 @@ def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
     out(f"  {task['display']['label']}: {line(task['display']['why'])}")
     out(
         f"  {task['priority']} · {task['execution_mode']} · phase {task['phase']}"
-        f" · created {since(task['created_at'])} ago by {line(task['created_by'])} · ${task['usage']['cost']['amount']}"
+        f" · created {since(task['created_at'])} ago by {line(task['created_by'])}"
+        f" · ${task['usage']['cost']['amount']}"
     )
     if task["repository_url"]:
         out(f"  {line(task['repository_url'])}" + (f" → {task['branch']}" if task["branch"] else ""))

@@ -49,6 +49,10 @@ class Door:
     clients: list[httpx2.Client] = field(default_factory=list)
 
     @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
     def client(self) -> httpx2.Client:
         """One that shows the key."""
         if not self.clients:
@@ -101,9 +105,9 @@ def wired(database_url: str, folder: Path, *, broker_url: str = DEAD_BROKER, **s
 
 
 @contextmanager
-def served(wiring: Wiring) -> Iterator[Door]:
-    """Until left; each has a server thread and a port of its own."""
-    port = ports.choose(0)
+def served(wiring: Wiring, port: int = 0) -> Iterator[Door]:
+    """Until left; each has a server thread and, unless told which, a port of its own."""
+    port = port or ports.choose(0)
     config = uvicorn.Config(
         create_api(wiring), host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1
     )
@@ -129,8 +133,3 @@ def _await_start(server: uvicorn.Server, thread: threading.Thread) -> None:
     while not server.started:
         assert thread.is_alive(), "the server did not start"
         pause.wait(0.01)
-
-
-def again(wiring: Wiring) -> Wiring:
-    """A second process's wiring over the same database."""
-    return replace(wiring)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import request, session
+from orchestrator.cli.codes import ExitCode, code_of, code_of_task, report
+from orchestrator.cli.events import told
+from orchestrator.cli.terminal import clean, span
+from orchestrator.core.errors import (
+    Conflict,
+    Denied,
+    OrchestratorError,
+    Problem,
+    Refused,
+    Unavailable,
+    Unknown,
+)
+from orchestrator.local.credentials import new_api_key
+
+OPTIONS = """
+description steps repo branch push title priority mode agent model requirements deadline stakeholders labels
+budget timeout external_id id hold
+"""
+NOTHING = dict.fromkeys(OPTIONS.split())
+
+
+@pytest.mark.parametrize(
+    "evil", ["\x1b[2J", "\x9b2J", "\x07", "\r", "\u202e", "\u2066", "\x7f", "\x00", "\u2028", "\ufeff"]
+)
+def test_no_character_that_a_terminal_obeys_gets_through(evil: str) -> None:
+    assert evil[0] not in clean(f"before {evil} after")
+
+
+def test_text_lines_and_tabs_stay_as_they_are() -> None:
+    text = "naïve 日本語 ✓\n\tindented"
+    assert clean(text) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.04, "0.0s"),
+        (9.94, "9.9s"),
+        (59, "59s"),
+        (61, "1m01s"),
+        (3700, "1h01m"),
+        (200_000, "2d"),
+        (-5, "0.0s"),
+    ],
+)
+def test_spans_are_short(seconds: float, shown: str) -> None:
+    assert span(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OrchestratorError("x", "x"), 1),
+        (Unavailable("database-unavailable", "x"), 1),
+        (Refused("x", "x"), 2),
+        (Unavailable("wait-timed-out", "x"), 3),
+        (Denied("x", "x"), 4),
+        (Unknown("x", "x"), 5),
+        (Conflict("x", "x"), 6),
+        (Unavailable("api-unreachable", "x"), 7),
+    ],
+)
+def test_each_kind_of_error_has_its_documented_exit_code(error: OrchestratorError, code: int) -> None:
+    assert code_of(error) == code
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "code"),
+    [
+        ("completed", {"type": "completed"}, ExitCode.OK),
+        ("completed", {"type": "partially_completed", "gaps": ["b"]}, ExitCode.PARTIAL),
+        ("failed", {"type": "failed"}, ExitCode.FAILED),
+        ("cancelled", None, ExitCode.CANCELLED),
+        ("pending_input", None, ExitCode.WAITS),
+        ("running", None, ExitCode.OK),
+    ],
+)
+def test_each_end_of_a_task_has_its_documented_exit_code(
+    status: str, outcome: dict[str, object] | None, code: ExitCode
+) -> None:
+    assert code_of_task({"status": status, "outcome": outcome}) == code
+
+
+def test_faults_of_a_request_are_told_by_their_place(capsys: pytest.CaptureFixture[str]) -> None:
+    from_server = Refused("plan-invalid", "No.", "Do this.", (Problem("/steps/0/needs/1", "x", "unknown"),))
+
+    report(from_server)
+
+    assert capsys.readouterr().err == (
+        "✗ No.\n  /steps/0/needs/1: unknown\n  Do this.\n"
+        "  code plan-invalid · exit 2 · orchestrator explain plan-invalid\n"
+    )
+
+
+def test_options_go_before_what_the_file_says(tmp_path: Path) -> None:
+    file = tmp_path / "task.json"
+    file.write_text(
+        '{"description": "d", "title": "old", "repository": {"url": "https://x/y", "branch": "b"}}'
+    )
+    built = request.build(file, {**NOTHING, "title": "new", "repo": str(tmp_path), "budget": "2.00"})
+
+    assert built == {
+        "description": "d",
+        "title": "new",
+        "repository": {"path": str(tmp_path), "branch": "b"},
+        "budget": {"max_cost_usd": "2.00"},
+    }
+
+
+def test_a_name_with_a_colon_is_an_address_and_no_path() -> None:
+    assert request.build(None, {**NOTHING, "repo": "git@host:a/b"})["repository"] == {"url": "git@host:a/b"}
+
+
+def test_events_that_say_nothing_to_people_are_not_told() -> None:
+    event = {"name": "turn", "at": "2026-01-01T00:00:00Z", "step_number": 1, "step_key": "a", "data": {}}
+
+    assert told("progress", event) is None
+    assert told("phase", event) is None
+    assert told("of a later version", event) is None
+
+
+def test_a_tool_call_is_told_with_what_it_works_on_and_in_one_line() -> None:
+    data = {"name": "run_command", "state": "started", "arguments": {"command": "pytest\x1b[2J -q\nrm"}}
+    event = {"name": "tool", "at": "", "step_number": 2, "step_key": "test", "data": data}
+
+    assert told("progress", event) == "step 2 test run_command pytest\\x1b[2J -q rm"
+
+
+def test_a_key_that_is_kept_for_one_server_is_sent_to_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "orchestrator" / "credentials.toml"
+    kept.parent.mkdir()
+    kept.write_text(f'api_url = "https://mine.example"\napi_key = "{new_api_key()}"\n')
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in ("ORCHESTRATOR_API_KEY", "ORCHESTRATOR_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    sent = {}
+    for url in (
+        "https://mine.example",
+        "http://127.0.0.1:9",
+        "http://127.0.0.1.evil.example",
+        "https://other.example",
+    ):
+        monkeypatch.setenv("ORCHESTRATOR_API_URL", url)
+        client = session.client()
+        sent[url] = "Authorization" in client._http.headers
+        client.close()
+
+    assert sent == {
+        "https://mine.example": True,
+        "http://127.0.0.1:9": True,
+        "http://127.0.0.1.evil.example": False,
+        "https://other.example": False,
+    }
