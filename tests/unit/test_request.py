@@ -1,0 +1,122 @@
+"""The body of a new task: what is accepted, and what is said about what isn't."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from orchestrator.commands.request import MAX_DESCRIPTION, parse
+from orchestrator.core.errors import OrchestratorError, Refused
+
+FINE = {"description": "Fix it"}
+
+
+def refused(body: Any) -> Refused:
+    with pytest.raises(Refused) as found:
+        parse(body)
+    return found.value
+
+
+def test_a_description_is_enough() -> None:
+    assert parse("Fix it") == parse(FINE)
+    (step,) = parse(FINE).plan_steps()
+    assert (step.key, step.description, step.needs) == ("work", "Fix it", ())
+
+
+def test_words_are_read_as_people_write_them() -> None:
+    assert parse({**FINE, "priority": "NORMAL"}).priority == "medium"
+    assert parse({**FINE, "execution_mode": "AUTO"}).execution_mode == "auto"
+    budget = parse({**FINE, "budget": {"max_duration": "30m", "max_cost_usd": "1.50"}}).budget
+    assert (budget.max_duration, budget.max_cost_usd) == (timedelta(minutes=30), Decimal("1.50"))
+    assert parse({**FINE, "deadline": "2027-01-31"}).deadline == datetime(2027, 1, 31, 23, 59, 59, tzinfo=UTC)
+    assert parse({**FINE, "deadline": "2027-01-31T10:00:00"}).deadline == datetime(2027, 1, 31, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/description"),
+        ({"description": ""}, "/description"),
+        ({"description": 7}, "/description"),
+        ({"description": "x" * (MAX_DESCRIPTION + 1)}, "/description"),
+        ({"description": "bell \x07"}, "/description"),
+        ({"description": "turned \u202e round"}, "/description"),
+        ({**FINE, "title": "two\nlines"}, "/title"),
+        ({**FINE, "priority": "urgent"}, "/priority"),
+        ({**FINE, "id": "no spaces allowed"}, "/id"),
+        ({**FINE, "id": "../etc"}, "/id"),
+        ({**FINE, "repository": {}}, "/repository"),
+        ({**FINE, "repository": {"url": "https://x/y", "path": "/y"}}, "/repository"),
+        ({**FINE, "budget": {"max_tokens": 0}}, "/budget/max_tokens"),
+        ({**FINE, "budget": {"max_duration": "a while"}}, "/budget/max_duration"),
+        ({**FINE, "steps": []}, "/steps"),
+        ({**FINE, "steps": [{"id": "a", "description": ""}]}, "/steps/0/description"),
+        ({**FINE, "labels": {"a": "two\nlines"}}, "/labels/a"),
+        ({**FINE, "on_step_failure": "ignore"}, "/on_step_failure"),
+    ],
+)
+def test_each_fault_is_named_by_its_place(body: dict[str, Any], pointer: str) -> None:
+    found = refused(body)
+    assert found.code == "request-invalid"
+    assert pointer in [problem.pointer for problem in found.problems]
+
+
+def test_all_faults_are_named_at_once() -> None:
+    found = refused({"description": "", "priority": "urgent", "budget": {"max_turns": -1}})
+    assert {problem.pointer for problem in found.problems} == {
+        "/description",
+        "/priority",
+        "/budget/max_turns",
+    }
+
+
+def test_a_typing_error_is_not_silent_and_a_caller_s_own_field_is() -> None:
+    assert "unknown field 'prioritty'" in refused({**FINE, "prioritty": "high"}).message
+    parse({**FINE, "x_ticket": 7})
+    assert "unknown field 'pish'" in refused({**FINE, "repository": {"path": "/r", "pish": True}}).message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"execution_mode": "dry-run"},
+        {"execution_mode": "strict"},
+        {"gates": ["tests"]},
+        {"depends_on": ["other"]},
+        {"parent_id": "other"},
+        {"callback_url": "https://example.org/hook"},
+        {"project": "web"},
+        {"on_question_timeout": {"after": "1h"}},
+    ],
+)
+def test_what_is_not_built_yet_is_said_to_be_so(body: dict[str, Any]) -> None:
+    found = refused({**FINE, **body})
+    assert found.code == "mode-unavailable"
+    assert found.problems[0].pointer == f"/{next(iter(body))}"
+
+
+def test_errors_do_not_show_what_was_sent() -> None:
+    found = refused({**FINE, "budget": {"max_tokens": "hunter2"}})
+    assert "hunter2" not in str(found)
+    assert not [problem for problem in found.problems if "hunter2" in problem.detail]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+fields = st.sampled_from(["description", "steps", "budget", "repository", "agent", "deadline", "labels", "id"])
+
+
+@given(st.dictionaries(fields | st.text(max_size=10), json_values, max_size=5))
+def test_whatever_is_sent_is_accepted_or_refused_in_our_own_words(body: dict[str, Any]) -> None:
+    try:
+        parse(body).plan_steps()
+    except OrchestratorError as error:
+        assert error.code
+        assert error.hint
