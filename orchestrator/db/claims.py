@@ -376,3 +376,16 @@ def look(connection: Connection, step: StepRef) -> Found | None:
     if row is None:
         return None
     return Found(Status(row["status"]), row["fence"], Status(row["task_status"]), row["task_ended"])
+
+
+_IS_LIVE: Final = statement(
+    """
+    SELECT 1 FROM steps WHERE id = :step AND attempt = :attempt
+      AND status IN ('queued', 'running', 'pending_input') LIMIT 1
+    """
+)
+
+
+def is_live(connection: Connection, step_id: str, attempt: int) -> bool:
+    """Whether this attempt may still go on; if not, its workspace is nobody's."""
+    return one(connection, _IS_LIVE, step=step_id, attempt=attempt) is not None

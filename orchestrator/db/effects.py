@@ -76,6 +76,22 @@ def append_logs(
     )
 
 
+_WORKFLOW_LOGS: Final = statement(
+    """
+    SELECT s.key, l.stream, l.text, l.at FROM logs l
+    LEFT JOIN steps s ON s.tenant_id = l.tenant_id AND s.id = l.step_id
+    WHERE l.tenant_id = :tenant AND l.task_id = :task AND (s.workflow_id = :workflow OR l.step_id IS NULL)
+    ORDER BY l.number
+    """
+)
+
+
+def logs_of_workflow(connection: Connection, step: StepRef) -> list[dict[str, Any]]:
+    """Everything that the steps of this one's workflow printed, in order: key, stream, text, at."""
+    keys = {"tenant": step.tenant_id, "task": step.task_id, "workflow": step.workflow_id}
+    return rows(connection, _WORKFLOW_LOGS, **keys)
+
+
 _ASK: Final = statement(
     """
     INSERT INTO questions (tenant_id, id, task_id, workflow_id, step_id, call_id, text, options)

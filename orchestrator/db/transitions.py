@@ -80,8 +80,8 @@ _PAUSED: Final = statement(
     """
     UPDATE interventions SET state = 'applied', applied_at = clock_timestamp(),
         acknowledged_at = coalesce(acknowledged_at, clock_timestamp())
-    WHERE tenant_id = :tenant AND task_id = :task AND command = 'pause' AND state IN ('requested', 'acknowledged')
-      AND NOT EXISTS (
+    WHERE tenant_id = :tenant AND task_id = :task AND command = 'pause'
+      AND state IN ('requested', 'acknowledged') AND NOT EXISTS (
         SELECT 1 FROM steps WHERE tenant_id = :tenant AND task_id = :task AND lease_until IS NOT NULL)
     """
 )

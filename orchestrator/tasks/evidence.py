@@ -11,17 +11,9 @@ from orchestrator.core.errors import OrchestratorError
 from orchestrator.db import effects, installation
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.effects import StoredFile
-from orchestrator.db.sql import StepRef, statement
+from orchestrator.db.sql import StepRef
 
 log: Final = structlog.get_logger(__name__)
-_LOG: Final = statement(
-    """
-    SELECT s.key, l.stream, l.text, l.at FROM logs l
-    LEFT JOIN steps s ON s.tenant_id = l.tenant_id AND s.id = l.step_id
-    WHERE l.tenant_id = :tenant AND l.task_id = :task AND (s.workflow_id = :workflow OR l.step_id IS NULL)
-    ORDER BY l.number
-    """
-)
 
 
 def check_store(wiring: Wiring) -> None:
@@ -42,15 +34,13 @@ def keep_log(wiring: Wiring, step: StepRef) -> None:
     """Stores the whole log of an ended workflow as one file. The rows stay; a failure here is only logged."""
     try:
         with wiring.engine.begin() as connection:
-            found = connection.execute(
-                _LOG, {"tenant": step.tenant_id, "task": step.task_id, "workflow": step.workflow_id}
-            ).all()
+            found = effects.logs_of_workflow(connection, step)
             if not found:
                 return
             lines = [
-                f"{row.at:%Y-%m-%dT%H:%M:%S.%fZ} {row.key or '-'} {row.stream}: {line}\n"
+                f"{row['at']:%Y-%m-%dT%H:%M:%S.%fZ} {row['key'] or '-'} {row['stream']}: {line}\n"
                 for row in found
-                for line in row.text.splitlines()
+                for line in row["text"].splitlines()
             ]
             stored = wiring.artifacts.put("".join(lines).encode())
             whole = StoredFile("log", "task.log", "text/plain", stored.size, stored.sha256, stored.key)

@@ -21,9 +21,9 @@ from orchestrator.agents.types import usable
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.workspace import WorkspaceFault
+from orchestrator.db import claims
 from orchestrator.db.agents import Slot
 from orchestrator.db.connect import SQLAlchemyError
-from orchestrator.db.sql import statement
 from orchestrator.tasks import logs
 from orchestrator.tasks.draining import Drain
 from orchestrator.tasks.evidence import check_store
@@ -34,12 +34,6 @@ from orchestrator.workspaces.workspace import AttemptOwner
 log: Final = structlog.get_logger(__name__)
 VERSION: Final = "0.1.0"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_LIVE: Final = statement(
-    """
-    SELECT 1 FROM steps WHERE id = :step AND attempt = :attempt
-      AND status IN ('queued', 'running', 'pending_input')
-    """
-)
 
 
 @dataclass
@@ -112,8 +106,7 @@ class Workplace:
 
     def _is_live(self, owner: AttemptOwner) -> bool:
         with self.wiring.engine.connect() as connection:
-            found = connection.execute(_LIVE, {"step": owner.step_id, "attempt": owner.attempt})
-            return found.first() is not None
+            return claims.is_live(connection, owner.step_id, owner.attempt)
 
 
 def attend(workplace: Workplace) -> None:
