@@ -323,3 +323,17 @@ _REASON: Final = statement("SELECT cancel_reason FROM tasks WHERE tenant_id = :t
 def cancel_reason(connection: Connection, task: TaskRef) -> str:
     row = one(connection, _REASON, tenant=task.tenant_id, task=task.task_id)
     return str((row and row["cancel_reason"]) or "cancelled")
+
+
+_FINAL_TIPS: Final = statement(
+    """
+    SELECT id, tip_commit FROM tasks
+    WHERE tenant_id = :tenant AND id = ANY(:tasks) AND finished_at IS NOT NULL
+    """
+)
+
+
+def final_tips(connection: Connection, tenant_id: str, tasks: Sequence[str]) -> dict[str, str | None]:
+    """Where the branches of those of the tasks that have ended end; None: they have none."""
+    found = rows(connection, _FINAL_TIPS, tenant=tenant_id, tasks=list(tasks))
+    return {row["id"]: row["tip_commit"] for row in found}

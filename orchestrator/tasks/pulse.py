@@ -17,6 +17,7 @@ from orchestrator.db import agents, claims
 from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Claimed
 from orchestrator.db.connect import SQLAlchemyError
+from orchestrator.tasks.branches import follow_rows
 from orchestrator.tasks.link import StepLink
 
 log: Final = structlog.get_logger(__name__)
@@ -138,6 +139,7 @@ class Pulse:
                 if time.monotonic() - cleaned >= clean_every:
                     cleaned = time.monotonic()
                     self._clean()
+                    follow_rows(self._wiring)
             except Exception:
                 log.exception("heartbeat_stumbled")
 

@@ -28,6 +28,7 @@ from orchestrator.workspaces.locks import held
 from orchestrator.workspaces.remotes import Reach, Route
 
 SCRATCH: Final = "scratch"
+AGENT_BRANCHES: Final = "refs/heads/agent/"
 EMPTY_TREE: Final = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 FETCH_TIMEOUT: Final = timedelta(minutes=30)
 ASK_TIMEOUT: Final = timedelta(minutes=1)
@@ -48,6 +49,15 @@ class Base:
     mirror: str
     commit: str
     branch: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A task's branch as it is in one mirror."""
+
+    mirror: str
+    task_id: str
+    commit: str
 
 
 class Mirrors:
@@ -116,6 +126,23 @@ class Mirrors:
     def keep(self, mirror: str, commit: str) -> None:
         """A ref of its own, so that the commit can be bundled and is never lost."""
         self.git(mirror).run("update-ref", f"refs/keep/{commit}", commit)
+
+    def built(self) -> list[Built]:
+        """Every branch of a task, in every mirror of this machine."""
+        form = "--format=%(refname:lstrip=3) %(objectname)"
+        return [
+            Built(at.name.removesuffix(".git"), *line.split())
+            for at in sorted(self._root.glob("*.git"))
+            for line in self.git(at.name.removesuffix(".git"))
+            .text("for-each-ref", form, AGENT_BRANCHES)
+            .splitlines()
+        ]
+
+    def rebuild(self, branch: Built, tip: str | None) -> None:
+        """Moves the branch to `tip`, or away with it, if it is still where it was. Raises `GitError`."""
+        ref = AGENT_BRANCHES + branch.task_id
+        target = ("-d", ref) if tip is None else (ref, tip)
+        self.git(branch.mirror).run("update-ref", "--no-deref", *target, branch.commit)
 
     def _ask(
         self, route: Route, mirror: str, branch: str | None, stop: Stop | None

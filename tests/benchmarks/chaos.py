@@ -52,6 +52,8 @@ WORKERS: Final = ("agent-1", "agent-2")
 SLOTS: Final = 3
 QUIET_SECONDS: Final = 120.0
 FILES: Final = 0.12
+PACE: Final = 3.0
+"""Seconds between two faults, at most."""
 _PROGRESS: Final = text(
     "SELECT count(*) FILTER (WHERE finished_at IS NOT NULL), count(*), (SELECT count(*) FROM tasks"
     " WHERE finished_at IS NULL) FROM steps"
@@ -110,12 +112,12 @@ def _run(here: Installation, seed: int, steps: int, *, fence: bool) -> Report:
         here.worker("system", (Lane.SYSTEM,), extra=extra),
         here.beat(),
     )
-    only = () if fence else ("stop_child", "stop_child", "stop_group")
+    only = () if fence else ("stop_child",)
     faults = Faults(here, wiring, random.Random(f"{seed} faults"), WORKERS, LEASE, only)
     people = People(wiring, registered, seed, steps, str(source), FILES)
     people.come()
     try:
-        _suffer(faults, people, wiring)
+        _suffer(faults, people, wiring, PACE if fence else PACE / 4)
         faults.stop()
         people.calm_down()
         stopped = time.monotonic()
@@ -126,7 +128,7 @@ def _run(here: Installation, seed: int, steps: int, *, fence: bool) -> Report:
     return _report(here, wiring, faults, people, seed, quiet_after)
 
 
-def _suffer(faults: Faults, people: People, wiring: Wiring) -> None:
+def _suffer(faults: Faults, people: People, wiring: Wiring, pace: float) -> None:
     """Faults until nearly all steps have ended; the rest of them end in peace."""
     chance = random.Random(f"{people.seed} times")
     next_fault, next_line = time.monotonic() + 1, time.monotonic()
@@ -134,7 +136,7 @@ def _suffer(faults: Faults, people: People, wiring: Wiring) -> None:
         now = time.monotonic()
         if now >= next_fault:
             done = faults.inject()
-            next_fault = time.monotonic() + (chance.uniform(0.3, 3.0) if done else 0.3)
+            next_fault = time.monotonic() + (chance.uniform(0.3, pace) if done else 0.3)
         faults.tick()
         if now >= next_line:
             ended, written, live = _progress(wiring)

@@ -34,6 +34,9 @@ _SOME_STEPS: Final = text(
 )
 
 
+_BUSY: Final = text("SELECT pid FROM agents WHERE step_id IS NOT NULL")
+
+
 @dataclass
 class Later:
     """What must be done when its time has come: a stopped process goes on, a stopped beat comes back."""
@@ -123,6 +126,13 @@ class Faults:
     def _worker(self) -> str:
         return self.chance.choice(self.workers)
 
+    def _busy(self) -> int | None:
+        """A child that carries a step just now, if there is one; else any."""
+        with self.wiring.engine.connect() as connection:
+            busy = {row.pid for row in connection.execute(_BUSY)}
+        ours = [pid for name in self.workers for pid in self._children(name) if pid in busy]
+        return self.chance.choice(ours) if ours else self._child()
+
     def _child(self) -> int | None:
         children = [one for name in (*self.workers, *self.workers, "system") for one in self._children(name)]
         return self.chance.choice(children) if children else None
@@ -133,7 +143,7 @@ class Faults:
     # ---- processes
 
     def kill_child(self) -> bool:
-        return _signalled(self._child(), signal.SIGKILL)
+        return _signalled(self._busy(), signal.SIGKILL)
 
     def kill_main(self) -> bool:
         """Its children live on for a moment, as they would without a supervisor."""
@@ -153,7 +163,7 @@ class Faults:
         return True
 
     def stop_child(self) -> bool:
-        return self._stop(self._child(), os.kill)
+        return self._stop(self._busy(), os.kill)
 
     def stop_group(self) -> bool:
         name = self._worker()

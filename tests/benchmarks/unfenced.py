@@ -9,8 +9,11 @@ from typing import Final
 from sqlalchemy import TextClause, text
 
 from orchestrator.db import claims, effects, journal, transitions
+from orchestrator.db.sql import Prepared
 
-_GUARD: Final = re.compile(r"(?:\b\w+\.)?\bfence = :fence")
+_GUARD: Final = re.compile(r"(?:\b\w+\.)?\bfence = (:fence\b|\$\d+)")
+_ALWAYS: Final = r"\1 = \1"
+"""The parameter stays, so that the statement takes the same values."""
 _MODULES: Final[tuple[ModuleType, ...]] = (claims, effects, journal, transitions)
 
 
@@ -20,7 +23,9 @@ def take_out() -> int:
     for module in _MODULES:
         for name, value in list(vars(module).items()):
             if isinstance(value, TextClause) and _GUARD.search(value.text):
-                # The parameter stays, so that the statement takes the same values.
-                setattr(module, name, text(_GUARD.sub(":fence = :fence", value.text)))
+                setattr(module, name, text(_GUARD.sub(_ALWAYS, value.text)))
+                changed += 1
+            elif isinstance(value, Prepared) and any(map(_GUARD.search, value._preparations)):
+                value._preparations = [_GUARD.sub(_ALWAYS, one) for one in value._preparations]
                 changed += 1
     return changed
