@@ -55,7 +55,10 @@ def test_ctrl_c_in_the_middle_leaves_no_process_and_the_next_start_finishes_the_
         assert "Traceback" not in demo.said
         assert not [one for one in family if processes.alive(one)]
         assert demo.living() == []
-        with up(tmp_path, "--data", str(data), "--no-flower", "--workers", "1") as (program, doors):
+        with up(tmp_path, "--data", str(data), "--no-flower", "--workers", "1", sweep_every="PT1S") as (
+            program,
+            doors,
+        ):
             [task] = doors.get("/tasks")["data"]
             assert task["id"] in demo.said
             _complete(doors, task["id"])
