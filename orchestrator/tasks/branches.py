@@ -18,8 +18,8 @@ def follow_rows(wiring: Wiring) -> int:
     """Moves the branches of ended tasks that end elsewhere than their rows say; returns how many those were.
 
     A merge moves the reference before its COMMIT: a worker that died in between leaves it too far on, and
-    another machine's merge leaves it behind. References are read before rows, and moved by compare-and-swap, so
-    that a task that goes on meanwhile is not disturbed.
+    another machine's merge leaves it behind. References are read before rows, and moved by compare-and-swap,
+    so that a task that goes on meanwhile is not disturbed.
     """
     mirrors = wiring.workspaces.mirrors
     built = mirrors.built()

@@ -1,0 +1,50 @@
+"""Short rounds of what `scripts/bench` measures: that it measures, not how fast this machine is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import bench, growth, latency, makespan, throughput
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_durable_and_bare_workflows_both_end_and_are_compared() -> None:
+    found = throughput.measure(workflows=6, rounds=1)
+    assert found.bare[0] > 0
+    assert found.durable[0] > 0
+    assert found.ratio == found.durable[0] / found.bare[0]
+
+
+def test_a_claim_is_timed_after_a_submission_and_after_an_answer() -> None:
+    found = latency.measure(requests=3)
+    assert len(found.submitted) == len(found.answered) == 3
+    assert latency.summary(found.submitted)["n"] == 3
+
+
+def test_a_plan_with_two_joins_is_started_by_its_canvas_and_never_by_the_sweep(tmp_path: Path) -> None:
+    steps = [
+        {"id": "a", "needs": [], "seconds": 1},
+        {"id": "b", "needs": ["a"], "seconds": 2},
+        {"id": "c", "needs": ["a"], "seconds": 1},
+        {"id": "d", "needs": ["b", "c"], "seconds": 1},
+    ]
+    (tmp_path / "two.json").write_text(json.dumps({"name": "two", "steps": steps}))
+    (found,) = makespan.measure(tmp_path, critical_path=2.0, rounds=1)
+    assert found.dag.width == 2
+    assert found.starts == {"canvas": 4}
+    assert found.ratio >= 1
+
+
+def test_a_step_is_timed_beside_few_and_beside_many_rows() -> None:
+    found = growth.measure(few=14, many=140, rounds=1, workflows=2)
+    assert found.few[0] > 0
+    assert found.many[0] > 0
+
+
+def test_the_table_says_what_missed_its_bound() -> None:
+    lines = [("fast", "1", "≤ 2", True), ("slow", "30", "≤ 2", False)]
+    assert bench._table(lines) == "fast   1  ≤ 2\nslow  30  ≤ 2  MISSED"
