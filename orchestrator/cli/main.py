@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import agent, demo, local, serve, session, system, task
+from orchestrator.cli import agent, demo, local, operate, serve, session, system, task
 from orchestrator.cli.codes import ExitCode, report
 from orchestrator.core.errors import OrchestratorError
 
@@ -27,9 +27,19 @@ app = typer.Typer(
 )
 app.add_typer(task.app, name="task", help="Create tasks, look at them, answer and command them.")
 app.add_typer(agent.app, name="agent", help="The agents: who works, who is stuck.")
-database = typer.Typer(no_args_is_help=True, help="The database's schema.")
-database.command()(serve.upgrade)
+database = typer.Typer(
+    no_args_is_help=True, help="The database: its schema, backups, and what is kept for how long."
+)
+_DATABASE: tuple[Callable[..., None], ...] = (
+    serve.upgrade,
+    operate.backup,
+    operate.restore,
+    operate.retention,
+)
+for command in _DATABASE:
+    database.command()(command)
 app.add_typer(database, name="db")
+app.add_typer(operate.queue, name="queue", help="The broker's queues.")
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(local.up, local.down, local.ps, local.restart, local.logs, demo.demo, local.doctor),
     *(serve.worker, serve.beat, serve.api, serve.flower),

@@ -8,6 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from orchestrator.cli.operate import joined
+
 _APP = ("-A", "orchestrator.tasks")
 _QUIET = {"ORCHESTRATOR_WAITS_FOR_RESULTS": "false"}
 """Nobody calls `.get()` in these processes, so nothing is subscribed to for the results of what they send."""
@@ -29,11 +31,15 @@ def worker(
     pool: Annotated[str, typer.Option("--pool", help="prefork, threads or solo.")] = "prefork",
     log_level: Annotated[str, typer.Option("--log-level")] = "INFO",
 ) -> None:
-    """Start a worker: each of its slots is an agent that carries out steps."""
+    """Start a worker: each of its slots is an agent that carries out steps.
+
+    Without a database in the environment it joins the stack that runs on this machine.
+    """
     from orchestrator import bootstrap
     from orchestrator.queues.settings import WORKER_ENVIRONMENT
     from orchestrator.queues.topology import lanes_of
 
+    joined()
     consumed = bootstrap.load("worker").topology.consumed(lanes_of(queues))
     _become(
         *(*_APP, "worker", "--loglevel", log_level, "--queues", ",".join(queue.value for queue in consumed)),
@@ -110,5 +116,6 @@ def upgrade() -> None:
     from orchestrator import bootstrap
     from orchestrator.db.upgrade import upgrade as migrate
 
+    joined()
     applied = migrate(bootstrap.load("upgrade").engine)
     typer.echo(f"{applied} migration{'' if applied == 1 else 's'} applied" if applied else "up to date")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from orchestrator.cli import session
 from orchestrator.cli.codes import ExitCode, code_of_task
 from orchestrator.cli.request import build
 from orchestrator.cli.session import segment
+from orchestrator.cli.spans import seconds
 from orchestrator.cli.system import Json
 from orchestrator.cli.terminal import clean, console, interactive, line, out, print_json, say, since, table
 from orchestrator.core.errors import OrchestratorError, Refused, Unavailable
@@ -22,8 +22,6 @@ app = typer.Typer(no_args_is_help=True)
 
 TaskId = Annotated[str, typer.Argument(help="The task's id, with or without task_.")]
 Reason = Annotated[str | None, typer.Option("--reason", "-r", help="Why; kept with the command.")]
-_SPAN = re.compile(r"(\d+)([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def _path(task_id: str, *rest: str) -> str:
@@ -329,7 +327,7 @@ def _waited(task_id: str, timeout: str | None, until: str, *, json: bool) -> Exi
     import time
 
     client = session.client()
-    deadline = time.monotonic() + _seconds(timeout) if timeout else None
+    deadline = time.monotonic() + seconds(timeout) if timeout else None
     try:
         for kind, data in client.follow(_path(task_id, "progress")):
             if kind == "end" or (until == "input" and data["status"] == "pending_input"):
@@ -355,15 +353,8 @@ def _too_long(task_id: str) -> OrchestratorError:
     )
 
 
-def _seconds(text: str) -> float:
-    found = _SPAN.fullmatch(text)
-    if found is None:
-        raise Refused("option-invalid", f"{text!r} is no span of time.", "Write 30s, 10m, 24h or 7d.")
-    return timedelta(**{_UNITS[found.group(2)]: int(found.group(1))}).total_seconds()
-
-
 def _since(text: str | None) -> str | None:
-    return (datetime.now(UTC) - timedelta(seconds=_seconds(text))).isoformat() if text else None
+    return (datetime.now(UTC) - timedelta(seconds=seconds(text))).isoformat() if text else None
 
 
 def _waits(task: dict[str, Any]) -> str:
