@@ -81,7 +81,7 @@ def retry(
     assert row is not None  # noqa: S101 - written with the workflow
     plan = plan_from_json(row["plan"])
     interventions.reopen(connection, task, by, reason)
-    workflow_id = write_workflow(
+    started = write_workflow(
         connection,
         task.ref,
         task.workflow_number + 1,
@@ -92,6 +92,7 @@ def retry(
         by,
         start=True,
     )
+    workflow_id = started.workflow_id
     append_events(
         connection,
         task.ref,
@@ -100,7 +101,7 @@ def retry(
             EventDraft("status", "queued", {"from": task.status, "to": "queued"}, workflow_id=workflow_id),
         ],
     )
-    return Intervened(task_id, None, "queued", True, Publication(started=task.ref))
+    return Intervened(task_id, None, "queued", True, Publication(started=started))
 
 
 def _found(connection: Connection, tenant_id: str, task_id: str) -> LockedTask:

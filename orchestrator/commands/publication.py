@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orchestrator.core.flow import Canvas
 from orchestrator.core.states import Status
+from orchestrator.db.publishing import Publishable
 from orchestrator.db.sql import StepRef, TaskRef
 from orchestrator.db.transitions import Settled
 
 
 @dataclass(frozen=True, slots=True)
-class Publication:
-    """Ids alone: what is published is read from the rows after the COMMIT."""
+class Started:
+    """A new workflow: its first canvases are to be sent, `steps` has their messages by key."""
 
-    started: TaskRef | None = None
-    """A workflow whose first canvases are to be sent."""
+    task: TaskRef
+    workflow_id: str
+    canvases: tuple[Canvas, ...]
+    steps: Mapping[str, Publishable]
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What is due; of steps that were there before, ids alone: the rest is read after the COMMIT."""
+
+    started: Started | None = None
     released: tuple[StepRef, ...] = ()
     """Steps that became ready and that no canvas publishes."""
     finished: tuple[TaskRef, ...] = ()

@@ -10,15 +10,19 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from orchestrator.commands.publication import NOTHING, Publication
+from orchestrator.commands.publication import NOTHING, Publication, Started
 from orchestrator.commands.request import TaskRequest
 from orchestrator.core import repository_url
 from orchestrator.core.errors import Conflict, Problem, Refused
 from orchestrator.core.flow import Flow, compile_plan
 from orchestrator.core.plan import Plan, PlanStep, validate
+from orchestrator.core.priority import Priority
 from orchestrator.core.redaction import Redactor
+from orchestrator.core.states import Event
 from orchestrator.db.events import EventDraft, append_events
-from orchestrator.db.sql import TaskRef, dumps, one, statement
+from orchestrator.db.publishing import Publishable
+from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, run, statement
+from orchestrator.db.transitions import step_event
 
 PUSH_KEY: Final = "push"
 _SECRETS: Final = Redactor(())
@@ -45,7 +49,8 @@ class Submitted:
     publish: Publication
 
 
-_INSERT_TASK: Final = statement(
+_INSERT_TASK: Final = Prepared(
+    "insert_task",
     """
     INSERT INTO tasks (tenant_id, id, external_id, title, description, priority, execution_mode,
         on_step_failure, request, warnings, root_id, created_by, deadline, requirements, stakeholders, labels,
@@ -59,7 +64,10 @@ _INSERT_TASK: Final = statement(
         CASE WHEN :start THEN NULL ELSE now() END, CASE WHEN :start THEN NULL ELSE now() END)
     ON CONFLICT DO NOTHING
     RETURNING id
-    """
+    """,
+    deadline="timestamptz",
+    push="boolean",
+    start="boolean",
 )
 _EXISTING: Final = statement(
     """
@@ -122,13 +130,16 @@ def submit(
     )
     if written is None:
         return _existing(connection, ref, request, stored, warnings)
-    workflow_id = write_workflow(
+    started = write_workflow(
         connection, ref, 1, plan, flow, request.priority, policy.max_attempts, created_by, start=request.start
     )
+    workflow_id = started.workflow_id
+    paused = [] if request.start else _paused(plan, ref, workflow_id)
     append_events(
         connection,
         ref,
         [
+            *paused,
             EventDraft(
                 "status",
                 "queued" if request.start else "pending_input",
@@ -139,11 +150,20 @@ def submit(
                     "priority": request.priority,
                 },
                 workflow_id=workflow_id,
-            )
+            ),
         ],
     )
-    publish = Publication(started=ref) if request.start else NOTHING
+    publish = Publication(started=started) if request.start else NOTHING
     return Submitted(ref.task_id, workflow_id, True, warnings, publish)
+
+
+def _paused(plan: Plan, ref: TaskRef, workflow_id: str) -> list[EventDraft]:
+    """Steps that would be ready wait for a resume."""
+    roots = (f"{workflow_id}.{place}" for place, step in enumerate(plan.steps, start=1) if not step.needs)
+    return [
+        step_event(Event.PAUSE, StepRef(ref.tenant_id, ref.task_id, workflow_id, step_id), None)
+        for step_id in roots
+    ]
 
 
 def _existing(
@@ -220,7 +240,8 @@ def _agents(request: TaskRequest, steps: list[PlanStep], policy: Policy) -> None
             )
 
 
-_INSERT_WORKFLOW: Final = statement(
+_INSERT_WORKFLOW: Final = Prepared(
+    "insert_workflow",
     """
     INSERT INTO workflows (tenant_id, id, task_id, number) VALUES (:tenant, :workflow, :task, :number);
     INSERT INTO workflow_history (tenant_id, workflow_id, from_state, to_state)
@@ -238,7 +259,10 @@ _INSERT_WORKFLOW: Final = statement(
         description text, spec jsonb, agent_type text, model text, canvas int, root boolean);
     INSERT INTO step_needs (tenant_id, step_id, need_id)
     SELECT :tenant, v.step, v.need FROM jsonb_to_recordset(CAST(:needs AS jsonb)) AS v(step text, need text)
-    """
+    """,
+    number="int",
+    max_attempts="int",
+    start="boolean",
 )
 
 
@@ -253,12 +277,13 @@ def write_workflow(
     by: str,
     *,
     start: bool,
-) -> str:
+) -> Started:
     """One run of a task: its phase, its plan and its steps, all queued; those that need nothing are ready."""
     workflow_id = f"workflow_{ref.task_id}_{number}"
     ids = {step.key: f"{workflow_id}.{place}" for place, step in enumerate(plan.steps, start=1)}
     heads = {key: place for place, canvas in enumerate(flow.canvases) if canvas.needs for key in canvas.heads}
-    connection.execute(
+    run(
+        connection,
         _INSERT_WORKFLOW,
         {
             "tenant": ref.tenant_id,
@@ -292,7 +317,21 @@ def write_workflow(
             ),
         },
     )
-    return workflow_id
+    total = len(plan.steps)
+    steps = {
+        step.key: Publishable(
+            StepRef(ref.tenant_id, ref.task_id, workflow_id, ids[step.key]),
+            step.key,
+            place,
+            total,
+            step.kind,
+            Priority(priority),
+            heads.get(step.key),
+            None,
+        )
+        for place, step in enumerate(plan.steps, start=1)
+    }
+    return Started(ref, workflow_id, tuple(canvas for canvas in flow.canvases if not canvas.needs), steps)
 
 
 def plan_as_json(step: PlanStep) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from orchestrator.db.sql import TaskRef, dumps, statement
+from orchestrator.db.sql import Prepared, TaskRef, dumps, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ APPEND_SQL: Final = """
          AS v(i int, workflow_id text, step_id text, fence int, type text, name text, data jsonb)
     """
 """Appends `append_values`; a statement may put its own update of the task before it."""
-_APPEND: Final = statement(APPEND_SQL)
+_APPEND: Final = Prepared("append", APPEND_SQL, count="int")
 
 
 def append_values(ref: TaskRef, events: Sequence[EventDraft]) -> dict[str, Any]:
@@ -57,4 +57,4 @@ def append_values(ref: TaskRef, events: Sequence[EventDraft]) -> dict[str, Any]:
 def append_events(connection: Connection, ref: TaskRef, events: Sequence[EventDraft]) -> None:
     """Appends observations; takes the task's lock."""
     if events:
-        connection.execute(_APPEND, append_values(ref, events))
+        run(connection, _APPEND, append_values(ref, events))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import structlog
@@ -52,7 +52,8 @@ def publish(wiring: Wiring, due: Publication) -> None:
     """Publishes after the COMMIT. Never raises for the broker's or the database's sake."""
     try:
         if due.started is not None:
-            _start(wiring, due.started)
+            for each in due.started.canvases:
+                _send_canvas(wiring, each, due.started.steps)
         if due.released:
             release(wiring, due.released)
         for task in due.finished:
@@ -65,23 +66,11 @@ def publish(wiring: Wiring, due: Publication) -> None:
 
 
 def _ids(due: Publication) -> list[str]:
-    started = [due.started.task_id] if due.started else []
+    started = [due.started.task.task_id] if due.started else []
     return [*started, *(step.step_id for step in due.released), *(task.task_id for task in due.finished)]
 
 
-def _start(wiring: Wiring, task: TaskRef) -> None:
-    with wiring.engine.connect() as connection:
-        found = publishing.workflow(connection, task)
-    if found is None:
-        return
-    plan, steps = found
-    flow = compile_plan(plan_from_json(plan))
-    for each in flow.canvases:
-        if not each.needs:
-            _send_canvas(wiring, each, steps)
-
-
-def _send_canvas(wiring: Wiring, which: Canvas, steps: dict[str, Publishable]) -> None:
+def _send_canvas(wiring: Wiring, which: Canvas, steps: Mapping[str, Publishable]) -> None:
     def signature_of(key: str) -> Signature[Any]:
         return step_signature(wiring, steps[key])
 
