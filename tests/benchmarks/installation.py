@@ -161,7 +161,11 @@ class Installation:
         postgres.create_database(self.cluster, port, name)
         _migrate(url := self.cluster.url(port, database=name))
         broker = self.redis.url(self.ports["redis"], database=database)
-        own = {"ORCHESTRATOR_DATABASE_URL": url, "ORCHESTRATOR_BROKER_URL": broker}
+        own = {
+            "ORCHESTRATOR_DATABASE_URL": url,
+            "ORCHESTRATOR_BROKER_URL": broker,
+            "ORCHESTRATOR_DATA_DIR": str(self.folder / f"data-{name}"),
+        }
         return replace(self, environment={**self.environment, **own})
 
     def tell_commit_times(self) -> None:

@@ -52,16 +52,29 @@ class Script:
             raise ModelError(ErrorClass.AGENT, "script-breaks", "as the script says", retryable=True)
         listen(TextDelta(f"turn {turn}"))
         used = Usage(input_tokens=10 * turn, output_tokens=1)
-        return Reply((self._call(turn, turns),), "tool_use", used, self.name)
+        return Reply((self._call(turn, turns, _succeeded(request)),), "tool_use", used, self.name)
 
-    def _call(self, turn: int, turns: int) -> Block:
-        if turn <= turns:
+    def _call(self, turn: int, turns: int, succeeded: Sequence[str]) -> Block:
+        """The next thing to do; what was interrupted has to be done once more, as a model would."""
+        written = sum(call_id.startswith("write-") for call_id in succeeded)
+        if written < turns:
             path = "shared.txt" if self.spec.get("shared") else f"work/{self.key}.txt"
-            lines = "".join(f"{self.key} {number}\n" for number in range(1, turn + 1))
+            lines = "".join(f"{self.key} {number}\n" for number in range(1, written + 2))
             return _tool(f"write-{turn}", "write_file", path=path, content=lines)
-        if self.spec.get("asks") and turn == turns + 1:
+        if self.spec.get("asks") and "ask" not in succeeded:
             return _tool("ask", "ask_followup_question", question=f"What about {self.key}?")
         return _tool("done", "attempt_completion", summary=f"{self.key} is done", result={"turns": turns})
+
+
+def _succeeded(request: ModelRequest) -> list[str]:
+    """The calls whose results say no error."""
+    return [
+        block["tool_use_id"]
+        for message in request.messages
+        if message["role"] == "user" and not isinstance(message["content"], str)
+        for block in message["content"]
+        if block["type"] == "tool_result" and not block.get("is_error")
+    ]
 
 
 def _tool(call_id: str, name: str, **arguments: Any) -> Block:

@@ -53,8 +53,8 @@ def measure(workflows: int = WORKFLOWS, rounds: int = ROUNDS) -> Throughput:
         here.run(here.worker("system", (Lane.SYSTEM,)), here.beat())
         steps = workflows * len(FORK_JOIN)
         with here.client() as client:
-            _bare(wiring, client, "warm", 20)
-            _durable(wiring, "warm", 20)
+            _bare(wiring, client, "warm", min(20, workflows))
+            _durable(wiring, "warm", min(20, workflows))
             for number in range(rounds):
                 found.bare.append(steps / _bare(wiring, client, f"bare-{number}", workflows))
                 found.durable.append(steps / _durable(wiring, f"durable-{number}", workflows))
