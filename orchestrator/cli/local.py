@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli import session
+
 if TYPE_CHECKING:
     from orchestrator.config import Settings
 
@@ -18,12 +20,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 
 def settings(data: Path | None, **given: Any) -> Settings:
     """The settings, with what the command line says about them."""
-    from orchestrator.config import Settings
-
     stated = {name: value for name, value in given.items() if value is not None}
     if data is not None:
         stated["data_dir"] = data.expanduser().resolve()
-    return Settings().model_copy(update=stated)
+    return session.settings().model_copy(update=stated)
 
 
 def up(

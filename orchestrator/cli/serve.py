@@ -8,7 +8,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from orchestrator.cli import session
 from orchestrator.cli.operate import joined
+from orchestrator.core.errors import Refused, Unavailable
 
 _APP = ("-A", "orchestrator.tasks")
 _QUIET = {"ORCHESTRATOR_WAITS_FOR_RESULTS": "false"}
@@ -20,6 +22,17 @@ def _become(*words: str, environment: dict[str, str] | None = None) -> NoReturn:
     sys.stdout.flush()
     argv = [sys.executable, "-P", "-m", "celery", *words]
     os.execve(sys.executable, argv, {**os.environ, **_QUIET, **(environment or {})})  # noqa: S606 - no shell is wanted
+
+
+def _configured() -> None:
+    """Takes the settings of the stack that runs here, if none are given. Raises Unavailable."""
+    joined()
+    if session.settings().database_url is None:
+        raise Unavailable(
+            "database-not-configured",
+            "No database is configured, and no stack runs here.",
+            "Start everything here: orchestrator up   Or set ORCHESTRATOR_DATABASE_URL.",
+        )
 
 
 def worker(
@@ -39,7 +52,7 @@ def worker(
     from orchestrator.queues.settings import WORKER_ENVIRONMENT
     from orchestrator.queues.topology import lanes_of
 
-    joined()
+    _configured()
     consumed = bootstrap.load("worker").topology.consumed(lanes_of(queues))
     _become(
         *(*_APP, "worker", "--loglevel", log_level, "--queues", ",".join(queue.value for queue in consumed)),
@@ -51,9 +64,8 @@ def worker(
 
 def beat(log_level: Annotated[str, typer.Option("--log-level")] = "INFO") -> None:
     """Start beat: it asks for a sweep every few seconds. One is enough, two do no harm."""
-    from orchestrator.config import Settings
-
-    data = Settings().data_dir
+    _configured()
+    data = session.settings().data_dir
     data.mkdir(parents=True, exist_ok=True)
     schedule = data / "beat-schedule"
     _become(*_APP, "beat", "--loglevel", log_level, "--schedule", str(schedule), "--pidfile=")
@@ -68,10 +80,10 @@ def api(
 
     from orchestrator import bootstrap
     from orchestrator.api.app import create_api
-    from orchestrator.config import Settings
     from orchestrator.tasks import logs
 
-    settings = Settings()
+    _configured()
+    settings = session.settings()
     given = {"api_host": host, "api_port": port, "waits_for_results": False}
     settings = settings.model_copy(update={key: value for key, value in given.items() if value is not None})
     wiring = bootstrap.load("api", settings)
@@ -92,16 +104,13 @@ def flower(
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Start Flower, read-only and behind a password (FLOWER_BASIC_AUTH=user:password)."""
-    from orchestrator.config import Settings
-    from orchestrator.core.errors import Refused
-
     if not os.environ.get("FLOWER_BASIC_AUTH"):
         raise Refused(
             "flower-password-missing",
             "Flower shows every task and worker, and no password is set for it.",
             "Set FLOWER_BASIC_AUTH=user:password.",
         )
-    data = Settings().data_dir
+    data = session.settings().data_dir
     data.mkdir(parents=True, exist_ok=True)
     _become(
         *(*_APP, "flower", f"--port={port}", f"--address={address}", "--url_prefix=flower"),
@@ -116,6 +125,6 @@ def upgrade() -> None:
     from orchestrator import bootstrap
     from orchestrator.db.upgrade import upgrade as migrate
 
-    joined()
+    _configured()
     applied = migrate(bootstrap.load("upgrade").engine)
     typer.echo(f"{applied} migration{'' if applied == 1 else 's'} applied" if applied else "up to date")

@@ -30,14 +30,14 @@ class Session:
 current: Final = Session()
 
 
-def settings(**overrides: object) -> Settings:
+def settings() -> Settings:
     """From the environment; an invalid one is the user's to correct."""
     from pydantic import ValidationError
 
     from orchestrator.config import Settings
 
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+        return Settings()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
