@@ -114,9 +114,7 @@ class Ledger:
 
     def fail(self, claimed: Claimed) -> Applied | None:
         error = {"code": "no-luck", "message": "It did not work.", "recoverable": True}
-        return self.do(
-            lambda connection: transitions.fail(connection, claimed.step, claimed.fence, error)
-        )
+        return self.do(lambda connection: transitions.fail(connection, claimed.step, claimed.fence, error))
 
     def ask(self, claimed: Claimed, call_id: str = "call_1") -> Applied | None:
         asked = Ask(call_id, "Which one?", ("left", "right"))
@@ -129,9 +127,7 @@ class Ledger:
     def expire(self, ref: StepRef, *, uncounted: bool = False) -> Applied | None:
         self.end_lease(ref)
         fence = self.step(ref)["fence"]
-        return self.do(
-            lambda connection: transitions.expire(connection, ref, fence, uncounted=uncounted)
-        )
+        return self.do(lambda connection: transitions.expire(connection, ref, fence, uncounted=uncounted))
 
     def row(self, task_id: str = "t") -> dict[str, Any]:
         (found,) = self.rows("SELECT * FROM tasks WHERE id = :task", task=task_id)

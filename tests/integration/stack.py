@@ -142,7 +142,12 @@ class WorkerProcess:
 
 @contextmanager
 def worker(
-    stack: Stack, *, slots: int = 4, pool: str = "threads", app: str = "tests.integration.harness", queues: str = ""
+    stack: Stack,
+    *,
+    slots: int = 4,
+    pool: str = "threads",
+    app: str = "tests.integration.harness",
+    queues: str = "",
 ) -> Iterator[WorkerProcess]:
     """A worker that takes messages, until the block is left (or it has ended before)."""
     name = f"agent-{uuid4().hex[:8]}@test"

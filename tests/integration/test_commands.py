@@ -298,7 +298,10 @@ def test_what_a_request_carries_is_read_from_its_chain_chord_and_links() -> None
 
     class Request:
         callbacks = (sig("linked"),)
-        chain = (sig("later"), {"task": "celery.group", "kwargs": {"tasks": [sig("g1"), sig("g2")]}, "options": {}})
+        chain = (
+            sig("later"),
+            {"task": "celery.group", "kwargs": {"tasks": [sig("g1"), sig("g2")]}, "options": {}},
+        )
         chord = sig("body")
 
     class Asked:

@@ -109,7 +109,11 @@ def test_a_result_shows_the_six_names_while_its_task_lives(served: Stack) -> Non
 
 
 def test_a_chain_of_the_user_s_goes_on_with_the_result(served: Stack, theirs: ModuleType) -> None:
-    canvas = chain(theirs.before.s("context"), theirs.execute_task.s("Work with it"), theirs.after.s().set(queue="theirs"))
+    canvas = chain(
+        theirs.before.s("context"),
+        theirs.execute_task.s("Work with it"),
+        theirs.after.s().set(queue="theirs"),
+    )
     result = canvas.apply_async()
     found = get(result)
     assert found["status"] == "completed"
@@ -128,7 +132,9 @@ def test_a_chain_of_the_user_s_ends_where_the_task_fails(theirs: ModuleType) -> 
 
 def test_a_chord_of_the_user_s_gathers_tasks(theirs: ModuleType) -> None:
     header = [theirs.execute_task.s(f"Part {number}") for number in range(3)]
-    result = chord([*header, theirs.before.s("theirs")], theirs.gathered.s().set(queue="theirs")).apply_async()
+    result = chord(
+        [*header, theirs.before.s("theirs")], theirs.gathered.s().set(queue="theirs")
+    ).apply_async()
     found = get(result)
     assert len(found) == 4
     assert found[3] == "theirs"

@@ -88,9 +88,11 @@ class Life(RuleBasedStateMachine):
                 )
             case "pause":
                 said = self.ledger.do(
-                    lambda c: transitions.park(c, ref, fence, Event.PAUSE, WaitingOn.PAUSED, {})
-                    if self.ledger.row(self.task)["paused_at"]
-                    else transitions.give_back(c, ref, fence, "slice")
+                    lambda c: (
+                        transitions.park(c, ref, fence, Event.PAUSE, WaitingOn.PAUSED, {})
+                        if self.ledger.row(self.task)["paused_at"]
+                        else transitions.give_back(c, ref, fence, "slice")
+                    )
                 )
             case _:
                 said = self.ledger.do(lambda c: transitions.give_back(c, ref, fence, "slice"))
@@ -179,7 +181,11 @@ class Life(RuleBasedStateMachine):
             task=self.task,
         )
         ends = [e for e in self.ledger.events(self.task) if e["type"] == "status" and e["name"] in TERMINAL]
-        assert len(ends) == len({e["workflow_id"] for e in ends}) == self.ledger.row(self.task)["workflow_number"]
+        assert (
+            len(ends)
+            == len({e["workflow_id"] for e in ends})
+            == self.ledger.row(self.task)["workflow_number"]
+        )
 
     def _help(self) -> None:
         if self.ledger.row(self.task)["paused_at"]:

@@ -52,7 +52,9 @@ WORDS_OF_A_WORKER: Mapping[str, Callable[[Connection, Claimed], Any]] = {
     "effect": lambda c, z: effects.write_effect(c, z.step, z.fence, "late", "push", {}),
     "inbox": lambda c, z: effects.take_messages(c, z.step, z.fence),
 }
-_TABLES = "tasks steps attempts events logs turns tool_calls usage effects questions messages artifacts".split()
+_TABLES = (
+    ["tasks", "steps", "attempts", "events", "logs", "turns", "tool_calls", "usage", "effects", "questions", "messages", "artifacts"]
+)
 
 
 def everything(ledger: Ledger) -> dict[str, list[dict[str, Any]]]:
@@ -173,7 +175,10 @@ def test_what_may_follow_an_end_may_follow(ledger: Ledger) -> None:
 
 LIES = (
     ("steps SET status = 'running'", "ck_steps_lease_or_machine"),
-    ("steps SET status = 'running', lease_until = now(), waiting_on = 'subtask'", "ck_steps_lease_or_machine"),
+    (
+        "steps SET status = 'running', lease_until = now(), waiting_on = 'subtask'",
+        "ck_steps_lease_or_machine",
+    ),
     ("steps SET lease_until = now()", "ck_steps_lease_or_machine"),
     ("steps SET waiting_on = 'question'", "ck_steps_waiting_on"),
     ("steps SET status = 'running', waiting_on = 'slot'", "ck_steps_waiting_on"),
@@ -250,9 +255,7 @@ def test_a_failure_takes_parked_steps_and_their_questions_along(ledger: Ledger) 
     refs = ledger.task("t", step("a"), step("b"), step("c"))
     ledger.ask(ledger.take(refs["b"]))
     waiting = ledger.take(refs["c"])
-    ledger.do(
-        lambda c: transitions.park(c, refs["c"], waiting.fence, Event.WAIT, WaitingOn.RATE_LIMIT, {})
-    )
+    ledger.do(lambda c: transitions.park(c, refs["c"], waiting.fence, Event.WAIT, WaitingOn.RATE_LIMIT, {}))
     assert ledger.row()["open_questions"] == 1
     ended = ledger.fail(ledger.take(refs["a"]))
     assert ended is not None

@@ -140,8 +140,10 @@ def test_tasks_that_wait_for_people_hold_no_slot(stack: Stack) -> None:
     asking = [stack.call(plan({"id": "a", "spec": {"do": "ask"}}), task_id=f"ask{n}") for n in range(60)]
     with worker(stack, slots=1):
         until(
-            lambda: stack.ledger.rows("SELECT count(*) AS n FROM tasks WHERE status = 'pending_input'")[0]["n"]
-            == 60,
+            lambda: (
+                stack.ledger.rows("SELECT count(*) AS n FROM tasks WHERE status = 'pending_input'")[0]["n"]
+                == 60
+            ),
             "60 questions",
         )
         others = [stack.call("Something", task_id=f"other{n}") for n in range(12)]

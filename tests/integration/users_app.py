@@ -13,7 +13,9 @@ from redis import Redis
 
 from orchestrator.tasks import execute_task
 
-app = Celery("theirs", broker=os.environ["ORCHESTRATOR_BROKER_URL"], backend=os.environ["ORCHESTRATOR_BROKER_URL"])
+app = Celery(
+    "theirs", broker=os.environ["ORCHESTRATOR_BROKER_URL"], backend=os.environ["ORCHESTRATOR_BROKER_URL"]
+)
 app.conf.update(task_default_queue="theirs", broker_transport_options={"visibility_timeout": 86_400})
 notes = Redis.from_url(os.environ["ORCHESTRATOR_BROKER_URL"])
 

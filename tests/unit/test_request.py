@@ -33,7 +33,9 @@ def test_words_are_read_as_people_write_them() -> None:
     budget = parse({**FINE, "budget": {"max_duration": "30m", "max_cost_usd": "1.50"}}).budget
     assert (budget.max_duration, budget.max_cost_usd) == (timedelta(minutes=30), Decimal("1.50"))
     assert parse({**FINE, "deadline": "2027-01-31"}).deadline == datetime(2027, 1, 31, 23, 59, 59, tzinfo=UTC)
-    assert parse({**FINE, "deadline": "2027-01-31T10:00:00"}).deadline == datetime(2027, 1, 31, 10, tzinfo=UTC)
+    assert parse({**FINE, "deadline": "2027-01-31T10:00:00"}).deadline == datetime(
+        2027, 1, 31, 10, tzinfo=UTC
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
     max_leaves=8,
 )
-fields = st.sampled_from(["description", "steps", "budget", "repository", "agent", "deadline", "labels", "id"])
+fields = st.sampled_from(
+    ["description", "steps", "budget", "repository", "agent", "deadline", "labels", "id"]
+)
 
 
 @given(st.dictionaries(fields | st.text(max_size=10), json_values, max_size=5))

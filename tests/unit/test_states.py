@@ -21,9 +21,7 @@ from orchestrator.core.states import (
     task_status,
 )
 
-step_views = st.builds(
-    StepView, status=st.sampled_from(Status), claimed=st.booleans(), ready=st.booleans()
-)
+step_views = st.builds(StepView, status=st.sampled_from(Status), claimed=st.booleans(), ready=st.booleans())
 
 
 def test_every_event_has_a_rule() -> None:

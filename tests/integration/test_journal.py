@@ -1,0 +1,147 @@
+"""A step's conversation in Postgres: it only grows, whoever dies."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from orchestrator.commands import answer
+from orchestrator.core.redaction import Redactor
+from orchestrator.db import journal
+from orchestrator.db.claims import Claimed
+from orchestrator.db.journal import Scope
+from orchestrator.engine.ports import Call, Heard, LeaseLost, ToolResult, Turn, Usage
+from orchestrator.tasks.journal import PostgresJournal
+from tests.integration.ledger import TENANT, Ledger
+
+SECRET = "sk-ant-a-secret-of-this-installation"
+
+
+def kept(ledger: Ledger, claimed: Claimed, conversation: int = 0) -> PostgresJournal:
+    scope = Scope(claimed.step, claimed.fence, claimed.attempt, conversation)
+    return PostgresJournal(ledger.engine, scope, Redactor([SECRET]))
+
+
+def turn(number: int, text: str = "hello") -> Turn:
+    return Turn(
+        number=number,
+        content=({"type": "text", "text": text},),
+        stop_reason="tool_use",
+        usage=Usage(10, 2, 3, 4),
+        model="model-1",
+        model_kind="live",
+        request_id="req_1",
+        cost_usd=Decimal("0.0125"),
+        elapsed=timedelta(seconds=1.5),
+    )
+
+
+def test_what_was_appended_is_read_back_in_order_by_a_later_claim(ledger: Ledger) -> None:
+    ref = ledger.task()["work"]
+    first = kept(ledger, ledger.take(ref))
+    first.append_turn(turn(1))
+    first.begin_call(1, "call_1", "write_file", {"path": "x"})
+    first.finish_call("call_1", ToolResult("wrote"), "c0ffee")
+    first.hear(Heard(2, "Go left."))
+    first.append_turn(turn(2, "again"))
+    first.begin_call(2, "call_2", "run_command", {"command": "make"})
+    ledger.expire(ref)
+    found = kept(ledger, ledger.take(ref)).load()
+    assert found.entries == (turn(1), Heard(2, "Go left."), turn(2, "again"))
+    assert found.calls == (Call("call_1", ToolResult("wrote"), "c0ffee"), Call("call_2"))
+    assert found.checkpoint == "c0ffee"
+
+
+def test_a_turn_is_kept_once(ledger: Ledger) -> None:
+    mine = kept(ledger, ledger.take(ledger.task()["work"]))
+    mine.append_turn(turn(1))
+    with pytest.raises(IntegrityError, match="uq_turns_number"):
+        mine.append_turn(turn(1, "another"))
+    assert mine.load().entries == (turn(1),)
+    assert ledger.rows("SELECT input_tokens, output_tokens, cost_usd, recorded FROM usage") == [
+        {"input_tokens": 10, "output_tokens": 2, "cost_usd": Decimal("0.0125"), "recorded": False}
+    ]
+
+
+def test_a_call_is_begun_once_and_its_first_result_stays(ledger: Ledger) -> None:
+    ref = ledger.task()["work"]
+    mine = kept(ledger, ledger.take(ref))
+    mine.begin_call(1, "call_1", "run_command", {"command": "make"})
+    mine.begin_call(1, "call_1", "run_command", {"command": "something else"})
+    mine.finish_call("call_1", ToolResult("made"), None)
+    with pytest.raises(LeaseLost):
+        mine.finish_call("call_1", ToolResult("made again"), None)
+    assert mine.load().calls == (Call("call_1", ToolResult("made")),)
+    assert ledger.rows("SELECT arguments FROM tool_calls") == [{"arguments": {"command": "make"}}]
+
+
+def test_a_claim_that_was_lost_writes_nothing_and_hears_so(ledger: Ledger) -> None:
+    ref = ledger.task()["work"]
+    zombie = kept(ledger, ledger.take(ref))
+    zombie.begin_call(1, "call_1", "run_command", {})
+    ledger.expire(ref)
+    ledger.take(ref)
+    for word in (
+        lambda: zombie.append_turn(turn(1)),
+        lambda: zombie.hear(Heard(1, "late")),
+        lambda: zombie.begin_call(1, "late", "read_file", {}),
+        lambda: zombie.finish_call("call_1", ToolResult("late"), None),
+    ):
+        with pytest.raises(LeaseLost):
+            word()
+    assert zombie.load().entries == ()
+    assert zombie.load().calls == (Call("call_1"),)
+    assert ledger.rows("SELECT 1 FROM usage") == []
+
+
+def test_a_conversation_after_a_conflict_is_a_new_one(ledger: Ledger) -> None:
+    claimed = ledger.take(ledger.task()["work"])
+    kept(ledger, claimed).append_turn(turn(1, "before"))
+    again = kept(ledger, claimed, conversation=1)
+    again.append_turn(turn(1, "after"))
+    assert again.load().entries == (turn(1, "after"),)
+
+
+def test_an_answer_is_found_by_its_call_and_counts_as_consumed_with_its_result(ledger: Ledger) -> None:
+    ref = ledger.task()["work"]
+    first = ledger.take(ref)
+    kept(ledger, first).begin_call(1, "ask", "ask_followup_question", {})
+    ledger.ask(first, "ask")
+    ledger.do(lambda c: answer.answer(c, TENANT, "t", "left", by="me"))
+    mine = kept(ledger, ledger.take(ref))
+    assert mine.load().answers == {"ask": "left"}
+    assert ledger.question(ref)["consumed_at"] is None
+    mine.finish_call("ask", ToolResult("left"), None)
+    assert ledger.question(ref)["consumed_at"] is not None
+
+
+def test_no_secret_is_kept(ledger: Ledger) -> None:
+    mine = kept(ledger, ledger.take(ledger.task()["work"]))
+    mine.append_turn(turn(1, f"the key is {SECRET}"))
+    mine.begin_call(1, "call_1", "run_command", {"command": f"export KEY={SECRET}"})
+    mine.finish_call("call_1", ToolResult(f"KEY={SECRET}\x00"), None)
+    mine.hear(Heard(2, SECRET))
+    for table in ("turns", "tool_calls"):
+        assert SECRET not in str(ledger.rows(f"SELECT * FROM {table}"))
+
+
+def test_a_thousand_turns_are_appended_never_rewritten(ledger: Ledger) -> None:
+    """What a turn costs does not depend on how many there were."""
+    claimed = ledger.take(ledger.task()["work"])
+    scope = Scope(claimed.step, claimed.fence, claimed.attempt, 0)
+
+    def write(connection: Any) -> None:
+        for number in range(1, 1001):
+            journal.append(connection, scope, "turn", number, {"n": number})
+
+    ledger.do(write)
+    (table,) = ledger.rows(
+        "SELECT count(*) AS rows, count(DISTINCT xmin::text) AS writers, min(pg_column_size(message)) AS least,"
+        " max(pg_column_size(message)) AS most FROM turns"
+    )
+    assert (table["rows"], table["writers"]) == (1000, 1)
+    assert table["most"] - table["least"] < 16
