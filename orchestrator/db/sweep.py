@@ -177,6 +177,14 @@ def repair_joins(connection: Connection) -> int:
     return len(rows(connection, _LOST_JOINS))
 
 
+_PASS_BY: Final = statement("SET LOCAL lock_timeout = '500ms'")
+
+
+def pass_by_locked(connection: Connection) -> None:
+    """Rows that somebody holds fail this transaction soon: a stopped worker must not hold up the sweep."""
+    connection.execute(_PASS_BY)
+
+
 _MAY_RUN: Final = statement("SELECT pg_try_advisory_xact_lock(:lock) AS ours")
 _SEEN: Final = statement(
     """

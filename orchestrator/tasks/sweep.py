@@ -102,6 +102,7 @@ def _each(wiring: Wiring, found: Iterable[Due], apply: Callable[[Connection, Due
     for one in found:
         try:
             with wiring.engine.begin() as connection:
+                sweep.pass_by_locked(connection)
                 applied = apply(connection, one)
         except SQLAlchemyError as error:
             log.warning("sweep_stumbled", step=one.step.step_id, error=type(error).__name__)
@@ -149,9 +150,14 @@ def _is_empty(wiring: Wiring, priority: Priority) -> bool:
 
 
 def _publish_again(wiring: Wiring, step: StepRef, priority: Priority) -> bool:
-    with wiring.engine.begin() as connection:
-        if not sweep.mark_published(connection, step, priority):
-            return False
+    try:
+        with wiring.engine.begin() as connection:
+            sweep.pass_by_locked(connection)
+            if not sweep.mark_published(connection, step, priority):
+                return False
+    except SQLAlchemyError as error:
+        log.warning("sweep_stumbled", step=step.step_id, error=type(error).__name__)
+        return False
     try:
         with wiring.engine.connect() as connection:
             found = publishing.queued(connection, [step])

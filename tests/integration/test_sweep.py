@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from kombu.utils.json import loads
+from sqlalchemy import text as sql
 
 from orchestrator.commands import intervene
 from orchestrator.core.states import Event, WaitingOn
@@ -195,6 +196,19 @@ def test_an_ended_lease_leads_to_another_attempt(stack: Stack) -> None:
     assert stack.ledger.step(ref)["status"] == "queued"
     assert messages(stack) == [ref.step_id]
     assert stack.ledger.take(ref).attempt == 2
+
+
+def test_a_worker_that_was_stopped_in_a_transaction_holds_up_its_own_task_alone(stack: Stack) -> None:
+    (held,) = stack.ledger.task("held").values()
+    (free,) = stack.ledger.task("free").values()
+    for ref in (held, free):
+        stack.ledger.take(ref, lease=timedelta(0))
+    with stack.ledger.engine.connect() as stopped:
+        stopped.execute(sql("SELECT 1 FROM tasks WHERE id = 'held' FOR UPDATE"))
+        assert stack.sweep().expired == 1
+        assert stack.ledger.step(free)["status"] == "queued"
+        assert stack.ledger.step(held)["status"] == "running"
+    assert stack.sweep().expired == 1, "once it is let go"
 
 
 def test_after_a_start_of_postgres_leases_get_a_new_chance_and_cost_no_attempt(stack: Stack) -> None:
