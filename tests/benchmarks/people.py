@@ -174,8 +174,8 @@ class People:
                     if self._calm.is_set() or now >= until:
                         self._do("resume", row.id, chance)
                         paused.pop(row.id, None)
-                elif not self._calm.is_set() and (draw := chance.random()) < 0.01:
-                    self._do("cancel" if draw < 0.003 else "pause", row.id, chance)
+                elif not self._calm.is_set() and (draw := chance.random()) < 0.005:
+                    self._do("cancel" if draw < 0.001 else "pause", row.id, chance)
 
     def _do(self, command: str, task_id: str, chance: random.Random) -> None:
         del chance
