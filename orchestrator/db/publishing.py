@@ -52,15 +52,14 @@ _ENTRY: Final = statement(
     WHERE tenant_id = :tenant AND id = :task AND entry_signature IS NOT NULL AND entry_delivered_at IS NULL
     """
 )
-_CANCELLED: Final = statement(
-    """
+_BEGUN: Final = """
     SELECT s.id, s.agent_id FROM tasks t
     JOIN workflows w ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
     JOIN steps s ON s.tenant_id = w.tenant_id AND s.workflow_id = w.id
-    WHERE t.tenant_id = :tenant AND t.id = :task AND s.status = 'cancelled' AND s.agent_id IS NOT NULL
-    ORDER BY s.number
-    """
-)
+    WHERE t.tenant_id = :tenant AND t.id = :task AND s.agent_id IS NOT NULL
+"""
+_CANCELLED: Final = statement(f"{_BEGUN} AND s.status = 'cancelled' ORDER BY s.number")
+_LAST_BEGUN: Final = statement(f"{_BEGUN} ORDER BY s.started_at DESC NULLS LAST LIMIT 1")
 
 
 def _publishable(row: Mapping[str, Any]) -> Publishable:
@@ -103,3 +102,9 @@ def cancelled(connection: Connection, task: TaskRef) -> list[tuple[str, str]]:
     """Of the task's steps that were begun and then cancelled: id, and the agent that had it last."""
     found = rows(connection, _CANCELLED, tenant=task.tenant_id, task=task.task_id)
     return [(row["id"], row["agent_id"]) for row in found]
+
+
+def last_agent(connection: Connection, task: TaskRef) -> str | None:
+    """The agent that began a step of the task last."""
+    row = one(connection, _LAST_BEGUN, tenant=task.tenant_id, task=task.task_id)
+    return None if row is None else str(row["agent_id"])

@@ -12,7 +12,7 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import Publication, following
 from orchestrator.commands.submit import plan_from_json
 from orchestrator.core.flow import Canvas, compile_plan
-from orchestrator.core.states import Event
+from orchestrator.core.states import Event, Status
 from orchestrator.db import claims, publishing
 from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.publishing import Publishable
@@ -60,7 +60,7 @@ def publish(wiring: Wiring, due: Publication) -> None:
             resend_entry(wiring, task)
             _show_cancelled(wiring, task)
         for task, status in due.shown:
-            show(wiring.app, task.task_id, status.value)
+            _show(wiring, task, status)
     except Exception as error:  # noqa: BLE001 - whatever the broker throws, the rows are committed
         log.warning("publish_failed", error=wiring.redactor.text(repr(error)), due=_ids(due))
 
@@ -152,15 +152,29 @@ def resend_entry(wiring: Wiring, task: TaskRef) -> None:
         canvas.sent_again(wiring.app, stored, destination, finalize_label(task.task_id)).apply_async()
 
 
+def _show(wiring: Wiring, task: TaskRef, status: Status) -> None:
+    """The caller's message takes the task's status, in Celery's results and in Flower."""
+    show(wiring.app, task.task_id, status.value)
+    with wiring.engine.connect() as connection:
+        agent_id = publishing.last_agent(connection, task)
+    if agent_id is not None:
+        _tell_flower(wiring, agent_id, task.task_id, f"task-{status.value}")
+
+
 def _show_cancelled(wiring: Wiring, task: TaskRef) -> None:
     """Tells Flower of steps that were cancelled while parked: no delivery of theirs is there to say it.
 
-    Flower takes a state of ours for a later one than REVOKED, and a retry for a new start. The events come
-    under the name of the worker that had the step, or Flower would show this process as one more worker.
+    Flower takes a state of ours for a later one than REVOKED, and a retry for a new start.
     """
     with wiring.engine.connect() as connection:
         found = publishing.cancelled(connection, task)
     for step_id, agent_id in found:
-        with wiring.app.events.default_dispatcher(hostname=agent_id.rpartition("/")[0]) as dispatcher:
-            dispatcher.send("task-retried", uuid=step_id)
-            dispatcher.send("task-revoked", uuid=step_id, terminated=False, signum=None, expired=False)
+        _tell_flower(wiring, agent_id, step_id, "task-retried", "task-revoked")
+
+
+def _tell_flower(wiring: Wiring, agent_id: str, celery_id: str, *events: str) -> None:
+    """Under the name of the agent's worker, or Flower would show this process as one more worker."""
+    worker = agent_id.rpartition("/")[0]
+    with wiring.app.events.default_dispatcher(hostname=worker) as dispatcher:
+        for event in events:
+            dispatcher.send(event, uuid=celery_id)

@@ -236,6 +236,19 @@ class Doors:
         lines = git(mirror, "log", told, f"{task['base_commit']}..{task['branch']}").splitlines()
         return [(sha, parents.split(), step) for sha, parents, step in (line.split("|") for line in lines)]
 
+    def environment(self) -> dict[str, str]:
+        """What a producer's program needs to reach this stack."""
+        current = roster.read(self.data)
+        assert current is not None
+        postgres, redis = (current.ports[name] for name in ("postgres", "redis"))
+        login = f"orchestrator:{self.secrets['postgres_password']}"
+        return {
+            "ORCHESTRATOR_DATABASE_URL": f"postgresql://{login}@127.0.0.1:{postgres}/orchestrator",
+            "ORCHESTRATOR_BROKER_URL": f"redis://:{self.secrets['redis_password']}@127.0.0.1:{redis}/0",
+            "ORCHESTRATOR_MESSAGE_SECRET": self.secrets["message_secret"],
+            "PATH": os.environ["PATH"],
+        }
+
     def service(self, name: str) -> control.Listed:
         [found] = [row for row in control.ps(self.data) if row.name == name]
         return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,40 @@ def test_flower_shows_that_a_running_task_was_cancelled(doors: Doors, start: Sta
         return begun <= seen.keys() and all(each["state"] == states[key] for key, each in seen.items())
 
     until(look, f"{task['id']} in Flower as {states}", lambda: doors.in_flower(task["id"]))
+
+
+_PRODUCER = """
+import json, sys
+from orchestrator.tasks import execute_task
+waiting = execute_task.delay(json.load(sys.stdin))
+print(waiting.id, flush=True)
+try:
+    waiting.get(timeout=90)
+except Exception as error:
+    print(type(error).__name__, *error.args)
+"""
+
+
+def test_flower_and_the_caller_of_delay_hear_that_the_task_was_cancelled(
+    doors: Doors, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _PRODUCER],
+        env=doors.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as producer:
+        assert producer.stdin is not None
+        assert producer.stdout is not None
+        producer.stdin.write(json.dumps(recorded("ask", tmp_path / "repository")))
+        producer.stdin.close()
+        task = producer.stdout.readline().strip()
+        doors.until_status(task, "pending_input")
+        doors.until_flower(task, {task: "PENDING_INPUT", "1": "PENDING_INPUT"})
+        assert doors.post(f"/tasks/{task}/cancel", reason="not wanted").status_code == 202
+        assert producer.stdout.read().strip() == "TaskCancelled not wanted"
+    doors.until_flower(task, {task: "REVOKED", "1": "REVOKED"})
 
 
 def test_flower_shows_a_failure_by_its_code_alone(doors: Doors, tmp_path: Path) -> None:

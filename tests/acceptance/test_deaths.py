@@ -44,15 +44,14 @@ def test_a_worker_killed_in_the_middle_of_a_step_is_replaced_from_the_last_finis
 
 
 def _linear(doors: Doors, task: dict[str, Any]) -> None:
-    """Each commit has the one before it as its only parent, and each step that changed files has one."""
+    """Each commit has the one before it as its only parent, and each step that changes files has one."""
     commits = doors.commits(task)
     assert [parents for _, parents, _ in commits] == [[sha] for sha, _, _ in commits[1:]] + [
         [task["base_commit"]]
     ]
     assert commits[0][0] == task["commit"]
-    changed = [step["id"] for step in task["steps"] if step["commit"]]
+    changed = [step["id"] for step in task["steps"] if step["key"] in {"fix_tokens", "fix_stats", "document"}]
     assert sorted(step for _, _, step in commits) == sorted(changed)
-    assert len(changed) == 3
 
 
 def test_a_dead_broker_loses_no_task_and_doesnt_slow_the_door(doors: Doors, tmp_path: Path) -> None:
