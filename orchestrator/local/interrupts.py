@@ -16,7 +16,7 @@ _STOP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WAKE: Final = (signal.SIGCHLD, signal.SIGUSR1)
 
 
-class StopAsked(Exception):  # noqa: N818 - an event, not an error
+class StopAsked(Exception):
     """Ctrl-C, `orchestrator down`, or the terminal was closed."""
 
 
