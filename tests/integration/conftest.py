@@ -31,11 +31,20 @@ def migrated_url(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.drop(url)
 
 
-@pytest.fixture
-def ledger(migrated_url: str) -> Iterator[Ledger]:
-    found = opened(migrated_url)
+@pytest.fixture(scope="module")
+def module_ledger(postgres_server: PostgresServer) -> Iterator[Ledger]:
+    url = postgres_server.fresh(postgres_server.template("migrated", migrate))
+    found = opened(url)
     yield found
     found.engine.dispose()
+    postgres_server.drop(url)
+
+
+@pytest.fixture
+def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
+    """A migrated database without rows; the module's tests have it one after the other."""
+    yield module_ledger
+    module_ledger.clear()
 
 
 @pytest.fixture

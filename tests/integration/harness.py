@@ -54,7 +54,7 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Obedient:
-    """Does what the step's spec says: {"do": "work" | "ask" | "break" | "die"}; held by `hold.<task>.<key>`."""
+    """Does what the step's spec says: {"do": "work" | "ask" | "break" | …}; held by `hold.<task>.<key>`."""
 
     desk: Desk
     notes: Notes

@@ -16,6 +16,7 @@ from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, t
 from orchestrator.core.verdict import Ask
 from orchestrator.db import claims, connect, effects, transitions
 from orchestrator.db.claims import Claimed, Refusal
+from orchestrator.db.models import Base
 from orchestrator.db.sql import StepRef, TaskRef
 from orchestrator.db.transitions import Applied
 from orchestrator.db.upgrade import upgrade
@@ -164,6 +165,12 @@ class Ledger:
         with self.engine.begin() as connection:
             return connection.execute(text(sql), values).rowcount
 
+    def clear(self) -> None:
+        """Deletes all rows; the guards are against changes alone."""
+        with self.engine.begin() as connection:
+            for table in reversed(Base.metadata.sorted_tables):
+                connection.execute(table.delete())
+
     def assert_consistent(self, task_id: str = "t") -> None:
         """What must hold of a task's rows between any two transactions."""
         task = self.row(task_id)
@@ -186,7 +193,7 @@ class Ledger:
         assert task["status"] == task_status(views, on_failure_continue=going_on)
 
     def _assert_events_in_order(self, task: Mapping[str, Any]) -> None:
-        """Numbers have no gap; each step goes only where the table leads; nothing follows a workflow's end."""
+        """Numbers have no gap; each step goes where the table leads; nothing follows a workflow's end."""
         events = self.events(task["id"])
         assert [event["number"] for event in events] == list(range(1, task["event_number"] + 1))
         at: dict[str, Status] = {}

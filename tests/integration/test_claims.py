@@ -189,7 +189,7 @@ def test_a_refused_message_of_an_ended_step_leaves_nothing(ledger: Ledger) -> No
     assert ledger.step(ref)["signature"] is None
 
 
-# --- slots ----------------------------------------------------------------------------------------------------
+# --- slots --------------------------------------------------------------------------------------------------
 
 
 def test_a_full_installation_refuses_and_the_next_free_slot_is_handed_on(ledger: Ledger) -> None:
@@ -237,7 +237,7 @@ def test_two_claims_at_once_do_not_both_get_the_last_slot(ledger: Ledger) -> Non
     assert ledger.rows("SELECT name, maximum FROM limits") == [{"name": "workflows", "maximum": 3}]
 
 
-# --- the fence ------------------------------------------------------------------------------------------------
+# --- the fence ----------------------------------------------------------------------------------------------
 
 
 def test_a_heartbeat_prolongs_and_tells_what_people_want(ledger: Ledger) -> None:

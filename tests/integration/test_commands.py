@@ -30,7 +30,7 @@ def asking(ledger: Ledger, task_id: str = "t", *others: dict[str, Any]) -> StepR
     return ref
 
 
-# --- answers --------------------------------------------------------------------------------------------------
+# --- answers ------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_sends_the_step_on_with_its_attempt(ledger: Ledger) -> None:
@@ -166,7 +166,7 @@ def test_a_task_with_two_questions_wants_one_named(ledger: Ledger) -> None:
     assert ledger.row()["open_questions"] == 0
 
 
-# --- commands in every state ----------------------------------------------------------------------------------
+# --- commands in every state --------------------------------------------------------------------------------
 
 
 def in_state(ledger: Ledger, state: str) -> None:

@@ -221,8 +221,7 @@ def test_a_producer_needs_no_database(served: Stack) -> None:
     )
     assert sent.returncode == 0, sent.stderr
     task_id = sent.stdout.strip()
-    with worker(stack):
-        assert get(TaskResult(task_id, app=served.wiring.app))["status"] == "completed"
+    assert get(TaskResult(task_id, app=served.wiring.app))["status"] == "completed"
     assert served.ledger.row(task_id)["labels"] == {"a": "b"}
 
 

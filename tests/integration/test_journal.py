@@ -140,8 +140,8 @@ def test_a_thousand_turns_are_appended_never_rewritten(ledger: Ledger) -> None:
 
     ledger.do(write)
     (table,) = ledger.rows(
-        "SELECT count(*) AS rows, count(DISTINCT xmin::text) AS writers, min(pg_column_size(message)) AS least,"
-        " max(pg_column_size(message)) AS most FROM turns"
+        "SELECT count(*) AS rows, count(DISTINCT xmin::text) AS writers,"
+        " min(pg_column_size(message)) AS least, max(pg_column_size(message)) AS most FROM turns"
     )
     assert (table["rows"], table["writers"]) == (1000, 1)
     assert table["most"] - table["least"] < 16

@@ -1,4 +1,4 @@
-"""Random lives of a task on real rows: whatever happens in whatever order, the invariants hold and it ends."""
+"""Random lives of a task on real rows: whatever happens, the invariants hold, and it ends."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def two_at_once(work: Callable[[], Swept]) -> list[Swept]:
         return list(pool.map(run, range(2)))
 
 
-# --- publications ---------------------------------------------------------------------------------------------
+# --- publications -------------------------------------------------------------------------------------------
 
 
 def test_a_run_without_faults_sees_no_publication_by_the_sweep(stack: Stack) -> None:
@@ -166,7 +166,7 @@ def test_what_people_stopped_is_not_published(stack: Stack) -> None:
     assert stack.sweep().published == 0
 
 
-# --- ageing ---------------------------------------------------------------------------------------------------
+# --- ageing -------------------------------------------------------------------------------------------------
 
 
 def test_a_step_that_waits_rises_step_by_step_and_no_faster(stack: Stack) -> None:
@@ -186,7 +186,7 @@ def test_a_step_that_waits_rises_step_by_step_and_no_faster(stack: Stack) -> Non
     assert stack.ledger.succeed(claimed)
 
 
-# --- leases, times, cancels -----------------------------------------------------------------------------------
+# --- leases, times, cancels ---------------------------------------------------------------------------------
 
 
 def test_an_ended_lease_leads_to_another_attempt(stack: Stack) -> None:
@@ -271,7 +271,7 @@ def test_a_cancel_that_the_agent_ignores_is_carried_out_after_the_grace(stack: S
     stack.ledger.assert_consistent()
 
 
-# --- two at once ----------------------------------------------------------------------------------------------
+# --- two at once --------------------------------------------------------------------------------------------
 
 
 def test_of_two_sweeps_at_once_one_steps_back(stack: Stack) -> None:
@@ -299,7 +299,7 @@ def test_two_sweeps_at_once_without_the_lock_do_nothing_twice(stack: Stack) -> N
         stack.ledger.assert_consistent(ref.task_id)
 
 
-# --- callers --------------------------------------------------------------------------------------------------
+# --- callers ------------------------------------------------------------------------------------------------
 
 
 def test_what_redis_forgot_of_watched_tasks_is_shown_again(stack: Stack) -> None:

@@ -53,7 +53,7 @@ WORDS_OF_A_WORKER: Mapping[str, Callable[[Connection, Claimed], Any]] = {
     "inbox": lambda c, z: effects.take_messages(c, z.step, z.fence),
 }
 _TABLES = (
-    ["tasks", "steps", "attempts", "events", "logs", "turns", "tool_calls", "usage", "effects", "questions", "messages", "artifacts"]
+    "tasks steps attempts events logs turns tool_calls usage effects questions messages artifacts".split()  # noqa: SIM905
 )
 
 
@@ -102,7 +102,7 @@ def test_each_of_these_words_counts_for_the_one_who_holds_the_fence(ledger: Ledg
         assert changed_by(ledger, successor, word), word
 
 
-# --- leases that end ------------------------------------------------------------------------------------------
+# --- leases that end ----------------------------------------------------------------------------------------
 
 
 def test_a_lease_that_ended_leads_to_another_attempt(ledger: Ledger) -> None:
@@ -145,7 +145,7 @@ def test_an_outage_of_postgres_costs_no_attempt(ledger: Ledger) -> None:
     ledger.assert_consistent()
 
 
-# --- guards of the tables -------------------------------------------------------------------------------------
+# --- guards of the tables -----------------------------------------------------------------------------------
 
 
 def test_what_has_ended_keeps_what_it_says(ledger: Ledger) -> None:
@@ -201,7 +201,7 @@ def test_a_row_that_lies_is_refused(ledger: Ledger) -> None:
             ledger.run(f"UPDATE {row}")
 
 
-# --- endings --------------------------------------------------------------------------------------------------
+# --- endings ------------------------------------------------------------------------------------------------
 
 
 def reason(ledger: Ledger, key: str) -> str:
@@ -309,7 +309,7 @@ def test_what_celery_carries_is_not_released_unless_the_header_was_once_sent_alo
     assert done.released == (others["c"].step_id,), "its counter in Redis will never be full"
 
 
-# --- what people said while it ran ----------------------------------------------------------------------------
+# --- what people said while it ran --------------------------------------------------------------------------
 
 LIVE_WAYS_OUT = {
     "ask": lambda c, z: effects.ask(c, z.step, z.fence, Ask("call", "Which?")),
@@ -329,7 +329,7 @@ def give_back(ledger: Ledger, claimed: Claimed, way: str) -> Applied:
 
 
 def test_a_cancel_that_no_heartbeat_told_ends_the_step_when_it_gives_back(ledger: Ledger) -> None:
-    """A step that is parked or queued has no next heartbeat: with the cancel only on the task it would hang."""
+    """A parked or queued step has no next heartbeat: with the cancel only on the task it would hang."""
     for way in (*LIVE_WAYS_OUT, "expire"):
         claimed = ledger.take(ledger.task(way)["work"])
         ledger.do(lambda c, t=way: intervene.cancel(c, TENANT, t, by="me", reason="enough"))
@@ -383,7 +383,7 @@ def test_a_question_that_was_answered_before_is_not_asked_again(ledger: Ledger) 
     ledger.assert_consistent()
 
 
-# --- events ---------------------------------------------------------------------------------------------------
+# --- events -------------------------------------------------------------------------------------------------
 
 
 def test_events_have_no_gap_however_many_write(ledger: Ledger) -> None:
