@@ -84,6 +84,8 @@ def _filled(here: Installation, name: str, database: int, steps: int) -> Iterato
     await_ended(wiring, "old", 1)
     copies = steps // len(FORK_JOIN) - 1
     with wiring.engine.begin() as connection:
+        # Copies of rows that kept every promise need no foreign key looked up, a million times.
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
         for table in _TABLES:
             own_id = table == "workflow_history"
             sql = _COPY.format(table=table, less="- 'id'" if own_id else "", more=_NEW_ID if own_id else "")
