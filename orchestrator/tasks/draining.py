@@ -1,12 +1,13 @@
-"""How a worker that is told to end lets go of what its slots carry."""
+"""How a worker that is told to end lets go of what it has in hand."""
 
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from typing import Final
 
-_SLOTS: Final = 4096
+_CHILDREN: Final = 4096
 _LOOK_SECONDS: Final = 0.05
 
 
@@ -16,20 +17,28 @@ class Drain:
     def __init__(self) -> None:
         fork = multiprocessing.get_context("fork")
         self._asked = fork.Event()
-        self._occupied = fork.RawArray("b", _SLOTS)
+        self._in_hand = fork.RawArray("i", _CHILDREN)
+        self._lock = threading.Lock()
 
     def is_asked(self) -> bool:
         return self._asked.is_set()
 
-    def occupy(self, slot: int) -> None:
-        self._occupied[slot % _SLOTS] = 1
+    def begin(self, child: int) -> None:
+        """A child of the pool starts; one that was killed before it took nothing along."""
+        self._in_hand[child % _CHILDREN] = 0
 
-    def leave(self, slot: int) -> None:
-        self._occupied[slot % _SLOTS] = 0
+    def take(self, child: int) -> None:
+        with self._lock:
+            self._in_hand[child % _CHILDREN] += 1
+
+    def put_down(self, child: int) -> None:
+        """A message is done with: its result is stored, and what follows it is sent."""
+        with self._lock:
+            self._in_hand[child % _CHILDREN] -= 1
 
     def ask(self, patience_seconds: float) -> None:
-        """Asks all slots to give back what they carry, and returns when they have, or are out of time."""
+        """Asks all to give back what they carry, and returns when they have, or are out of time."""
         self._asked.set()
         deadline = time.monotonic() + patience_seconds
-        while any(self._occupied) and time.monotonic() < deadline:
+        while any(self._in_hand) and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)

@@ -68,13 +68,9 @@ class Workplace:
     def slot(self) -> Iterator[str]:
         """Occupies a slot; gives its agent's id."""
         number, agent_id = self.pulse.take_slot(self.first_slot)
-        if self.drain:
-            self.drain.occupy(number)
         try:
             yield agent_id
         finally:
-            if self.drain:
-                self.drain.leave(number)
             self.pulse.free_slot(number)
 
     def _introduce(self, number: int) -> Slot:
@@ -112,38 +108,47 @@ class Workplace:
 def attend(workplace: Workplace) -> None:
     """Ties a workplace to the life of the Celery worker that this process becomes."""
 
-    def named(sender: Any, conf: Any = None, instance: Any = None, **_: Any) -> None:
-        if getattr(instance, "app", None) is not workplace.wiring.app:
+    def named(sender: Any, conf: Any, instance: Any, **_: Any) -> None:
+        if instance.app is not workplace.wiring.app:
             return  # another wiring's worker
+        workplace.name = str(sender)
+        workplace.prefork = _is_prefork(instance)
         workplace.drain = drain = Drain()
         # Celery sleeps for all of the time, and says that it shuts down only after it.
         instance.wait_for_soft_shutdown = lambda: drain.ask(conf.worker_soft_shutdown_timeout)
-        if conf is not None:
-            # A producer is answered at once when the broker is away; a worker has nobody who waits.
-            conf.task_publish_retry = True
-        workplace.name = str(sender)
-        workplace.prefork = _is_prefork(instance)
-
+        # A producer is answered at once when the broker is away; a worker has nobody who waits.
+        conf.task_publish_retry = True
         _prepare(workplace)
-
-    def child_began(**_: Any) -> None:
-        # The parent's connections are the parent's: two processes on one socket garble both.
-        if workplace.drain:
-            workplace.wiring.engine.dispose(close=False)
-            _begin(workplace)
-
-    def worker_began(**_: Any) -> None:
-        if workplace.drain and not workplace.prefork:
-            _begin(workplace)
-
-    def ended(**_: Any) -> None:
-        if workplace.drain:
-            workplace.pulse.end()
+        _serve(workplace, drain)
 
     signals.celeryd_init.connect(named, weak=False)
+
+
+def _serve(workplace: Workplace, drain: Drain) -> None:
+    def child_began(**_: Any) -> None:
+        drain.begin(workplace.first_slot)
+        # The parent's connections are the parent's: two processes on one socket garble both.
+        workplace.wiring.engine.dispose(close=False)
+        _begin(workplace)
+
+    def worker_began(**_: Any) -> None:
+        if not workplace.prefork:
+            _begin(workplace)
+
+    def taken(**_: Any) -> None:
+        drain.take(workplace.first_slot)
+
+    def put_down(**_: Any) -> None:
+        drain.put_down(workplace.first_slot)
+
+    def ended(**_: Any) -> None:
+        workplace.pulse.end()
+
     signals.worker_process_init.connect(child_began, weak=False)
-    signals.worker_process_shutdown.connect(ended, weak=False)
     signals.worker_ready.connect(worker_began, weak=False)
+    signals.task_prerun.connect(taken, weak=False)
+    signals.task_postrun.connect(put_down, weak=False)
+    signals.worker_process_shutdown.connect(ended, weak=False)
     signals.worker_shutdown.connect(ended, weak=False)
 
 

@@ -123,11 +123,13 @@ def test_a_chain_of_the_user_s_goes_on_with_the_result(served: Stack, theirs: Mo
 
 
 def test_a_chain_of_the_user_s_ends_where_the_task_fails(theirs: ModuleType) -> None:
+    before = theirs.notes.get("after")
     result = chain(theirs.execute_task.s(BREAKS), theirs.after.s().set(queue="theirs")).apply_async()
     with pytest.raises(TaskFailed):
         get(result.parent)
     state(result.parent, "FAILURE")
-    assert result.state == "PENDING"
+    state(result, "FAILURE")
+    assert theirs.notes.get("after") == before
 
 
 def test_a_chord_of_the_user_s_gathers_tasks(theirs: ModuleType) -> None:
