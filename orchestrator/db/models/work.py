@@ -56,7 +56,14 @@ class Task(Base):
             postgresql_where=text("entry_signature IS NOT NULL AND entry_delivered_at IS NULL"),
         ),
         Index("ix_tasks_parent", "tenant_id", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
-        Index("uq_tasks_external_id", "tenant_id", "external_id", unique=True),
+        # Partial, or a planner without statistics takes it for the way to a task by its tenant alone.
+        Index(
+            "uq_tasks_external_id",
+            "tenant_id",
+            "external_id",
+            unique=True,
+            postgresql_where=text("external_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -270,7 +277,7 @@ class StepNeed(Base):
     __table_args__ = (
         ForeignKeyConstraint(["tenant_id", "step_id"], ["steps.tenant_id", "steps.id"]),
         ForeignKeyConstraint(["tenant_id", "need_id"], ["steps.tenant_id", "steps.id"]),
-        Index("ix_step_needs_need", "tenant_id", "need_id"),
+        Index("ix_step_needs_need", "tenant_id", "need_id", "step_id"),
     )
 
     step_id: Mapped[str] = mapped_column(primary_key=True)

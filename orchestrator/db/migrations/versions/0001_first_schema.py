@@ -302,7 +302,13 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("entry_signature IS NOT NULL AND entry_delivered_at IS NULL"),
     )
-    op.create_index("uq_tasks_external_id", "tasks", ["tenant_id", "external_id"], unique=True)
+    op.create_index(
+        "uq_tasks_external_id",
+        "tasks",
+        ["tenant_id", "external_id"],
+        unique=True,
+        postgresql_where=sa.text("external_id IS NOT NULL"),
+    )
     op.create_table(
         "artifacts",
         sa.Column("tenant_id", sa.Text(), server_default=sa.text("'default'"), nullable=False),
@@ -782,7 +788,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("tenant_id", "step_id", "need_id", name=op.f("pk_step_needs")),
     )
-    op.create_index("ix_step_needs_need", "step_needs", ["tenant_id", "need_id"], unique=False)
+    op.create_index("ix_step_needs_need", "step_needs", ["tenant_id", "need_id", "step_id"], unique=False)
     op.create_table(
         "tool_calls",
         sa.Column("tenant_id", sa.Text(), server_default=sa.text("'default'"), nullable=False),
@@ -927,7 +933,9 @@ def downgrade() -> None:
     op.drop_table("effects")
     op.drop_index("ix_artifacts_task", table_name="artifacts")
     op.drop_table("artifacts")
-    op.drop_index("uq_tasks_external_id", table_name="tasks")
+    op.drop_index(
+        "uq_tasks_external_id", table_name="tasks", postgresql_where=sa.text("external_id IS NOT NULL")
+    )
     op.drop_index(
         "ix_tasks_undelivered",
         table_name="tasks",
