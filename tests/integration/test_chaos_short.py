@@ -12,7 +12,7 @@ import pytest
 
 from tests.benchmarks.installation import REPOSITORY
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 
 def chaos(*words: str) -> tuple[int, dict[str, Any]]:
@@ -39,6 +39,10 @@ def test_nothing_is_lost_or_done_twice_while_everything_is_killed_stopped_and_fl
 
 
 def test_without_the_fence_the_same_harness_finds_writes_of_those_who_lost_their_lease() -> None:
-    code, report = chaos("--seed", "5", "--steps", "40", "--no-fence")
-    assert code == 1
-    assert {one["invariant"] for one in report["violations"]} >= {"I3 no write by a lost fence"}
+    # Whether a zombie gets to write depends on time as well as on the seed: a run may have none.
+    for seed in ("5", "6", "7"):
+        code, report = chaos("--seed", seed, "--steps", "40", "--no-fence")
+        if "I3 no write by a lost fence" in {one["invariant"] for one in report["violations"]}:
+            assert code == 1
+            return
+    raise AssertionError("three runs without the fence, and no write by a lost one")
