@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -233,10 +232,9 @@ def push(wiring: Wiring, claimed: Claimed, link: StepLink) -> Verdict:
         effects.write_effect(
             connection, claimed.step, claimed.fence, key, "push", {"ref": ref, "commit": tip}
         )
-    reach = workspaces.mirrors._reach  # noqa: SLF001
     integrate.push(
         workspaces.mirrors.git(mirror),
-        reach,
+        workspaces.mirrors.reach,
         claimed.repository_url,
         ref=ref,
         new=tip,
@@ -294,4 +292,3 @@ def _store_text(wiring: Wiring, name: str, kind: str, text: str) -> StoredFile:
 
 ESCALATE_AFTER: Final = 2
 """Conflicts of one step after which a person must look."""
-WAIT_FOR_DATABASE: Final = timedelta(seconds=0.5)

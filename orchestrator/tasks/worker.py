@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ from orchestrator.workspaces.errors import ArtifactStoreUnavailable
 from orchestrator.workspaces.workspace import AttemptOwner
 
 log: Final = structlog.get_logger(__name__)
-VERSION: Final = "0.1.0"
+VERSION: Final = installed("orchestrator")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 

@@ -65,10 +65,10 @@ class Mirrors:
 
     def __init__(self, root: Path, reach: Reach) -> None:
         self._root = root
-        self._reach = reach
+        self.reach = reach
 
     def git(self, mirror: str) -> Git:
-        return Git(self._root / f"{mirror}.git", self._reach.environment)
+        return Git(self._root / f"{mirror}.git", self.reach.environment)
 
     def objects(self, mirror: str) -> Path:
         return self._root / f"{mirror}.git" / "objects"
@@ -88,8 +88,8 @@ class Mirrors:
         """
         if repository is None:
             return self._empty(SCRATCH, None)
-        url = self._reach.checked(repository)
-        route, mirror = self._reach.route(url, credentials), _name(url)
+        url = self.reach.checked(repository)
+        route, mirror = self.reach.route(url, credentials), _name(url)
         if branch is not None and SHA.fullmatch(branch):
             return Base(self._with(route, mirror, branch, stop), branch, None)
         source, commit = self._ask(route, mirror, branch, stop)
@@ -115,13 +115,13 @@ class Mirrors:
         """The mirror that holds `commit`, an earlier base of this repository; talks to it only if it must."""
         if repository is None:
             return self._empty(SCRATCH, None).mirror
-        url = self._reach.checked(repository)
+        url = self.reach.checked(repository)
         mirror = _name(url)
         if (self._root / f"{mirror}.git").is_dir() and self.git(mirror).has(commit):
             return mirror
         if self._empty(mirror, None).commit == commit:
             return mirror
-        return self._with(self._reach.route(url, credentials), mirror, commit, stop)
+        return self._with(self.reach.route(url, credentials), mirror, commit, stop)
 
     def keep(self, mirror: str, commit: str) -> None:
         """A ref of its own, so that the commit can be bundled and is never lost."""
