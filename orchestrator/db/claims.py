@@ -10,9 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from orchestrator.core.states import RULES, Event, Phase, Status
-from orchestrator.db.ending import move_phase
-from orchestrator.db.events import append_events
+from orchestrator.core.states import PHASES, RULES, Event, Phase, Status
 from orchestrator.db.locks import LOCK_SQL, lock_task
 from orchestrator.db.sql import Prepared, StepRef, dumps, one, rows, statement
 from orchestrator.db.transitions import settle
@@ -39,7 +37,6 @@ class Claimed:
     watched: bool
     """The task began to run with this claim, and somebody who called it through Celery watches."""
     conflicts: int
-    start_commit: str | None
     task_description: str
     task_agent_type: str | None
     task_model: str | None
@@ -48,7 +45,7 @@ class Claimed:
     base_commit: str | None
     tip_commit: str | None
     previous: Any
-    request: Mapping[str, Any]
+    budget: Mapping[str, Any]
     needs: Sequence[Mapping[str, Any]]
     """What the steps that it needs left: key, summary, result_commit; in the plan's order."""
 
@@ -80,6 +77,10 @@ _WORKFLOW_LIMIT: Final = """
     ON CONFLICT (tenant_id, name) DO UPDATE SET maximum = excluded.maximum;
     """
 """Writes down what the setting says, and holds the row: of two claims the later one counts the earlier."""
+_SOURCE: Final = "queued"
+assert RULES[Event.CLAIM].sources == {_SOURCE}  # noqa: S101 - the statement's guard is the table's
+_PENDING, _BEGUN = Phase.PENDING, Phase.PROCESSING
+assert _BEGUN in PHASES[_PENDING]  # noqa: S101 - the claim's own arrow of the phase diagram
 _CLAIM_SQL: Final = f"""
     WITH claimed AS (
         UPDATE steps AS s SET
@@ -94,7 +95,7 @@ _CLAIM_SQL: Final = f"""
         FROM tasks t
         WHERE s.tenant_id = :tenant AND s.id = :step AND s.workflow_id = :workflow AND s.task_id = :task
           AND t.tenant_id = s.tenant_id AND t.id = s.task_id
-          AND s.status = 'queued' AND s.ready_at IS NOT NULL
+          AND s.status = :source AND num_nulls(s.ready_at) = 0
           AND t.cancel_requested_at IS NULL AND t.paused_at IS NULL
           AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
           AND (s.attempt < s.max_attempts OR s.given_back)
@@ -102,12 +103,12 @@ _CLAIM_SQL: Final = f"""
             SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
             WHERE n.tenant_id = s.tenant_id AND n.step_id = s.id AND r.status <> 'completed')
           {{room}}
-        RETURNING s.*, t.started_at AS task_started_at, t.description AS task_description,
-            t.agent_type AS task_agent_type, t.model AS task_model, t.repository_url, t.repository_branch,
-            t.base_commit, t.tip_commit, t.previous, t.request, t.status AS task_status,
-            t.status <> 'running' AND t.entry_signature IS NOT NULL AS watched,
-            (SELECT w.phase FROM workflows w
-             WHERE w.tenant_id = s.tenant_id AND w.id = s.workflow_id) AS phase
+        RETURNING s.tenant_id, s.id, s.task_id, s.workflow_id, s.status, s.published_by, s.agent_id, s.key,
+            s.number, s.kind, s.description, s.spec, s.agent_type, s.model, s.attempt, s.max_attempts,
+            s.fence, s.conflicts, t.description AS task_description, t.agent_type AS task_agent_type,
+            t.model AS task_model, t.repository_url, t.repository_branch, t.base_commit, t.tip_commit,
+            t.previous, t.budget, t.status AS task_status,
+            t.status <> 'running' AND t.entry_signature IS NOT NULL AS watched
     ), tried AS (
         INSERT INTO attempts (tenant_id, step_id, number, first_fence, agent_id)
         SELECT tenant_id, id, attempt, fence, agent_id FROM claimed
@@ -116,6 +117,14 @@ _CLAIM_SQL: Final = f"""
     ), busy AS (
         UPDATE agents SET status = CASE WHEN status = 'draining' THEN status ELSE 'busy' END, step_id = :step
         WHERE tenant_id = :tenant AND id = :agent AND EXISTS (SELECT 1 FROM claimed)
+    ), begun AS (
+        UPDATE workflows w SET phase = '{_BEGUN}', updated_at = clock_timestamp(),
+            started_at = coalesce(w.started_at, clock_timestamp())
+        FROM claimed c WHERE w.tenant_id = c.tenant_id AND w.id = c.workflow_id AND w.phase = '{_PENDING}'
+        RETURNING w.id
+    ), history AS (
+        INSERT INTO workflow_history (tenant_id, workflow_id, from_state, to_state)
+        SELECT :tenant, b.id, '{_PENDING}', '{_BEGUN}' FROM begun b
     ), drafts AS (
         SELECT 1 AS i, 'step' AS type, '{Event.CLAIM}' AS name, c.id AS step_id, c.fence, jsonb_build_object(
             'to', c.status, 'attempt', c.attempt, 'agent', c.agent_id, 'by', c.published_by,
@@ -125,6 +134,10 @@ _CLAIM_SQL: Final = f"""
         SELECT 2, 'status', 'running', NULL, NULL, jsonb_build_object(
             'from', c.task_status, 'to', 'running', 'waiting_on', NULL)
         FROM claimed c WHERE c.task_status <> 'running'
+        UNION ALL
+        SELECT 2 + (SELECT count(*) FROM claimed c WHERE c.task_status <> 'running'), 'phase', '{_BEGUN}',
+            NULL, NULL, jsonb_build_object('from', '{_PENDING}', 'to', '{_BEGUN}')
+        FROM begun
     ), followed AS (
         UPDATE tasks t SET status = 'running', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
             started_at = coalesce(t.started_at, clock_timestamp()), updated_at = clock_timestamp(),
@@ -171,8 +184,8 @@ def claim(
     agent_id: str,
     signature: Mapping[str, Any] | None,
     workflows_at_once: int = 0,
-) -> Claimed | Refusal:
-    """queued → running for one caller at most, with a new fence and a lease.
+) -> Claimed | None:
+    """queued → running for one caller at most, with a new fence and a lease; None: see `refusal`.
 
     `signature`: the Celery request as JSON, kept for sending the same message again. `workflows_at_once`: of
     how many workflows of the tenant steps may run at a time; 0 means no limit.
@@ -185,31 +198,22 @@ def claim(
         task=step.task_id,
         workflow=step.workflow_id,
         step=step.step_id,
+        source=_SOURCE,
         lease=lease.total_seconds(),
         agent=agent_id,
         signature=dumps(signature),
         **limit,
     )
-    if row is None:
-        return _refuse(connection, step, signature, limited=bool(limit))
-    if row["phase"] == Phase.PENDING:
-        _begin_workflow(connection, step)
-    return _claimed(step, row)
+    return None if row is None else _claimed(step, row)
 
 
 def _claimed(step: StepRef, row: Mapping[str, Any]) -> Claimed:
     same = (
         "key number total kind description spec agent_type model attempt max_attempts fence resumed watched"
-        " conflicts start_commit task_description task_agent_type task_model repository_url"
-        " repository_branch base_commit tip_commit previous request needs"
+        " conflicts task_description task_agent_type task_model repository_url repository_branch base_commit"
+        " tip_commit previous budget needs"
     )
     return Claimed(step=step, **{name: row[name] for name in same.split()})
-
-
-def _begin_workflow(connection: Connection, step: StepRef) -> None:
-    task = lock_task(connection, step.task)
-    assert task is not None  # noqa: S101 - the step's foreign key
-    append_events(connection, step.task, [move_phase(connection, task, Phase.PENDING, Phase.PROCESSING)])
 
 
 _LOOK: Final = statement(
@@ -236,9 +240,13 @@ _NO_SLOT: Final = statement(
 )
 
 
-def _refuse(
-    connection: Connection, step: StepRef, signature: Mapping[str, Any] | None, *, limited: bool
+def refusal(
+    connection: Connection, step: StepRef, *, signature: Mapping[str, Any] | None, workflows_at_once: int = 0
 ) -> Refusal:
+    """Why a claim was refused just now. A step that will still run keeps the signature, or waits for a slot.
+
+    Whoever makes it ready meanwhile publishes it: no message of a row that may run is lost by this one's end.
+    """
     row = one(
         connection,
         _LOOK,
@@ -264,7 +272,7 @@ def _refuse(
         )
     if status is not Status.QUEUED:
         return Refusal(Why.PARKED, status)
-    if limited and row["ready_at"] is not None and row["not_before"] is None:
+    if workflows_at_once and row["ready_at"] is not None and row["not_before"] is None:
         connection.execute(_NO_SLOT, {"tenant": step.tenant_id, "step": step.step_id})
         task = lock_task(connection, step.task)
         assert task is not None  # noqa: S101 - the step's foreign key

@@ -6,6 +6,7 @@ The shells above the database hold transactions and must notice when it fails; `
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Final
 
 import psycopg2
@@ -19,12 +20,23 @@ from sqlalchemy.exc import (
     TimeoutError as PoolTimeout,
 )
 
-__all__ = ["Connection", "Engine", "SQLAlchemyError", "create", "is_away"]
+__all__ = ["Connection", "Engine", "SQLAlchemyError", "at_once", "create", "is_away"]
 
 _CONNECT_SECONDS: Final = 5
 _AWAY: Final = ("57P", "08", "53")
 """SQLSTATE classes: operator intervention, connection exception, insufficient resources (disk full, too
 many)."""
+_SESSION: Final = (
+    "lock_timeout=30s",
+    "idle_in_transaction_session_timeout=60s",
+    # Prepared statements are planned once for all their values, perhaps while the tables are still empty:
+    # every one of them goes from key to key, so the planner gets no other way to choose.
+    "plan_cache_mode=force_generic_plan",
+    "enable_seqscan=off",
+    "enable_bitmapscan=off",
+    "enable_hashjoin=off",
+    "enable_mergejoin=off",
+)
 
 
 def create(url: str, *, application: str, pool_size: int = 4) -> Engine:
@@ -45,11 +57,15 @@ def create(url: str, *, application: str, pool_size: int = 4) -> Engine:
             "keepalives_interval": 3,
             "keepalives_count": 3,
             "tcp_user_timeout": 15_000,
-            # Prepared statements are planned once for all their values: every one of them goes by keys.
-            "options": "-c lock_timeout=30s -c idle_in_transaction_session_timeout=60s"
-            " -c plan_cache_mode=force_generic_plan",
+            "options": " ".join(f"-c {setting}" for setting in _SESSION),
         },
     )
+
+
+def at_once(engine: Engine) -> AbstractContextManager[Connection]:
+    """A connection on which each call is a transaction of its own: one round trip, where `engine.begin()`
+    needs three. A call of several statements split by `;` is one transaction, too."""
+    return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
 def is_away(error: BaseException) -> bool:

@@ -23,9 +23,12 @@ class EventDraft:
     fence: int | None = None
 
 
-APPEND_SQL: Final = """
+def append_sql(and_set: str = "") -> str:
+    """Appends `append_values`; `and_set` is what else of the task's row is set by the way."""
+    return f"""
     WITH t AS (
         UPDATE tasks SET event_number = event_number + :count, updated_at = clock_timestamp()
+            {"," if and_set else ""} {and_set}
         WHERE tenant_id = :tenant AND id = :task RETURNING event_number
     )
     INSERT INTO events (tenant_id, task_id, number, workflow_id, step_id, fence, type, name, data)
@@ -34,8 +37,9 @@ APPEND_SQL: Final = """
     FROM t, jsonb_to_recordset(CAST(:events AS jsonb))
          AS v(i int, workflow_id text, step_id text, fence int, type text, name text, data jsonb)
     """
-"""Appends `append_values`; a statement may put its own update of the task before it."""
-_APPEND: Final = Prepared("append", APPEND_SQL, count="int")
+
+
+_APPEND: Final = Prepared("append", append_sql(), count="int")
 
 
 def append_values(ref: TaskRef, events: Sequence[EventDraft]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 
 from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, WaitingOn, task_status
 from orchestrator.db.ending import end_task
-from orchestrator.db.events import APPEND_SQL, EventDraft, append_events, append_values
-from orchestrator.db.locks import FACTS_SQL, LOCK_SQL, LockedTask, lock_task, locked
+from orchestrator.db.events import EventDraft, append_events, append_sql, append_values
+from orchestrator.db.locks import LOCK_SQL, LockedTask, lock_task
 from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, rows, run, statement
 
 
@@ -53,23 +53,24 @@ def step_event(event: Event, step: StepRef, fence: int | None, **data: Any) -> E
 
 # --- the task follows its steps -----------------------------------------------------------------------------
 
-_GROUPS_SQL: Final = """
+_GROUPS: Final = statement(
+    """
     SELECT status, waiting_on, (fence > 0) AS claimed, (ready_at IS NOT NULL) AS ready,
            min(waiting_since) AS since, min(id) AS step_id
     FROM steps WHERE tenant_id = :tenant AND workflow_id = :workflow
     GROUP BY 1, 2, 3, 4
-"""
+    """
+)
 """A workflow's steps, as much of them as the task's status depends on."""
-_GROUPS: Final = statement(_GROUPS_SQL)
 _FOLLOW: Final = Prepared(
     "follow",
-    """
-    UPDATE tasks SET status = :status, waiting_on = :waiting_on, waiting_since = CAST(:since AS timestamptz),
+    append_sql(
+        """
+        status = :status, waiting_on = :waiting_on, waiting_since = CAST(:since AS timestamptz),
         waiting_detail = CAST(:detail AS jsonb),
         started_at = CASE WHEN :started THEN coalesce(started_at, clock_timestamp()) ELSE started_at END
-    WHERE tenant_id = :tenant AND id = :task;
-    """
-    + APPEND_SQL,
+        """
+    ),
     started="boolean",
     since="timestamptz",
     count="int",
@@ -149,106 +150,6 @@ def _waiting(
 
 
 # --- one step -----------------------------------------------------------------------------------------------
-
-_SUCCEED: Final = Prepared(
-    "succeed",
-    LOCK_SQL
-    + f"""
-    UPDATE steps SET status = 'completed', lease_until = NULL, given_back = false,
-        finished_at = clock_timestamp(), summary = :summary, result = CAST(:result AS jsonb),
-        result_commit = :commit, branch_commit = :branch_commit
-    WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND status IN ({_sources(Event.SUCCEED)})
-      AND lease_until IS NOT NULL;
-    UPDATE steps AS d SET ready_at = now(), published_at = now(), publications = 0,
-        status = CASE WHEN t.paused_at IS NULL THEN d.status ELSE 'pending_input' END,
-        waiting_on = CASE WHEN t.paused_at IS NOT NULL THEN 'paused' END,
-        waiting_since = CASE WHEN t.paused_at IS NOT NULL THEN clock_timestamp() END
-    FROM tasks t
-    WHERE t.tenant_id = :tenant AND t.id = :task AND d.tenant_id = :tenant AND d.status = 'queued'
-      AND d.ready_at IS NULL
-      AND d.id IN (SELECT step_id FROM step_needs WHERE tenant_id = :tenant AND need_id = :step)
-      AND NOT EXISTS (
-        SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
-        WHERE n.tenant_id = d.tenant_id AND n.step_id = d.id AND r.status <> 'completed');
-    WITH mine AS (
-        SELECT tenant_id, id, attempt, agent_id FROM steps
-        WHERE tenant_id = :tenant AND id = :step AND status = 'completed' AND fence = :fence
-          AND finished_at >= now()
-    ), tried AS (
-        UPDATE attempts a SET ended_at = clock_timestamp(), outcome = 'completed' FROM mine m
-        WHERE a.tenant_id = m.tenant_id AND a.step_id = m.id AND a.number = m.attempt AND a.ended_at IS NULL
-    ), freed AS (
-        UPDATE agents g SET step_id = NULL, progress_at = clock_timestamp(),
-            status = CASE WHEN drain_requested THEN 'draining' ELSE 'idle' END
-        FROM mine m WHERE g.tenant_id = m.tenant_id AND g.id = m.agent_id AND g.step_id = m.id
-    )
-    SELECT {FACTS_SQL},
-        (SELECT jsonb_agg(g) FROM ({_GROUPS_SQL}) g) AS groups,
-        (SELECT coalesce(jsonb_agg(jsonb_build_object('id', d.id, 'status', d.status, 'after_alone', EXISTS (
-            SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
-            WHERE n.tenant_id = d.tenant_id AND n.step_id = d.id AND r.published_alone))), '[]')
-         FROM step_needs o JOIN steps d ON d.tenant_id = o.tenant_id AND d.id = o.step_id
-         WHERE o.tenant_id = :tenant AND o.need_id = :step AND d.ready_at = now()) AS made_ready
-    FROM mine, tasks t JOIN workflows w
-      ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
-    WHERE t.tenant_id = :tenant AND t.id = :task
-    """,
-    fence="int",
-)
-"""One round trip: the row, what it makes ready, its attempt and its slot; then what Python decides from.
-`now()` is this transaction's beginning: whatever bears it was written here. A lost fence finds nothing."""
-_RELEASED: Final = statement(
-    """
-    UPDATE steps SET published_by = 'release', published_alone = (canvas IS NULL)
-    WHERE tenant_id = :tenant AND id = ANY(:steps)
-    """
-)
-
-
-def succeed(
-    connection: Connection,
-    step: StepRef,
-    fence: int,
-    *,
-    summary: str,
-    result: Mapping[str, Any],
-    commit: str | None = None,
-    branch_commit: str | None = None,
-    carried: frozenset[str] = frozenset(),
-) -> Applied | None:
-    """running → completed. `carried` are the steps that the claim's own Celery request publishes."""
-    done = one(
-        connection,
-        _SUCCEED,
-        tenant=step.tenant_id,
-        task=step.task_id,
-        workflow=step.workflow_id,
-        step=step.step_id,
-        fence=fence,
-        summary=summary,
-        result=dumps(result),
-        commit=commit,
-        branch_commit=branch_commit,
-    )
-    if done is None:
-        return None
-    task, made_ready = locked(step.task, done), done["made_ready"]
-    released = tuple(
-        row["id"]
-        for row in made_ready
-        if row["status"] == Status.QUEUED and (row["id"] not in carried or row["after_alone"])
-    )
-    if released:
-        connection.execute(_RELEASED, {"tenant": step.tenant_id, "steps": list(released)})
-    events = [step_event(Event.SUCCEED, step, fence, summary=summary, commit=branch_commit)]
-    events += [
-        step_event(Event.PAUSE, replace(step, step_id=row["id"]), None)
-        for row in made_ready
-        if row["status"] == RULES[Event.PAUSE].to
-    ]
-    settled = settle(connection, task, events, done["groups"])
-    return Applied(settled, tuple(row["id"] for row in made_ready), released)
-
 
 _PARK: Final = statement(
     LOCK_SQL

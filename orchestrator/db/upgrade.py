@@ -22,6 +22,22 @@ def _config() -> Config:
     return config
 
 
+_TENANT_IS_NO_WAY: Final = text(
+    """
+    SELECT pg_restore_attribute_stats('schemaname', c.table_schema::text, 'relname', c.table_name::text,
+        'attname', 'tenant_id', 'inherited', false,
+        'null_frac', 0::real, 'avg_width', 8, 'n_distinct', 1::real)
+    FROM information_schema.columns c
+    WHERE c.table_schema = current_schema() AND c.column_name = 'tenant_id' AND NOT EXISTS (
+        SELECT 1 FROM pg_stats s
+        WHERE s.schemaname = c.table_schema AND s.tablename = c.table_name AND s.attname = 'tenant_id')
+    """
+)
+"""Every key begins with the tenant. Until a table is first analyzed, a planner would take the tenant alone
+for as good a way to a row as its whole key, and read all rows of the tenant."""
+_RESTORES_STATISTICS: Final = (18,)
+
+
 def upgrade(engine: Engine) -> int:
     """Applies what is missing and returns how many migrations that were."""
     config = _config()
@@ -35,6 +51,8 @@ def upgrade(engine: Engine) -> int:
             if missing:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+                if (connection.dialect.server_version_info or ()) >= _RESTORES_STATISTICS:
+                    connection.execute(_TENANT_IS_NO_WAY)
                 connection.commit()
         finally:
             connection.rollback()

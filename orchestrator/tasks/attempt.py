@@ -159,7 +159,7 @@ class Desk:
 
 def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
     """What the agent is told. Budgets of the request lower the installation's limits, never raise them."""
-    settings, budget = wiring.settings, claimed.request.get("budget") or {}
+    settings, budget = wiring.settings, claimed.budget
     limits = Limits(
         turns=min(settings.max_turns, budget.get("max_turns") or settings.max_turns),
         consecutive_mistakes=settings.max_mistakes,

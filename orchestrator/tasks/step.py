@@ -17,9 +17,9 @@ from orchestrator.core.recovery import ErrorClass, next_delay
 from orchestrator.core.states import TERMINAL, Event, Status, WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
-from orchestrator.db import agents, claims, effects, transitions
+from orchestrator.db import agents, claims, completion, connect, effects, transitions
 from orchestrator.db.claims import Claimed, Refusal, Why
-from orchestrator.db.connect import SQLAlchemyError
+from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.sql import StepRef
 from orchestrator.db.transitions import Applied
 from orchestrator.queues.messages import opened
@@ -80,18 +80,22 @@ def run_step(task: Task[Any, Any], workplace: Workplace, arguments: Mapping[str,
 
 
 def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) -> Claimed | Refusal:
-    signature = request_signature(task)
+    signature, at_once = request_signature(task), wiring.settings.max_concurrent_workflows
 
     def claim() -> Claimed | Refusal:
-        with wiring.engine.begin() as connection:
-            return claims.claim(
+        with connect.at_once(wiring.engine) as connection:
+            claimed = claims.claim(
                 connection,
                 step,
                 lease=wiring.settings.lease,
                 agent_id=agent_id,
                 signature=signature,
-                workflows_at_once=wiring.settings.max_concurrent_workflows,
+                workflows_at_once=at_once,
             )
+        if claimed is not None:
+            return claimed
+        with wiring.engine.begin() as connection:
+            return claims.refusal(connection, step, signature=signature, workflows_at_once=at_once)
 
     try:
         return patiently(claim, wiring.settings.lease)
@@ -197,6 +201,24 @@ def _complete(
     finished: Finished | None,
 ) -> tuple[Applied | None, Status]:
     step, fence = claimed.step, claimed.fence
+
+    def succeed(connection: Connection, branch_commit: str | None, *, quietly: bool) -> Applied | None:
+        return completion.succeed(
+            connection,
+            step,
+            fence,
+            summary=wiring.redactor.text(done.summary),
+            result=wiring.redactor.value(dict(done.result)),
+            commit=finished.result if finished else None,
+            branch_commit=branch_commit,
+            carried=carried(task),
+            quietly=quietly,
+        )
+
+    if finished is None or finished.commit is None:
+        with connect.at_once(wiring.engine) as connection:
+            if (applied := succeed(connection, None, quietly=True)) is not None:
+                return applied, Status.COMPLETED
     with wiring.engine.begin() as connection:
         branch_commit: str | None = None
         if finished is not None and finished.commit is not None:
@@ -207,21 +229,11 @@ def _complete(
                 desk.remove_workspace()
                 return _conflict(wiring, connection, claimed, merged)
             branch_commit = merged
-        applied = transitions.succeed(
-            connection,
-            step,
-            fence,
-            summary=wiring.redactor.text(done.summary),
-            result=wiring.redactor.value(dict(done.result)),
-            commit=finished.result if finished else None,
-            branch_commit=branch_commit,
-            carried=carried(task),
-        )
-    return applied, Status.COMPLETED
+        return succeed(connection, branch_commit, quietly=False), Status.COMPLETED
 
 
 def _conflict(
-    wiring: Wiring, connection: Any, claimed: Claimed, conflict: Conflict
+    wiring: Wiring, connection: Connection, claimed: Claimed, conflict: Conflict
 ) -> tuple[Applied | None, Status]:
     """One more run on the new tip, with the conflict shown; the second time a person must look."""
     step, fence = claimed.step, claimed.fence

@@ -24,6 +24,7 @@ from tests.benchmarks import growth, latency, makespan, throughput
 
 NAMES: Final = ("throughput", "latency", "makespan", "growth")
 _ENOUGH_BY_CANVAS: Final = 0.8
+_WORTH_A_WORD_MS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +43,22 @@ def _throughput(_: argparse.Namespace) -> Result:
             "ratio_durable_to_bare_celery": round(found.ratio, 3),
             "bare_steps_per_second": [round(value, 1) for value in found.bare],
             "durable_steps_per_second": [round(value, 1) for value in found.durable],
+            "bare_cpu_ms_per_step": {name: round(ms, 2) for name, ms in found.bare_cpu.items()},
+            "durable_cpu_ms_per_step": {name: round(ms, 2) for name, ms in found.durable_cpu.items()},
         },
         [
             ("bare Celery, steps per second", f"{bare:.1f}", "", True),
             ("durable, steps per second", f"{durable:.1f}", "", True),
+            ("bare Celery, ms of CPU per step", _spent(found.bare_cpu), "", True),
+            ("durable, ms of CPU per step", _spent(found.durable_cpu), "", True),
             ("durable ÷ bare", f"{found.ratio:.3f}", "≥ 0.5", found.ratio >= 0.5),
         ],
     )
+
+
+def _spent(cpu: Mapping[str, float]) -> str:
+    parts = ", ".join(f"{name} {ms:.1f}" for name, ms in cpu.items() if ms >= _WORTH_A_WORD_MS)
+    return f"{sum(cpu.values()):.1f} ({parts})"
 
 
 def _latency(_: argparse.Namespace) -> Result:

@@ -14,7 +14,8 @@ from orchestrator.tasks.publish import perform
 
 ROUNDS: Final = 3
 PATIENCE_SECONDS: Final = 300.0
-_LOOK_SECONDS: Final = 0.02
+_LOOK_SECONDS: Final = 0.25
+"""The time of the last COMMIT is Postgres' own: looking more often would only be one more load."""
 _ENDED: Final = text("SELECT count(*) FROM tasks WHERE finished_at IS NOT NULL AND starts_with(id, :prefix)")
 
 Steps = Sequence[Mapping[str, Any]]

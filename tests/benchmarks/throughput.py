@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
@@ -16,11 +18,12 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.core.flow import compile_plan
 from orchestrator.core.plan import PlanStep, validate
 from orchestrator.core.priority import Priority
+from orchestrator.local import processes
 from orchestrator.queues import canvas
 from orchestrator.queues.canvas import Message
 from orchestrator.queues.messages import Reference, step_label
 from orchestrator.queues.names import Lane
-from tests.benchmarks.installation import installed
+from tests.benchmarks.installation import Installation, installed
 from tests.benchmarks.rounds import FORK_JOIN, PATIENCE_SECONDS, ROUNDS, await_ended, send
 from tests.benchmarks.worker_names import BARE
 
@@ -37,6 +40,10 @@ class Throughput:
 
     bare: list[float]
     durable: list[float]
+    bare_cpu: dict[str, float] = field(default_factory=dict)
+    """Milliseconds of CPU per step by what spent them, over all rounds; `bench` is this process, which
+    submits."""
+    durable_cpu: dict[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -56,9 +63,35 @@ def measure(workflows: int = WORKFLOWS, rounds: int = ROUNDS) -> Throughput:
             _bare(wiring, client, "warm", min(20, workflows))
             _durable(wiring, "warm", min(20, workflows))
             for number in range(rounds):
-                found.bare.append(steps / _bare(wiring, client, f"bare-{number}", workflows))
-                found.durable.append(steps / _durable(wiring, f"durable-{number}", workflows))
+
+                def bare(name: str = f"bare-{number}") -> float:
+                    return _bare(wiring, client, name, workflows)
+
+                def durable(name: str = f"durable-{number}") -> float:
+                    return _durable(wiring, name, workflows)
+
+                found.bare.append(steps / _costing(here, found.bare_cpu, rounds * steps, bare))
+                found.durable.append(steps / _costing(here, found.durable_cpu, rounds * steps, durable))
     return found
+
+
+def _costing(here: Installation, spent: dict[str, float], steps: int, work: Callable[[], float]) -> float:
+    before = _cpu_seconds(here)
+    seconds = work()
+    for name, after in _cpu_seconds(here).items():
+        spent[name] = spent.get(name, 0) + (after - before[name]) * 1000 / steps
+    return seconds
+
+
+def _cpu_seconds(here: Installation) -> dict[str, float]:
+    """What each service has used so far with all that it has started, and this process without them."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    used = {"bench": time.process_time()}
+    for name in here.services:
+        stats = (Path(f"/proc/{one.pid}/stat").read_text() for one in processes.family([here.pid(name)]))
+        fields = [stat.rpartition(")")[2].split() for stat in stats]
+        used[name] = sum(int(one[11]) + int(one[12]) for one in fields) / ticks
+    return used
 
 
 def _bare(wiring: Wiring, client: Redis, prefix: str, workflows: int) -> float:

@@ -14,7 +14,7 @@ from orchestrator.commands import request, submit
 from orchestrator.commands.submit import Policy
 from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, task_status
 from orchestrator.core.verdict import Ask
-from orchestrator.db import claims, connect, effects, transitions
+from orchestrator.db import claims, completion, connect, effects, transitions
 from orchestrator.db.claims import Claimed, Refusal
 from orchestrator.db.models import Base
 from orchestrator.db.sql import StepRef, TaskRef
@@ -90,8 +90,8 @@ class Ledger:
         signature: Mapping[str, Any] | None = None,
         workflows_at_once: int = 0,
     ) -> Claimed | Refusal:
-        return self.do(
-            lambda connection: claims.claim(
+        def work(connection: Connection) -> Claimed | Refusal:
+            claimed = claims.claim(
                 connection,
                 ref,
                 lease=lease,
@@ -99,7 +99,11 @@ class Ledger:
                 signature=signature,
                 workflows_at_once=workflows_at_once,
             )
-        )
+            if claimed is not None:
+                return claimed
+            return claims.refusal(connection, ref, signature=signature, workflows_at_once=workflows_at_once)
+
+        return self.do(work)
 
     def take(self, ref: StepRef, **how: Any) -> Claimed:
         found = self.claim(ref, **how)
@@ -107,11 +111,22 @@ class Ledger:
         return found
 
     def succeed(self, claimed: Claimed, *, carried: frozenset[str] = frozenset()) -> Applied | None:
-        return self.do(
-            lambda connection: transitions.succeed(
-                connection, claimed.step, claimed.fence, summary="done", result={"ok": True}, carried=carried
+        """As the step's shell does it: quietly if that is all, else in a transaction."""
+
+        def work(connection: Connection, *, quietly: bool) -> Applied | None:
+            return completion.succeed(
+                connection,
+                claimed.step,
+                claimed.fence,
+                summary="done",
+                result={"ok": True},
+                carried=carried,
+                quietly=quietly,
             )
-        )
+
+        with connect.at_once(self.engine) as connection:
+            applied = work(connection, quietly=True)
+        return applied or self.do(lambda connection: work(connection, quietly=False))
 
     def fail(self, claimed: Claimed) -> Applied | None:
         error = {"code": "no-luck", "message": "It did not work.", "recoverable": True}

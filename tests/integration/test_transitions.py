@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator.commands import answer, intervene
 from orchestrator.core.states import Event, WaitingOn
 from orchestrator.core.verdict import Ask
-from orchestrator.db import effects, events, journal, transitions
+from orchestrator.db import completion, effects, events, journal, transitions
 from orchestrator.db.claims import Claimed
 from orchestrator.db.effects import LogChunk
 from orchestrator.db.events import EventDraft
@@ -33,7 +33,7 @@ def scope(claimed: Claimed) -> Scope:
 
 
 WORDS_OF_A_WORKER: Mapping[str, Callable[[Connection, Claimed], Any]] = {
-    "succeed": lambda c, z: transitions.succeed(c, z.step, z.fence, summary="late", result={}),
+    "succeed": lambda c, z: completion.succeed(c, z.step, z.fence, summary="late", result={}),
     "fail": lambda c, z: transitions.fail(c, z.step, z.fence, ERROR),
     "retry": lambda c, z: transitions.retry_later(c, z.step, z.fence, ERROR, SOON),
     "give_back": lambda c, z: transitions.give_back(c, z.step, z.fence, "late"),
@@ -271,7 +271,7 @@ def test_a_task_ends_in_the_transaction_of_its_last_step(ledger: Ledger) -> None
     ledger.succeed(ledger.take(refs["a"]))
     last = ledger.take(refs["b"])
     with ledger.engine.connect() as connection:
-        transitions.succeed(connection, last.step, last.fence, summary="done", result={})
+        completion.succeed(connection, last.step, last.fence, summary="done", result={})
         connection.rollback()
     assert (ledger.row()["status"], ledger.row()["finished_at"]) == ("running", None)
     ended = ledger.succeed(last)
