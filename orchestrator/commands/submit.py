@@ -21,7 +21,7 @@ from orchestrator.core.redaction import Redactor
 from orchestrator.core.states import Event
 from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.publishing import Publishable
-from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, run, statement
+from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, statement
 from orchestrator.db.transitions import step_event
 
 PUSH_KEY: Final = "push"
@@ -282,9 +282,8 @@ def write_workflow(
     workflow_id = f"workflow_{ref.task_id}_{number}"
     ids = {step.key: f"{workflow_id}.{place}" for place, step in enumerate(plan.steps, start=1)}
     heads = {key: place for place, canvas in enumerate(flow.canvases) if canvas.needs for key in canvas.heads}
-    run(
+    _INSERT_WORKFLOW.run(
         connection,
-        _INSERT_WORKFLOW,
         {
             "tenant": ref.tenant_id,
             "task": ref.task_id,

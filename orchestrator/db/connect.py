@@ -6,7 +6,8 @@ The shells above the database hold transactions and must notice when it fails; `
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import psycopg2
@@ -62,10 +63,20 @@ def create(url: str, *, application: str, pool_size: int = 4) -> Engine:
     )
 
 
-def at_once(engine: Engine) -> AbstractContextManager[Connection]:
+@contextmanager
+def at_once(engine: Engine) -> Iterator[Connection]:
     """A connection on which each call is a transaction of its own: one round trip, where `engine.begin()`
     needs three. A call of several statements split by `;` is one transaction, too."""
-    return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        # SQLAlchemy's own way to it sets the isolation level as well, by one more round trip.
+        driver = connection.connection.driver_connection
+        assert driver is not None  # noqa: S101 - just connected
+        driver.autocommit = True
+        try:
+            yield connection
+        finally:
+            if not driver.closed:
+                driver.autocommit = False
 
 
 def is_away(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from orchestrator.db.sql import Prepared, TaskRef, dumps, run
+from orchestrator.db.sql import Prepared, TaskRef, dumps
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,4 +61,4 @@ def append_values(ref: TaskRef, events: Sequence[EventDraft]) -> dict[str, Any]:
 def append_events(connection: Connection, ref: TaskRef, events: Sequence[EventDraft]) -> None:
     """Appends observations; takes the task's lock."""
     if events:
-        run(connection, _APPEND, append_values(ref, events))
+        _APPEND.run(connection, append_values(ref, events))

@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from sqlalchemy import Connection, CursorResult, TextClause, text
+import psycopg2
+from sqlalchemy import Connection, TextClause, text
+from sqlalchemy.exc import DBAPIError, MultipleResultsFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,9 @@ _NAMED: Final = re.compile(r"(?<!:):([a-z_]+)\b")
 class Prepared:
     """A statement, or several split by `;`, that each connection plans once.
 
-    For what every single step needs: planning took longer than running. Otherwise as `statement`; parameters
-    are text unless `types` says else.
+    For what every single step needs: planning took longer than running, and so did SQLAlchemy's view of the
+    result, so it goes to the driver at once. Otherwise as `statement`; parameters are text unless `types`
+    says else.
     """
 
     def __init__(self, name: str, sql: str, **types: str) -> None:
@@ -57,20 +60,41 @@ class Prepared:
             names = list(dict.fromkeys(_NAMED.findall(part)))
             places = {parameter: f"${place}" for place, parameter in enumerate(names, start=1)}
             declared = ", ".join(types.get(parameter, "text") for parameter in names)
-            body = part
-            for parameter, place in sorted(places.items(), reverse=True):
-                body = re.sub(rf"(?<!:):{parameter}\b", place, body)
+            body = _NAMED.sub(lambda found, places=places: places[found[1]], part)  # type: ignore[misc]
             self._preparations.append(f"PREPARE {name}_{number} ({declared}) AS {body}")
-            calls.append(f"EXECUTE {name}_{number} ({', '.join(f':{parameter}' for parameter in names)})")
-        self._call = text("; ".join(calls))
+            calls.append(f"EXECUTE {name}_{number} ({', '.join(f'%({parameter})s' for parameter in names)})")
+        self._call = "; ".join(calls)
 
-    def on(self, connection: Connection) -> TextClause:
-        """What to execute on this connection, which knows the statement from now on."""
-        if self.name not in connection.info:
-            for preparation in self._preparations:
-                connection.exec_driver_sql(preparation)
-            connection.info[self.name] = True
-        return self._call
+    def run(self, connection: Connection, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The rows of the last statement, in the transaction that the connection is in. Raises SQLAlchemy's
+        errors."""
+        known, driver = connection.info, connection.connection.driver_connection
+        assert driver is not None  # noqa: S101 - of an open connection
+        with driver.cursor() as cursor:
+            try:
+                if self.name not in known:
+                    for preparation in self._preparations:
+                        cursor.execute(preparation)
+                    known[self.name] = True
+                self.execute(cursor, self._call, values)
+                if cursor.description is None:
+                    return []
+                names = [column.name for column in cursor.description]
+                return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+            except psycopg2.Error as error:
+                self._fail(connection, driver, cursor, error)
+
+    def execute(self, cursor: Any, call: str, values: Mapping[str, Any]) -> None:
+        """The one round trip."""
+        cursor.execute(call, values)
+
+    def _fail(self, connection: Connection, driver: Any, cursor: Any, error: psycopg2.Error) -> NoReturn:
+        lost = connection.dialect.is_disconnect(error, driver, cursor)  # type: ignore[arg-type]
+        if lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            self.name, None, error, psycopg2.Error, connection_invalidated=lost, dialect=connection.dialect
+        ) from error
 
 
 def dumps(value: Mapping[str, Any] | Sequence[Any] | None) -> str | None:
@@ -79,15 +103,14 @@ def dumps(value: Mapping[str, Any] | Sequence[Any] | None) -> str | None:
     return None if value is None else json.dumps(value, default=str).replace("\\u0000", "\\ufffd")
 
 
-def run(connection: Connection, sql: Prepared, values: Mapping[str, Any]) -> CursorResult[Any]:
-    return connection.execute(sql.on(connection), values)
-
-
-def rows(connection: Connection, sql: TextClause, **values: Any) -> list[dict[str, Any]]:
+def rows(connection: Connection, sql: TextClause | Prepared, **values: Any) -> list[dict[str, Any]]:
+    if isinstance(sql, Prepared):
+        return sql.run(connection, values)
     return [dict(row) for row in connection.execute(sql, values).mappings()]
 
 
 def one(connection: Connection, sql: TextClause | Prepared, **values: Any) -> dict[str, Any] | None:
-    clause = sql.on(connection) if isinstance(sql, Prepared) else sql
-    row = connection.execute(clause, values).mappings().one_or_none()
-    return None if row is None else dict(row)
+    found = rows(connection, sql, **values)
+    if len(found) > 1:
+        raise MultipleResultsFound(f"{len(found)} rows where one was expected")
+    return found[0] if found else None

@@ -17,7 +17,7 @@ from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, W
 from orchestrator.db.ending import end_task
 from orchestrator.db.events import EventDraft, append_events, append_sql, append_values
 from orchestrator.db.locks import LOCK_SQL, LockedTask, lock_task
-from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, rows, run, statement
+from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, rows, statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,8 @@ def settle(
                 workflow_id=task.workflow_id,
             )
         )
-    run(
+    _FOLLOW.run(
         connection,
-        _FOLLOW,
         {
             "status": status,
             "waiting_on": waiting_on,

@@ -8,13 +8,13 @@ from typing import Final
 
 from sqlalchemy import TextClause, text
 
-from orchestrator.db import claims, effects, journal, transitions
+from orchestrator.db import claims, completion, effects, journal, transitions
 from orchestrator.db.sql import Prepared
 
 _GUARD: Final = re.compile(r"(?:\b\w+\.)?\bfence = (:fence\b|\$\d+)")
 _ALWAYS: Final = r"\1 = \1"
 """The parameter stays, so that the statement takes the same values."""
-_MODULES: Final[tuple[ModuleType, ...]] = (claims, effects, journal, transitions)
+_MODULES: Final[tuple[ModuleType, ...]] = (claims, completion, effects, journal, transitions)
 
 
 def take_out() -> int:
