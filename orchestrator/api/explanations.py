@@ -72,9 +72,9 @@ not-ended | The task has not ended
 already-paused | The task is paused already
     Pausing it again changes nothing.
     Let it go on: orchestrator task resume <id>
-not-paused | The task is not paused
-    Only a paused task can be resumed.
-    See it: orchestrator task status <id>
+not-paused | There is nothing to resume
+    Only a paused task, or one with an escalated step, can be resumed.
+    See what it waits for: orchestrator task status <id>
 question-unknown | There is no such question
     No question has this id, or the task has none that is open.
     See what waits for an answer: orchestrator task list --waiting

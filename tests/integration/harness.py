@@ -61,6 +61,8 @@ class Obedient:
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
         name = f"{assignment.task_id}.{assignment.step_key}"
+        if assignment.spec.get("do") == "edit":
+            return self._edit(name, assignment, link)
         self.notes.write(
             "began", step=name, attempt=assignment.attempt, fence=assignment.fence, context=assignment.context
         )
@@ -82,6 +84,16 @@ class Obedient:
                 os._exit(9)
         self.notes.write("done", step=name, fence=assignment.fence)
         return Done(f"{assignment.step_key} is done", {"previous": assignment.context.get("previous")})
+
+    def _edit(self, name: str, assignment: Assignment, link: Link) -> Verdict:
+        """Puts its own key into the file that the others write, too; held by `hold.<task>.<key>.<fence>`."""
+        with self.desk.open_workspace(assignment) as workspace:
+            self.notes.write("began", step=f"{name}.{assignment.fence}", context=assignment.context)
+            while self.notes.is_held(f"{name}.{assignment.fence}"):
+                if link.stop.wait(0.02):
+                    return Yielded(link.stop.reason or StopReason.DRAIN)
+            workspace.write("same.txt", f"{assignment.step_key}\n")
+        return Done(f"{assignment.step_key} has written")
 
 
 @dataclass(frozen=True, slots=True)

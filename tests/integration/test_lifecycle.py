@@ -61,7 +61,9 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(
         data=st.data(),
-        word=st.sampled_from(["succeed", "succeed", "fail", "retry", "ask", "wait", "pause", "give_back"]),
+        word=st.sampled_from(
+            ["succeed", "succeed", "fail", "retry", "ask", "wait", "pause", "give_back", "escalate"]
+        ),
     )
     def speak(self, data: st.DataObject, word: str) -> None:
         """Zombies speak as well: they are never taken off the list for losing their lease."""
@@ -85,6 +87,10 @@ class Life(RuleBasedStateMachine):
                     lambda c: transitions.park(
                         c, ref, fence, Event.WAIT, WaitingOn.RATE_LIMIT, {}, wake_after=timedelta(0)
                     )
+                )
+            case "escalate":
+                said = self.ledger.do(
+                    lambda c: transitions.park(c, ref, fence, Event.ASK, WaitingOn.ESCALATION, {})
                 )
             case "pause":
                 said = self.ledger.do(
@@ -188,8 +194,7 @@ class Life(RuleBasedStateMachine):
         )
 
     def _help(self) -> None:
-        if self.ledger.row(self.task)["paused_at"]:
-            self.command(intervene.resume)
+        self.command(intervene.resume)
         for number in range(len(self.steps())):
             self.lose_the_worker(number, uncounted=True)
             self.time_passes(number)
