@@ -51,7 +51,7 @@ def create(
     agent: Annotated[str | None, typer.Option(help="The kind of agent, such as engine or replay.")] = None,
     model: Annotated[str | None, typer.Option(help="The model.")] = None,
     requirements: Annotated[str | None, typer.Option(help="Separated by commas.")] = None,
-    deadline: Annotated[str | None, typer.Option(help="A date or a time.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="A date or a time after which it fails.")] = None,
     stakeholder: Annotated[list[str] | None, typer.Option(help="Who has an interest; repeatable.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="key=value; repeatable.")] = None,
     budget: Annotated[str | None, typer.Option(help="At most that many US dollars.")] = None,

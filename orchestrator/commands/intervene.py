@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from orchestrator.commands.publication import NOTHING, Publication, following
 from orchestrator.commands.submit import plan_from_json, write_workflow
+from orchestrator.core.bounds import Bound
 from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.core.flow import compile_plan
 from orchestrator.core.states import TERMINAL
@@ -95,13 +96,20 @@ _PLAN: Final = statement(
 def retry(
     connection: Connection, tenant_id: str, task_id: str, *, by: str, reason: str | None = None
 ) -> Intervened:
-    """A new workflow of the same plan, from the start. Raises Conflict `not-ended` while one is under way."""
+    """A new workflow of the same plan, from the start. Raises Conflict: `not-ended` while one is under
+    way, `deadline-passed`."""
     task = _found(connection, tenant_id, task_id)
     if task.status not in TERMINAL:
         raise Conflict(
             "not-ended",
             f"Task {task_id} is {task.status}.",
             f"Cancel it first: orchestrator task cancel {task_id}",
+        )
+    if task.exceeded is Bound.DEADLINE:
+        raise Conflict(
+            "deadline-passed",
+            f"The deadline of task {task_id} has passed, so another run would end at once.",
+            "Create a new task with a later deadline, or without one.",
         )
     row = one(connection, _PLAN, tenant=tenant_id, workflow=task.workflow_id)
     assert row is not None  # noqa: S101 - written with the workflow

@@ -176,6 +176,8 @@ class Pulse:
                 carried.heard = before
                 if beat.cancel:
                     carried.link.stop.set(StopReason.CANCEL)
+                elif beat.exceeded:
+                    carried.link.stop.set(StopReason(beat.exceeded))
                 elif beat.pause:
                     carried.link.stop.set(StopReason.PAUSE)
             self._beat_for_slots()

@@ -80,6 +80,8 @@ class Obedient:
                 return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
             case "break once" if assignment.attempt == 1:
                 return Broke("no-luck", "Not yet.", ErrorClass.AGENT)
+            case "deaf":
+                time.sleep(assignment.spec["seconds"])
             case "die":
                 os._exit(9)
         self.notes.write("done", step=name, fence=assignment.fence)
