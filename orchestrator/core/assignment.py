@@ -86,9 +86,6 @@ class Link(Protocol):
     def log(self, stream: str, text: str) -> None:
         """Appends to the step's log; `stream` is agent, stdout, stderr or system."""
 
-    def inbox(self) -> list[str]:
-        """Steering messages that arrived since the last call, in order, each handed over once."""
-
 
 class Agent(Protocol):
     """Does one assignment and says how it ended.

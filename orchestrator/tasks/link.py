@@ -67,15 +67,6 @@ class StepLink:
                 self._logs.append(LogChunk(stream, clean))
         self._flush_if_due()
 
-    def inbox(self) -> list[str]:
-        claimed = self._claimed
-        try:
-            with self._wiring.engine.begin() as connection:
-                return effects.take_messages(connection, claimed.step, claimed.fence)
-        except FenceLost:
-            self.stop.set(StopReason.LEASE_LOST)
-            return []
-
     def take_moved(self) -> bool:
         """Whether there was progress since the last call."""
         moved, self._moved = self._moved, False
