@@ -18,6 +18,7 @@ from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.effects import LogChunk
 from orchestrator.db.events import EventDraft
 from orchestrator.db.journal import FenceLost
+from orchestrator.tasks.grace import Grace
 
 log: Final = structlog.get_logger(__name__)
 _EVERY: Final = 0.3
@@ -31,6 +32,7 @@ class StepLink:
 
     def __init__(self, wiring: Wiring, claimed: Claimed) -> None:
         self.stop = Stop()
+        self.grace = Grace(self.stop)
         self._wiring = wiring
         self._claimed = claimed
         self._lock = threading.Lock()
