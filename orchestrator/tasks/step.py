@@ -26,6 +26,7 @@ from orchestrator.db.transitions import Applied
 from orchestrator.queues.messages import opened
 from orchestrator.tasks import attempt
 from orchestrator.tasks.attempt import Desk, Finished
+from orchestrator.tasks.bare import Bare
 from orchestrator.tasks.evidence import keep_log
 from orchestrator.tasks.link import StepLink
 from orchestrator.tasks.patience import patiently
@@ -36,7 +37,7 @@ from orchestrator.workspaces.integrate import Conflict
 log: Final = structlog.get_logger(__name__)
 
 
-class StepFailed(Exception):
+class StepFailed(Bare):
     """What Celery hears of a step that failed for good: a code and a sentence, no traceback, no payload."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -311,9 +312,9 @@ def _tell(task: Task[Any, Any], step: StepRef, status: Status | None, verdict: V
     if status is Status.COMPLETED:
         return {"task_id": step.task_id, "step_id": step.step_id, "status": status.value}
     if status is Status.FAILED and isinstance(verdict, Broke):
-        raise StepFailed(verdict.code, f"step {step.step_id} failed") from None
+        raise StepFailed(verdict.code, f"step {step.step_id} failed").bare() from None
     if status is Status.FAILED and isinstance(verdict, Yielded):
-        raise StepFailed(CODES[Bound(verdict.reason)], f"step {step.step_id} failed") from None
+        raise StepFailed(CODES[Bound(verdict.reason)], f"step {step.step_id} failed").bare() from None
     return _ignore(task, step, status)
 
 
