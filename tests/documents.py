@@ -286,12 +286,15 @@ NEW_TASK = {
     "on_step_failure": "`stop` (the default), or `continue` with what doesn't need the failed step",
     "agent": "`type`: `engine` or `replay`; `capabilities` are kept",
     "model": "the model of steps that name none",
-    "budget": "`max_cost_usd`, `max_tokens`, `max_turns`: of each step, below the installation's limits",
+    "budget": "`max_cost_usd`, `max_tokens`, `max_turns`: of each step, below the installation's limits; "
+    "`max_duration`: of the task, from its first claim on and waiting included; then it fails as "
+    "`duration-exceeded`",
     "start": "`false` creates the task paused",
     "requirements": "a list of texts, kept with the task",
     "stakeholders": "a list of names, kept with the task",
     "labels": "names and values, kept with the task",
-    "deadline": "a date or time, kept with the task",
+    "deadline": "a date or time after which the task may not go on and fails as `deadline-exceeded`; one "
+    "that has passed already when the task is created is kept with a warning and doesn't bind",
     "external_id": "a name of yours by which the task can be asked for, too",
     "execution_mode": "`auto`; others are refused as `mode-unavailable`",
 }

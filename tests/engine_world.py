@@ -145,9 +145,16 @@ class FileJournal:
     """A journal in a JSONL file, which outlives it; `die_at` kills at the nth write, before or after it."""
 
     def __init__(
-        self, path: Path, *, die_at: int | None = None, after: bool = False, lost_at: int = 0
+        self,
+        path: Path,
+        *,
+        mail: list[str] | None = None,
+        die_at: int | None = None,
+        after: bool = False,
+        lost_at: int = 0,
     ) -> None:
         self.path = path
+        self._mail = [] if mail is None else mail
         self.writes = 0
         self._die_at = die_at
         self._after = after
@@ -172,8 +179,11 @@ class FileJournal:
                 answers[data["call_id"]] = data["answer"]
         return Conversation(tuple(entries), tuple(calls.values()), answers)
 
-    def hear(self, message: Heard, /) -> None:
-        self._write("heard", asdict(message))
+    def hear(self, before_turn: int, /) -> Sequence[Heard]:
+        heard = [Heard(before_turn, text) for text in self._mail]
+        if heard:
+            self._write("heard", *map(asdict, heard), then=self._mail.clear)
+        return heard
 
     def append_turn(self, turn: Turn, /) -> None:
         self._write("turn", asdict(turn))
@@ -187,14 +197,15 @@ class FileJournal:
     def answer(self, call_id: str, answer: str) -> None:
         self._write("answer", {"call_id": call_id, "answer": answer})
 
-    def _write(self, kind: str, data: Mapping[str, Any]) -> None:
+    def _write(self, kind: str, *data: Mapping[str, Any], then: Callable[[], None] = lambda: None) -> None:
         self.writes += 1
         if self.writes == self._lost_at:
             raise LeaseLost
         if self.writes == self._die_at and not self._after:
             raise Killed
         with self.path.open("a") as file:
-            file.write(json.dumps([kind, data], default=_plain) + "\n")
+            file.writelines(json.dumps([kind, one], default=_plain) + "\n" for one in data)
+        then()
         if self.writes == self._die_at:
             raise Killed
 
@@ -251,17 +262,12 @@ class Wire:
     stop: Stop = field(default_factory=Stop)
     notes: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     logs: list[tuple[str, str]] = field(default_factory=list)
-    mail: list[str] = field(default_factory=list)
 
     def note(self, kind: str, data: Mapping[str, Any]) -> None:
         self.notes.append((kind, data))
 
     def log(self, stream: str, text: str) -> None:
         self.logs.append((stream, text))
-
-    def inbox(self) -> list[str]:
-        arrived, self.mail = self.mail, []
-        return arrived
 
 
 def text(words: str) -> Block:

@@ -69,12 +69,21 @@ task-ended | The task has ended
 not-ended | The task has not ended
     Only a task that has ended can be retried.
     Cancel it first: orchestrator task cancel <id>
+deadline-passed | The task's deadline has passed
+    A retry keeps the task's deadline, so it would end at once.
+    Create a new task with a later deadline, or without one.
+deadline-exceeded | The task's deadline passed before it was done
+    After its deadline a task may not go on: what waits fails at once, what runs is stopped and fails.
+    Create a new task with a later deadline, or without one.
+duration-exceeded | The task took longer than it may
+    More time than its budget's max_duration passed since its first step was claimed; waiting counts.
+    Run it again: orchestrator task retry <id>; or create it with a longer max_duration.
 already-paused | The task is paused already
     Pausing it again changes nothing.
     Let it go on: orchestrator task resume <id>
-not-paused | The task is not paused
-    Only a paused task can be resumed.
-    See it: orchestrator task status <id>
+not-paused | There is nothing to resume
+    Only a paused task, or one with an escalated step, can be resumed.
+    See what it waits for: orchestrator task status <id>
 question-unknown | There is no such question
     No question has this id, or the task has none that is open.
     See what waits for an answer: orchestrator task list --waiting

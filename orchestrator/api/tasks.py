@@ -77,6 +77,8 @@ class Accepted:
     command: str
     state: str
     status: str
+    message: str
+    """What happens now."""
 
 
 # ---- create and read
@@ -203,7 +205,7 @@ def _intervention(
         found = resolve(connection, caller.tenant_id, task_id)
         done = _COMMANDS[command](connection, caller.tenant_id, found, by=caller.name, reason=reason)
         state = "applied" if done.applied else "requested"
-        accepted = Accepted(done.intervention_id, found, command, state, done.status)
+        accepted = Accepted(done.intervention_id, found, command, state, done.status, done.message)
         return Reply(202, plain(accepted), publish=done.publish)
 
     return once(wiring, caller, ask, work).response()
@@ -229,6 +231,7 @@ def pause(wiring: The, caller: Writer, ask: Asking, task_id: str, body: JsonBody
     openapi_extra=takes(ReasonBody, required=False),
 )
 def resume(wiring: The, caller: Writer, ask: Asking, task_id: str, body: JsonBody) -> Response:
+    """A paused task goes on. Of one that isn't paused, each escalated step gets one more run."""
     return _intervention(wiring, caller, ask, task_id, "resume", body)
 
 

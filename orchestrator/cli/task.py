@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -51,7 +51,7 @@ def create(
     agent: Annotated[str | None, typer.Option(help="The kind of agent, such as engine or replay.")] = None,
     model: Annotated[str | None, typer.Option(help="The model.")] = None,
     requirements: Annotated[str | None, typer.Option(help="Separated by commas.")] = None,
-    deadline: Annotated[str | None, typer.Option(help="A date or a time.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="A date or a time after which it fails.")] = None,
     stakeholder: Annotated[list[str] | None, typer.Option(help="Who has an interest; repeatable.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="key=value; repeatable.")] = None,
     budget: Annotated[str | None, typer.Option(help="At most that many US dollars.")] = None,
@@ -284,7 +284,7 @@ def pause(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
 
 @app.command()
 def resume(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
-    """Lets a paused task go on."""
+    """Lets a paused task go on, or gives the escalated steps of one that isn't paused another run."""
     _intervene(task_id, "resume", reason, json=json, then="watch")
 
 
@@ -311,6 +311,7 @@ def _intervene(task_id: str, command: str, reason: str | None, *, json: bool, th
         return
     soon = "" if accepted["state"] == "applied" else " as soon as what runs takes it up"
     say(f"{accepted['task_id']}: {command} {accepted['state']}{soon}; it is {accepted['status']}.")
+    say(f"  {accepted['message']}")
     say(f"  orchestrator task {then} {accepted['task_id']}")
 
 
@@ -381,6 +382,7 @@ def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
         out(f"  {line(task['repository_url'])}" + (f" → {task['branch']}" if task["branch"] else ""))
     for step in task["steps"]:
         said = step["error"]["message"] if step["error"] else step["summary"] or ""
+        said = step["display"]["why"] if step["waiting_on"] else said
         attempt = f" (attempt {step['attempt']})" if step["attempt"] > 1 else ""
         out(
             f"  {step['number']:>3} {step['display']['label']:<14} {line(step['key'])}{attempt}"
@@ -390,10 +392,21 @@ def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
         out(f"  ? {question['id']}: {line(question['text'])}")
         for number, option in enumerate(question["options"], start=1):
             out(f"      {number}) {line(option)}")
+    for way in _ways_on(task):
+        out(f"  → orchestrator task {way} {task['id']}")
     if verbose:
         out(f"  {task['description']}")
         for change in task["workflow"]["history"]:
             out(f"  {change['timestamp'][:19]}Z {change['from_state'] or '·'} → {change['to_state']}")
+
+
+def _ways_on(task: dict[str, Any]) -> list[str]:
+    """The commands that lead on what waits for a person."""
+    waits = {task["waiting_on"], *(step["waiting_on"] for step in task["steps"])}
+    return [word for word, on in _WAYS.items() if waits & on]
+
+
+_WAYS: Final = {"answer": {"question"}, "resume": {"paused", "escalation"}}
 
 
 def _print_chunk(chunk: dict[str, Any], *, json: bool) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from orchestrator.commands.publication import NOTHING, Publication, following
 from orchestrator.commands.submit import plan_from_json, write_workflow
+from orchestrator.core.bounds import Bound
 from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.core.flow import compile_plan
 from orchestrator.core.states import TERMINAL
@@ -28,6 +29,8 @@ class Intervened:
     status: str
     applied: bool
     publish: Publication
+    message: str
+    """What happens now, in a sentence or two for the one who commanded it."""
 
 
 def pause(
@@ -36,16 +39,38 @@ def pause(
     task = _live(connection, tenant_id, task_id, "paused")
     if task.paused:
         raise Conflict("already-paused", f"Task {task_id} is paused.", f"orchestrator task resume {task_id}")
-    return _intervened(task, interventions.pause(connection, task, by, reason))
+    done = interventions.pause(connection, task, by, reason)
+    later = "" if done.applied else " What runs stops at its next turn and is kept."
+    return _intervened(task, done, f"Nothing new is started.{later}")
 
 
 def resume(
     connection: Connection, tenant_id: str, task_id: str, *, by: str, reason: str | None = None
 ) -> Intervened:
+    """Lifts a pause. Of a task that isn't paused: leads on the steps that were escalated.
+
+    One word does one of both, so that nobody who lifts a pause sends on what he hasn't looked at.
+    """
     task = _live(connection, tenant_id, task_id, "resumed")
-    if not task.paused:
-        raise Conflict("not-paused", f"Task {task_id} is not paused.", f"orchestrator task status {task_id}")
-    return _intervened(task, interventions.resume(connection, task, by, reason))
+    escalated = interventions.escalated(connection, task)
+    named = ", ".join(escalated.values())
+    if task.paused:
+        still = f" Escalated, and led on by another resume: {named}." if escalated else ""
+        done = interventions.resume(connection, task, by, reason)
+        return _intervened(task, done, f"What was paused goes on from where it stopped.{still}")
+    if escalated:
+        done = interventions.lead_on(connection, task, list(escalated), by, reason)
+        return _intervened(
+            task,
+            done,
+            f"One more run, on what the branch holds now and with the conflict shown to the agent: {named}. "
+            "A step that conflicts again waits for a person again.",
+        )
+    raise Conflict(
+        "not-paused",
+        f"Task {task_id} is not paused, and none of its steps was escalated.",
+        f"See what it waits for: orchestrator task status {task_id}",
+    )
 
 
 def cancel(
@@ -53,8 +78,10 @@ def cancel(
 ) -> Intervened:
     task = _live(connection, tenant_id, task_id, "cancelled")
     if task.cancel_requested:
-        return Intervened(task_id, None, task.status, False, NOTHING)
-    return _intervened(task, interventions.cancel(connection, task, by, reason or f"cancelled by {by}"))
+        return Intervened(task_id, None, task.status, False, NOTHING, "It was cancelled before.")
+    done = interventions.cancel(connection, task, by, reason or f"cancelled by {by}")
+    later = "It has ended." if done.applied else "What runs hands in what it has, then the task ends."
+    return _intervened(task, done, later)
 
 
 _PLAN: Final = statement(
@@ -69,13 +96,20 @@ _PLAN: Final = statement(
 def retry(
     connection: Connection, tenant_id: str, task_id: str, *, by: str, reason: str | None = None
 ) -> Intervened:
-    """A new workflow of the same plan, from the start. Raises Conflict `not-ended` while one is under way."""
+    """A new workflow of the same plan, from the start. Raises Conflict: `not-ended` while one is under
+    way, `deadline-passed`."""
     task = _found(connection, tenant_id, task_id)
     if task.status not in TERMINAL:
         raise Conflict(
             "not-ended",
             f"Task {task_id} is {task.status}.",
             f"Cancel it first: orchestrator task cancel {task_id}",
+        )
+    if task.exceeded is Bound.DEADLINE:
+        raise Conflict(
+            "deadline-passed",
+            f"The deadline of task {task_id} has passed, so another run would end at once.",
+            "Create a new task with a later deadline, or without one.",
         )
     row = one(connection, _PLAN, tenant=tenant_id, workflow=task.workflow_id)
     assert row is not None  # noqa: S101 - written with the workflow
@@ -101,7 +135,8 @@ def retry(
             EventDraft("status", "queued", {"from": task.status, "to": "queued"}, workflow_id=workflow_id),
         ],
     )
-    return Intervened(task_id, None, "queued", True, Publication(started=started))
+    publish = Publication(started=started)
+    return Intervened(task_id, None, "queued", True, publish, "The same plan runs again, from the start.")
 
 
 def _found(connection: Connection, tenant_id: str, task_id: str) -> LockedTask:
@@ -122,6 +157,8 @@ def _live(connection: Connection, tenant_id: str, task_id: str, verb: str) -> Lo
     return task
 
 
-def _intervened(task: LockedTask, done: Commanded) -> Intervened:
+def _intervened(task: LockedTask, done: Commanded, message: str) -> Intervened:
     publish = following(task.ref, done.settled, done.released)
-    return Intervened(task.ref.task_id, done.intervention_id, done.settled.status, done.applied, publish)
+    return Intervened(
+        task.ref.task_id, done.intervention_id, done.settled.status, done.applied, publish, message
+    )

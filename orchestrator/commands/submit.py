@@ -54,18 +54,20 @@ _INSERT_TASK: Final = Prepared(
     """
     INSERT INTO tasks (tenant_id, id, external_id, title, description, priority, execution_mode,
         on_step_failure, request, warnings, root_id, created_by, deadline, requirements, stakeholders, labels,
-        budget, agent_type, model, repository_url, repository_branch, push, previous, status, waiting_on,
-        waiting_since, paused_at)
+        budget, max_duration, agent_type, model, repository_url, repository_branch, push, previous, status,
+        waiting_on, waiting_since, paused_at)
     VALUES (:tenant, :task, :external_id, :title, :description, :priority, :mode, :on_step_failure,
         CAST(:request AS jsonb), CAST(:warnings AS jsonb), :task, :created_by, :deadline,
         CAST(:requirements AS jsonb), CAST(:stakeholders AS jsonb), CAST(:labels AS jsonb),
-        CAST(:budget AS jsonb), :agent_type, :model, :url, :branch, :push, CAST(:previous AS jsonb),
+        CAST(:budget AS jsonb), :max_duration, :agent_type, :model, :url, :branch, :push,
+        CAST(:previous AS jsonb),
         CASE WHEN :start THEN 'queued' ELSE 'pending_input' END, CASE WHEN :start THEN NULL ELSE 'paused' END,
         CASE WHEN :start THEN NULL ELSE now() END, CASE WHEN :start THEN NULL ELSE now() END)
     ON CONFLICT DO NOTHING
     RETURNING id
     """,
     deadline="timestamptz",
+    max_duration="interval",
     push="boolean",
     start="boolean",
 )
@@ -120,6 +122,7 @@ def submit(
         stakeholders=dumps(request.stakeholders),
         labels=dumps(request.labels),
         budget=dumps(request.budget.model_dump(mode="json", exclude_none=True)),
+        max_duration=request.budget.max_duration,
         agent_type=request.agent.type,
         model=request.model,
         url=url,
@@ -195,7 +198,8 @@ def _title(description: str) -> str:
 def _warnings(request: TaskRequest, now: datetime) -> list[dict[str, str]]:
     found = []
     if request.deadline is not None and request.deadline < now:
-        found.append({"code": "deadline-in-past", "detail": f"The deadline {request.deadline} has passed."})
+        detail = f"The deadline {request.deadline} had passed when the task was created: it doesn't bind."
+        found.append({"code": "deadline-in-past", "detail": detail})
     if request.repository is None:
         found.append(
             {"code": "repository-defaulted", "detail": "No repository was named: it works in an empty one."}

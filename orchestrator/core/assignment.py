@@ -86,15 +86,12 @@ class Link(Protocol):
     def log(self, stream: str, text: str) -> None:
         """Appends to the step's log; `stream` is agent, stdout, stderr or system."""
 
-    def inbox(self) -> list[str]:
-        """Steering messages that arrived since the last call, in order, each handed over once."""
-
 
 class Agent(Protocol):
     """Does one assignment and says how it ended.
 
     Ordinary failure is a `Broke` verdict; an exception is a bug. When `link.stop` is set the agent returns
-    `Yielded` at its next boundary; the step's process group is killed five seconds later.
+    `Yielded` at its next boundary; whatever its thread has started is killed five seconds later.
     """
 
     def work(self, assignment: Assignment, link: Link) -> Verdict: ...

@@ -18,6 +18,8 @@ class StopReason(StrEnum):
     PAUSE = "pause"
     DRAIN = "drain"
     SLICE = "slice"
+    DEADLINE = "deadline"
+    DURATION = "duration"
     LEASE_LOST = "lease_lost"
 
 

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from orchestrator.core.bounds import Bound
 from orchestrator.core.states import PHASES, RULES, Event, Phase, Status
-from orchestrator.db.locks import LOCK_SQL, lock_task
+from orchestrator.db.locks import EXCEEDED_SQL, LOCK_SQL, lock_task
 from orchestrator.db.sql import Prepared, StepRef, dumps, one, rows, statement
 from orchestrator.db.transitions import settle
 
@@ -96,7 +97,7 @@ _CLAIM_SQL: Final = f"""
         WHERE s.tenant_id = :tenant AND s.id = :step AND s.workflow_id = :workflow AND s.task_id = :task
           AND t.tenant_id = s.tenant_id AND t.id = s.task_id
           AND s.status = :source AND num_nulls(s.ready_at) = 0
-          AND t.cancel_requested_at IS NULL AND t.paused_at IS NULL
+          AND t.cancel_requested_at IS NULL AND t.paused_at IS NULL AND ({EXCEEDED_SQL}) IS NULL
           AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
           AND (s.attempt < s.max_attempts OR s.given_back)
           AND NOT EXISTS (
@@ -299,14 +300,15 @@ def waiting_for_slot(connection: Connection, tenant_id: str) -> list[StepRef]:
 # --- keeping it ---------------------------------------------------------------------------------------------
 
 _BEAT: Final = statement(
-    """
+    f"""
     UPDATE steps s SET lease_until = clock_timestamp() + make_interval(secs => :lease),
         heartbeat_at = clock_timestamp(),
         progress_at = CASE WHEN :moved THEN clock_timestamp() ELSE s.progress_at END
     FROM tasks t
     WHERE s.tenant_id = :tenant AND s.id = :step AND s.fence = :fence AND s.status = 'running'
       AND s.lease_until IS NOT NULL AND t.tenant_id = s.tenant_id AND t.id = s.task_id
-    RETURNING t.cancel_requested_at IS NOT NULL AS cancel, t.paused_at IS NOT NULL AS pause, s.lease_until
+    RETURNING t.cancel_requested_at IS NOT NULL AS cancel, t.paused_at IS NOT NULL AS pause, s.lease_until,
+        {EXCEEDED_SQL} AS exceeded
     """
 )
 
@@ -318,6 +320,8 @@ class Beat:
     cancel: bool
     pause: bool
     lease_until: datetime
+    exceeded: Bound | None
+    """The task met a bound in time: the step must stop, and fails."""
 
 
 def heartbeat(
@@ -333,7 +337,10 @@ def heartbeat(
         lease=lease.total_seconds(),
         moved=moved,
     )
-    return None if row is None else Beat(row["cancel"], row["pause"], row["lease_until"])
+    if row is None:
+        return None
+    exceeded = None if row["exceeded"] is None else Bound(row["exceeded"])
+    return Beat(row["cancel"], row["pause"], row["lease_until"], exceeded)
 
 
 _HOLD: Final = statement(

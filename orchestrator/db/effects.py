@@ -289,8 +289,25 @@ _INBOX: Final = statement(
 )
 
 
+_HAS_MESSAGES: Final = statement(
+    """
+    SELECT 1 FROM messages WHERE tenant_id = :tenant AND task_id = :task AND delivered_at IS NULL
+      AND (step_id IS NULL OR step_id = :step) LIMIT 1
+    """
+)
+
+
+def has_messages(connection: Connection, step: StepRef) -> bool:
+    """Whether there is anything to take up; asks without the task's lock, which most turns need not have."""
+    return (
+        one(connection, _HAS_MESSAGES, tenant=step.tenant_id, task=step.task_id, step=step.step_id)
+        is not None
+    )
+
+
 def take_messages(connection: Connection, step: StepRef, fence: int) -> list[str]:
-    """Steering messages that nobody has taken up, in order. Raises FenceLost."""
+    """Steering messages that nobody has taken up, in order; the caller journals them in this transaction.
+    Raises FenceLost."""
     if not holds(connection, step, fence):
         raise FenceLost
     taken = rows(connection, _INBOX, tenant=step.tenant_id, task=step.task_id, step=step.step_id)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from orchestrator.core.bounds import CODES
 from orchestrator.core.states import PHASES, Phase, Status
 from orchestrator.db.events import EventDraft
 from orchestrator.db.locks import LockedTask
@@ -103,6 +104,22 @@ def end_task(connection: Connection, task: LockedTask, status: Status) -> list[E
     ]
 
 
+_LATE: Final = statement(
+    """
+    SELECT 1 FROM steps WHERE tenant_id = :tenant AND workflow_id = :workflow AND status = 'failed'
+      AND error ->> 'code' = ANY(:codes) LIMIT 1
+    """
+)
+
+
+def ended_late(connection: Connection, task: LockedTask) -> bool:
+    """Whether a bound in time ended a step: then the task fails, though it would go on after failures."""
+    if task.exceeded is None:
+        return False
+    keys = {"tenant": task.ref.tenant_id, "workflow": task.workflow_id}
+    return bool(rows(connection, _LATE, **keys, codes=list(CODES.values())))
+
+
 def _phases_to_end(phase: Phase, status: Status) -> tuple[Phase, ...]:
     match status:
         case Status.COMPLETED:
@@ -116,7 +133,9 @@ def _phases_to_end(phase: Phase, status: Status) -> tuple[Phase, ...]:
 
 def _outcome(task: LockedTask, status: Status, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     gaps = [step["key"] for step in steps if step["status"] != Status.COMPLETED]
-    broken = next((step for step in steps if step["status"] == Status.FAILED), None)
+    failed = [step for step in steps if step["status"] == Status.FAILED]
+    late = [step for step in failed if step["error"] and step["error"]["code"] in CODES.values()]
+    broken = next(iter([*late, *failed]), None)
     match status:
         case Status.COMPLETED if gaps:
             return {"type": "partially_completed", "gaps": gaps}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -115,6 +115,44 @@ def resume(connection: Connection, task: LockedTask, by: str, reason: str | None
     events = [_command_event(task, "resume", by, reason)]
     events += [step_event(Event.RESUME, step, None) for step in steps]
     return Commanded(intervention, True, settle(connection, task, events), steps)
+
+
+_ESCALATED: Final = statement(
+    """
+    SELECT id, key FROM steps
+    WHERE tenant_id = :tenant AND workflow_id = :workflow AND status = 'pending_input'
+      AND waiting_on = 'escalation'
+    ORDER BY number
+    """
+)
+
+
+def escalated(connection: Connection, task: LockedTask) -> dict[str, str]:
+    """Steps that wait for a person to look at them: id → key, in the plan's order."""
+    return {row["id"]: row["key"] for row in rows(connection, _ESCALATED, **_keys(task))}
+
+
+_LEAD_ON: Final = statement(
+    """
+    UPDATE steps SET status = 'queued', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
+        ready_at = now(), published_at = now(), publications = 0, published_by = 'wake',
+        published_alone = published_alone OR (signature IS NULL AND canvas IS NULL)
+    WHERE tenant_id = :tenant AND id = ANY(:steps) AND status = 'pending_input' AND waiting_on = 'escalation'
+    """
+)
+
+
+def lead_on(
+    connection: Connection, task: LockedTask, steps: Sequence[str], by: str, reason: str | None
+) -> Commanded:
+    """Escalated steps get one more run each, on the branch's end as it is then; the next conflict escalates
+    again, since conflicts stay counted (and each run has a conversation of its own by that count)."""
+    connection.execute(_LEAD_ON, {"tenant": task.ref.tenant_id, "steps": list(steps)})
+    intervention = record(connection, task, "resume", by, reason, applied=True)
+    released = tuple(_step(task, step_id) for step_id in steps)
+    events = [_command_event(task, "resume", by, reason)]
+    events += [step_event(Event.RESUME, step, None, why="escalation") for step in released]
+    return Commanded(intervention, True, settle(connection, task, events), released)
 
 
 _CANCEL: Final = statement(

@@ -11,15 +11,21 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from orchestrator.core.bounds import Bound
 from orchestrator.core.states import Phase, Status
 from orchestrator.db.sql import TaskRef, one, statement
 
 LOCK_SQL: Final = "SELECT 1 FROM tasks WHERE tenant_id = :tenant AND id = :task FOR UPDATE;"
 
-FACTS_SQL: Final = """
+EXCEEDED_SQL: Final = f"""
+    CASE WHEN t.deadline > t.created_at AND t.deadline <= clock_timestamp() THEN '{Bound.DEADLINE}'
+         WHEN t.started_at + t.max_duration <= clock_timestamp() THEN '{Bound.DURATION}' END
+"""
+"""Which bound in time a task `t` has met; null: none."""
+FACTS_SQL: Final = f"""
     t.status AS task_status, t.workflow_number, t.paused_at, t.cancel_requested_at, t.cancel_reason,
     t.on_step_failure, t.started_at AS task_started_at, t.base_commit, t.tip_commit,
-    t.priority AS task_priority,
+    t.priority AS task_priority, {EXCEEDED_SQL} AS exceeded,
     t.entry_signature IS NOT NULL AS has_entry, w.id AS workflow_id, w.phase
 """
 """What `locked` reads, of a task `t` and its current workflow `w`."""
@@ -52,6 +58,8 @@ class LockedTask:
     tip_commit: str | None
     priority: str
     has_entry: bool
+    exceeded: Bound | None
+    """The bound in time that it has met: nothing of it may start or go on."""
 
 
 def lock_task(connection: Connection, ref: TaskRef) -> LockedTask | None:
@@ -77,4 +85,5 @@ def locked(ref: TaskRef, row: Mapping[str, Any]) -> LockedTask:
         tip_commit=row["tip_commit"],
         priority=row["task_priority"],
         has_entry=row["has_entry"],
+        exceeded=None if row["exceeded"] is None else Bound(row["exceeded"]),
     )

@@ -25,7 +25,8 @@ class Due:
     waiting_on: str | None
 
 
-def _due(row: Mapping[str, Any]) -> Due:
+def due_of(row: Mapping[str, Any]) -> Due:
+    """From a row of tenant_id, task_id, workflow_id, id, fence, waiting_on."""
     step = StepRef(row["tenant_id"], row["task_id"], row["workflow_id"], row["id"])
     return Due(step, row["fence"], row["waiting_on"])
 
@@ -53,17 +54,17 @@ _OVERDUE_CANCELS: Final = statement(
 
 
 def expired_leases(connection: Connection) -> list[Due]:
-    return [_due(row) for row in rows(connection, _EXPIRED)]
+    return [due_of(row) for row in rows(connection, _EXPIRED)]
 
 
 def timed(connection: Connection) -> list[Due]:
     """Queued steps whose `not_before` has come, and parked ones that wake by the clock."""
-    return [_due(row) for row in rows(connection, _TIMED)]
+    return [due_of(row) for row in rows(connection, _TIMED)]
 
 
 def overdue_cancels(connection: Connection, grace: timedelta) -> list[Due]:
     """Steps that still hold a lease so long after their task's cancel was requested."""
-    return [_due(row) for row in rows(connection, _OVERDUE_CANCELS, grace=grace.total_seconds())]
+    return [due_of(row) for row in rows(connection, _OVERDUE_CANCELS, grace=grace.total_seconds())]
 
 
 @dataclass(frozen=True, slots=True)

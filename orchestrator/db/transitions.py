@@ -14,7 +14,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, WaitingOn, task_status
-from orchestrator.db.ending import end_task
+from orchestrator.db.ending import end_task, ended_late
 from orchestrator.db.events import EventDraft, append_events, append_sql, append_values
 from orchestrator.db.locks import LOCK_SQL, LockedTask, lock_task
 from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, rows, statement
@@ -103,7 +103,7 @@ def settle(
         groups = rows(connection, _GROUPS, tenant=task.ref.tenant_id, workflow=task.workflow_id)
     status = task_status(
         (StepView(Status(g["status"]), g["claimed"], g["ready"]) for g in groups),
-        on_failure_continue=task.on_step_failure == "continue",
+        on_failure_continue=task.on_step_failure == "continue" and not ended_late(connection, task),
     )
     drafts = list(events)
     if status in TERMINAL:
@@ -436,7 +436,7 @@ def _broken(connection: Connection, step: StepRef, events: list[EventDraft], how
         tenant=step.tenant_id,
         workflow=step.workflow_id,
         step=step.step_id,
-        all=task.on_step_failure == "stop",
+        all=task.on_step_failure == "stop" or task.exceeded is not None,
         key=key,
         otherwise=f"step {key} {how}",
     )

@@ -160,9 +160,7 @@ class _Work:
     def _take_turn(self) -> Turn:
         """One request, one reply, appended. A reply that a stop cut short leaves no trace."""
         number = self._dialogue.turns + 1
-        for text in self._link.inbox():
-            heard = Heard(number, storable(text))
-            self._journal.hear(heard)
+        for heard in self._journal.hear(number):
             self._dialogue.hear(heard.text)
         request = ModelRequest(prompt.SYSTEM, self._schemas, self._dialogue.messages())
         reply = self._model.reply(request, self._listen, self._link.stop)

@@ -182,7 +182,9 @@ class Journal(Protocol):
 
     def load(self) -> Conversation: ...
 
-    def hear(self, message: Heard, /) -> None: ...
+    def hear(self, before_turn: int, /) -> Sequence[Heard]:
+        """Steering messages that nobody has taken up, in order: each is taken and appended in the same
+        transaction, so that it is heard once, whoever dies."""
 
     def append_turn(self, turn: Turn, /) -> None: ...
 

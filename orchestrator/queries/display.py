@@ -29,7 +29,10 @@ _WAITS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         WaitingOn.MANUAL_REVIEW: ("needs review", "The result waits for a review."),
         WaitingOn.COUNCIL_DECISION: ("needs decision", "The council's verdict waits for a decision."),
         WaitingOn.PAUSED: ("paused", "It is paused and goes on when it is resumed."),
-        WaitingOn.ESCALATION: ("escalated", "It was escalated and waits for a person."),
+        WaitingOn.ESCALATION: (
+            "escalated",
+            "Its commit conflicted with the branch twice; a resume gives it one more run, a cancel ends it.",
+        ),
         WaitingOn.BUDGET: ("needs budget", "Its budget is used up; a person may raise it."),
         WaitingOn.SUBTASK: ("waiting", "It waits for a subtask."),
         WaitingOn.RATE_LIMIT: ("waiting", "The model's provider limits requests; it goes on when that ends."),

@@ -204,7 +204,8 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
         if claimed.kind == "integrate":
             return push(wiring, claimed, link), None
         agent = wiring.make_agent(wiring, desk)
-        verdict = agent.work(assignment_of(wiring, claimed), link)
+        with link.grace.over_agent():
+            verdict = agent.work(assignment_of(wiring, claimed), link)
         if isinstance(verdict, Done):
             finished = desk.finish(verdict.summary)
         else:

@@ -33,6 +33,7 @@ from orchestrator.db.sql import TaskRef
 from orchestrator.queues.messages import Reference, finalize_label, opened, sealed
 from orchestrator.queues.names import TaskName
 from orchestrator.queues.results import show
+from orchestrator.tasks.bare import Bare
 from orchestrator.tasks.patience import patiently
 from orchestrator.tasks.publish import perform
 
@@ -63,7 +64,7 @@ _KEPT_OPTIONS: Final = frozenset(
 """Of `apply_async`'s options those that are JSON and belong to the message however often it is sent."""
 
 
-class TaskFailed(Exception):
+class TaskFailed(Bare):
     """What `.get()` raises for a task that failed: `args` are the code and a sentence."""
 
     def __init__(self, code: str, reason: str = "") -> None:
@@ -275,7 +276,7 @@ class ExecuteTask(Task[Any, Any]):
             case _:
                 # Flower shows an exception as it is: the agent's own words stay on the row.
                 hint = f"see: orchestrator task status {task.task_id}"
-                raise TaskFailed(str(outcome.get("reason", "failed")), hint) from None
+                raise TaskFailed(str(outcome.get("reason", "failed")), hint).bare() from None
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         del retval, args

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from orchestrator.core.redaction import Redactor
-from orchestrator.db import journal
+from orchestrator.db import effects, journal
 from orchestrator.db.connect import Connection, Engine
 from orchestrator.db.journal import FenceLost, Scope, Spent
 from orchestrator.engine.ports import Call, Conversation, Heard, LeaseLost, ToolResult, Turn, Usage
@@ -51,10 +51,16 @@ class PostgresJournal:
         )
         return Conversation(tuple(entries), calls, stored.answers)
 
-    def hear(self, message: Heard, /) -> None:
+    def hear(self, before_turn: int, /) -> Sequence[Heard]:
+        scope = self.scope
         with self._writing() as connection:
-            text = {"text": self.redactor.text(message.text)}
-            journal.append(connection, self.scope, "heard", message.before_turn, text)
+            if not effects.has_messages(connection, scope.step):
+                return ()
+            taken = effects.take_messages(connection, scope.step, scope.fence)
+            heard = [Heard(before_turn, self.redactor.text(text)) for text in taken]
+            for message in heard:
+                journal.append(connection, scope, "heard", before_turn, {"text": message.text})
+        return heard
 
     def append_turn(self, turn: Turn, /) -> None:
         spent = Spent(

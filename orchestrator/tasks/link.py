@@ -18,6 +18,7 @@ from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.effects import LogChunk
 from orchestrator.db.events import EventDraft
 from orchestrator.db.journal import FenceLost
+from orchestrator.tasks.grace import Grace
 
 log: Final = structlog.get_logger(__name__)
 _EVERY: Final = 0.3
@@ -31,6 +32,7 @@ class StepLink:
 
     def __init__(self, wiring: Wiring, claimed: Claimed) -> None:
         self.stop = Stop()
+        self.grace = Grace(self.stop)
         self._wiring = wiring
         self._claimed = claimed
         self._lock = threading.Lock()
@@ -66,15 +68,6 @@ class StepLink:
             else:
                 self._logs.append(LogChunk(stream, clean))
         self._flush_if_due()
-
-    def inbox(self) -> list[str]:
-        claimed = self._claimed
-        try:
-            with self._wiring.engine.begin() as connection:
-                return effects.take_messages(connection, claimed.step, claimed.fence)
-        except FenceLost:
-            self.stop.set(StopReason.LEASE_LOST)
-            return []
 
     def take_moved(self) -> bool:
         """Whether there was progress since the last call."""

@@ -68,6 +68,7 @@ class Pulse:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
                 self._thread.start()
+                threading.Thread(target=self._watch, name="grace", daemon=True).start()
 
     def end(self) -> None:
         """The worker ends in order: its slots are released."""
@@ -132,7 +133,8 @@ class Pulse:
         beaten = cleaned = time.monotonic()
         while not self._ended.wait(min(_LOOK, every)):
             try:
-                self._look()
+                for carried in self._all():
+                    carried.link.flush()
                 if time.monotonic() - beaten >= every:
                     beaten = time.monotonic()
                     self._beat()
@@ -143,12 +145,21 @@ class Pulse:
             except Exception:
                 log.exception("heartbeat_stumbled")
 
+    def _watch(self) -> None:
+        """A thread of its own: the one that beats may be waiting for a Postgres that hangs."""
+        every = min(_LOOK, self._wiring.settings.lease.total_seconds() / 4)
+        while not self._ended.wait(every):
+            try:
+                self._look()
+            except Exception:
+                log.exception("watch_stumbled")
+
     def _all(self) -> list[_Carried]:
         with self._lock:
             return list(self._carried.values())
 
     def _look(self) -> None:
-        """What needs no database: the worker's own end, slices, silence; and what the agents have noted."""
+        """What needs no database: the worker's own end, slices, silence, and what outlives its stop."""
         now = time.monotonic()
         lease, slice_ = self._wiring.settings.lease, self._wiring.settings.slice
         for carried in self._all():
@@ -158,7 +169,7 @@ class Pulse:
                 carried.link.stop.set(StopReason.SLICE)
             if now - carried.heard >= lease.total_seconds() * _OWN_END:
                 carried.link.stop.set(StopReason.LEASE_LOST)
-            carried.link.flush()
+            carried.link.grace.look(now)
 
     def _beat(self) -> None:
         lease = self._wiring.settings.lease
@@ -176,6 +187,8 @@ class Pulse:
                 carried.heard = before
                 if beat.cancel:
                     carried.link.stop.set(StopReason.CANCEL)
+                elif beat.exceeded:
+                    carried.link.stop.set(StopReason(beat.exceeded))
                 elif beat.pause:
                     carried.link.stop.set(StopReason.PAUSE)
             self._beat_for_slots()

@@ -12,6 +12,7 @@ from celery.exceptions import Ignore
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import Publication, following
+from orchestrator.core.bounds import CODES, Bound, error_of
 from orchestrator.core.errors import Denied
 from orchestrator.core.recovery import ErrorClass, next_delay
 from orchestrator.core.states import TERMINAL, Event, Status, WaitingOn
@@ -25,6 +26,7 @@ from orchestrator.db.transitions import Applied
 from orchestrator.queues.messages import opened
 from orchestrator.tasks import attempt
 from orchestrator.tasks.attempt import Desk, Finished
+from orchestrator.tasks.bare import Bare
 from orchestrator.tasks.evidence import keep_log
 from orchestrator.tasks.link import StepLink
 from orchestrator.tasks.patience import patiently
@@ -35,7 +37,7 @@ from orchestrator.workspaces.integrate import Conflict
 log: Final = structlog.get_logger(__name__)
 
 
-class StepFailed(Exception):
+class StepFailed(Bare):
     """What Celery hears of a step that failed for good: a code and a sentence, no traceback, no payload."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -245,16 +247,22 @@ def _conflict(
     return transitions.give_back(connection, step, fence, "conflict"), Status.QUEUED
 
 
+_ENDS: Final = frozenset({StopReason.CANCEL, StopReason.DEADLINE, StopReason.DURATION})
+"""Stops after which the step doesn't go on: what it had changed is kept as a patch."""
+
+
 def _yield(wiring: Wiring, claimed: Claimed, desk: Desk, reason: StopReason) -> tuple[Applied | None, Status]:
     step, fence = claimed.step, claimed.fence
     if reason is StopReason.LEASE_LOST:
         return None, Status.QUEUED
-    evidence = _evidence(desk) if reason is StopReason.CANCEL else None
+    evidence = _evidence(desk) if reason in _ENDS else None
     with wiring.engine.begin() as connection:
+        if evidence is not None and claims.holds(connection, step, fence):
+            effects.add_artifact(connection, step, evidence)
         match reason:
+            case StopReason.DEADLINE | StopReason.DURATION:
+                return transitions.fail(connection, step, fence, error_of(Bound(reason))), Status.FAILED
             case StopReason.CANCEL:
-                if evidence is not None and claims.holds(connection, step, fence):
-                    effects.add_artifact(connection, step, evidence)
                 reason_given = effects.cancel_reason(connection, step.task)
                 return transitions.cancel_step(connection, step, fence, reason_given), Status.CANCELLED
             case StopReason.PAUSE:
@@ -316,7 +324,9 @@ def _tell(task: Task[Any, Any], step: StepRef, status: Status | None, verdict: V
     if status is Status.COMPLETED:
         return {"task_id": step.task_id, "step_id": step.step_id, "status": status.value}
     if status is Status.FAILED and isinstance(verdict, Broke):
-        raise StepFailed(verdict.code, f"step {step.step_id} failed") from None
+        raise StepFailed(verdict.code, f"step {step.step_id} failed").bare() from None
+    if status is Status.FAILED and isinstance(verdict, Yielded):
+        raise StepFailed(CODES[Bound(verdict.reason)], f"step {step.step_id} failed").bare() from None
     return _ignore(task, step, status)
 
 

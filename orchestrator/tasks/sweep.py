@@ -18,7 +18,7 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import following
 from orchestrator.core.priority import Priority, raised
 from orchestrator.core.states import Event, WaitingOn
-from orchestrator.db import agents, entries, publishing, sweep, transitions
+from orchestrator.db import agents, bounds, entries, publishing, sweep, transitions
 from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.sql import StepRef
 from orchestrator.db.sweep import Due, Unclaimed
@@ -39,6 +39,7 @@ class Swept:
     expired: int = 0
     timed: int = 0
     cancelled: int = 0
+    late: int = 0
     published: int = 0
     raised: int = 0
     delivered: int = 0
@@ -48,7 +49,7 @@ class Swept:
 
     @property
     def quiet(self) -> bool:
-        return not any((self.expired, self.cancelled, self.published, self.delivered, self.joins))
+        return not any((self.expired, self.cancelled, self.late, self.published, self.delivered, self.joins))
 
 
 def run_sweep(wiring: Wiring) -> Swept:
@@ -72,10 +73,12 @@ def _sweep(wiring: Wiring) -> Swept:
         expired = [] if just_up else sweep.expired_leases(connection)
         timed = sweep.timed(connection)
         overdue = sweep.overdue_cancels(connection, settings.cancel_grace)
+        late = [] if just_up else bounds.late_steps(connection, settings.cancel_grace)
         silent = settings.lease * _SILENT_LEASES
         swept.agents_lost = 0 if just_up else len(agents.lose(connection, silent))
         after_outage = sweep.postgres_up_for(connection) < settings.lease * 2
     swept.cancelled = _each(wiring, overdue, _cancel)
+    swept.late = _each(wiring, late, lambda c, d: bounds.end_late(c, d.step))
     swept.expired = _each(
         wiring, expired, lambda c, d: transitions.expire(c, d.step, d.fence, uncounted=after_outage)
     )

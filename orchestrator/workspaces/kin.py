@@ -1,7 +1,8 @@
 """Finds the processes that one command started, by what the kernel recorded, never by name.
 
 In bubblewrap they share a PID namespace, and die with its first process. Without it they inherit the session
-or, if they left that, the mark in their environment.
+or, if they left that, the mark in their environment. What a whole step started is the lineage of the thread
+that carries it out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -61,16 +65,7 @@ class Kindred:
         if self._group is not None:
             self._group.kill()
         elif self._mark is not None:
-            self._kill_marked(self._mark)
-
-    def _kill_marked(self, mark: bytes) -> None:
-        for _ in range(ROUNDS):
-            found = [pid for pid in _pids() if mark in _environment(pid)]
-            if not found:
-                return
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+            _kill_marked(self._mark)
 
     def _namespace(self) -> str:
         """The PID namespace of bubblewrap's child."""
@@ -79,6 +74,108 @@ class Kindred:
         except (OSError, IndexError):
             return ""
         return _link(PROC / first / "ns/pid")
+
+
+def _kill_marked(mark: bytes) -> None:
+    for _ in range(ROUNDS):
+        found = [pid for pid in _pids() if mark in _environment(pid)]
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One process for good: its id may be another's later, its id and its start together never."""
+
+    pid: int
+    started: str
+    """In ticks since boot."""
+
+    def kill(self) -> bool:
+        """False: it has ended already."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except (OSError, AttributeError):
+            return False
+        try:
+            found = _stat(self.pid)  # the handle holds whoever has the id now: is it still the one?
+            if found is None or found[1] != self.started:
+                return False
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+
+class Lineage:
+    """What one thread of this process has started, and what that has started, by the kernel's own record.
+
+    Knows nothing where there is no /proc. A process whose parent died first is found by its mark alone.
+    """
+
+    def __init__(self, thread: int, mark: str) -> None:
+        self._thread = thread
+        self._mark = f"{mark}=".encode()
+
+    @classmethod
+    def of_this_thread(cls, mark: str) -> Lineage:
+        """`mark`: the name of the variable that `Kindred` finds what detached itself by."""
+        return cls(threading.get_native_id(), mark)
+
+    def living(self) -> list[Identity]:
+        """Parents before children; what is dead but not waited for yet doesn't count."""
+        return list(_descend(_children(os.getpid(), self._thread)))
+
+    def kill(self) -> int:
+        """All of them, until none is left; how many that were."""
+        killed, marks = set[Identity](), set[bytes]()
+        for _ in range(ROUNDS):
+            found = self.living()
+            for one in found:
+                marks.update(entry for entry in _environment(one.pid) if entry.startswith(self._mark))
+            killed.update(one for one in found if one.kill())
+            if not found:
+                break
+        for mark in marks:
+            _kill_marked(mark)
+        return len(killed)
+
+
+def _descend(pids: list[int]) -> Iterator[Identity]:
+    for pid in pids:
+        found = _stat(pid)
+        if found is not None and found[0] not in "ZX":
+            yield Identity(pid, found[1])
+            for thread in _threads(pid):
+                yield from _descend(_children(pid, thread))
+
+
+def _children(pid: int, thread: int) -> list[int]:
+    try:
+        return [int(word) for word in (PROC / f"{pid}/task/{thread}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(at.name) for at in (PROC / f"{pid}/task").iterdir()]
+    except OSError:
+        return []
+
+
+def _stat(pid: int) -> tuple[str, str] | None:
+    """State and start; what stands before them is a name, which may hold anything."""
+    try:
+        words = (PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (words[0], words[19]) if len(words) > 19 else None  # noqa: PLR2004 - proc(5): field 22
 
 
 def end_orphans(name: str) -> None:

@@ -29,7 +29,7 @@ READY: Final = "Ctrl-C stops everything"
 ENDED: Final = ("completed", "failed", "cancelled")
 
 _DATA: Final = Path(__file__).parent.parent.parent / "orchestrator" / "data"
-_OURS: Final = (
+OURS: Final = (
     "ORCHESTRATOR_",
     "DATABASE_URL",
     "CELERY_",
@@ -65,7 +65,7 @@ class Program:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._output = self.folder / f"{self.mark}.out"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         own = {"XDG_CONFIG_HOME": str(self.folder / "config"), "TMPDIR": str(self.folder), MARK: self.mark}
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(

@@ -128,6 +128,10 @@ def test_flower_shows_a_failure_by_its_code_alone(doors: Doors, tmp_path: Path) 
     seen = doors.until_flower(task["id"], {"1": "FAILURE"})
     assert "repository-unreachable" in seen["1"]["exception"]
     assert "there-is-none" not in json.dumps(seen)
+    info = doors.flower.get(f"/api/task/info/{failed['steps'][0]['id']}").json()
+    assert "repository-unreachable" in info["traceback"]
+    for place in (".py", str(Path(sys.prefix)), str(Path(__file__).parents[2])):
+        assert place not in json.dumps([seen, info]), "where the installation is"
 
 
 def test_flower_tells_no_payload_and_no_secret(

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,8 @@ from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent,
 from orchestrator.tasks.registry import register
 
 FOLDER = "HARNESS_FOLDER"
+STUBBORN = "setsid sh -c 'sleep 600; :' {word} & sh -c 'sleep 600; :' {word}"
+"""A child in a session of its own, and one that is waited for; both have the word on their command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class Obedient:
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
         name = f"{assignment.task_id}.{assignment.step_key}"
+        if assignment.spec.get("do") == "edit":
+            return self._edit(name, assignment, link)
         self.notes.write(
             "began", step=name, attempt=assignment.attempt, fence=assignment.fence, context=assignment.context
         )
@@ -78,10 +84,39 @@ class Obedient:
                 return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
             case "break once" if assignment.attempt == 1:
                 return Broke("no-luck", "Not yet.", ErrorClass.AGENT)
+            case "stubborn":
+                return self._stubborn(name, assignment, link)
+            case "deaf":
+                time.sleep(assignment.spec["seconds"])
             case "die":
                 os._exit(9)
         self.notes.write("done", step=name, fence=assignment.fence)
         return Done(f"{assignment.step_key} is done", {"previous": assignment.context.get("previous")})
+
+    def _stubborn(self, name: str, assignment: Assignment, link: Link) -> Verdict:
+        """Starts what ignores every wish to end, and never looks at the stop while that runs."""
+        command = f"trap '' TERM INT HUP; {STUBBORN.format(word=assignment.spec['word'])}"
+        if assignment.spec["way"] == "command":
+            with self.desk.open_workspace(assignment) as workspace:
+                self.notes.write("started", step=name)
+                workspace.run(
+                    command, timeout=timedelta(minutes=9), on_output=lambda _text: None, stop=Stop()
+                )
+        else:
+            process = subprocess.Popen(["sh", "-c", command], start_new_session=True)
+            self.notes.write("started", step=name)
+            process.wait()
+        return Yielded(link.stop.reason or StopReason.DRAIN)
+
+    def _edit(self, name: str, assignment: Assignment, link: Link) -> Verdict:
+        """Puts its own key into the file that the others write, too; held by `hold.<task>.<key>.<fence>`."""
+        with self.desk.open_workspace(assignment) as workspace:
+            self.notes.write("began", step=f"{name}.{assignment.fence}", context=assignment.context)
+            while self.notes.is_held(f"{name}.{assignment.fence}"):
+                if link.stop.wait(0.02):
+                    return Yielded(link.stop.reason or StopReason.DRAIN)
+            workspace.write("same.txt", f"{assignment.step_key}\n")
+        return Done(f"{assignment.step_key} has written")
 
 
 @dataclass(frozen=True, slots=True)

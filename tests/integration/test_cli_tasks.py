@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from orchestrator.commands.keys import Scope
+from orchestrator.core.states import Event, WaitingOn
 from orchestrator.core.verdict import Ask
 from orchestrator.db import agents, claims, effects
 from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Claimed
 from orchestrator.db.effects import LogChunk, StoredFile, add_artifact, append_logs
 from orchestrator.db.sql import StepRef, TaskRef
-from orchestrator.db.transitions import fail, succeed
+from orchestrator.db.transitions import fail, park, succeed
 from tests.integration.api_server import Door, migrated, served, wired
 from tests.servers import PostgresServer
 
@@ -167,6 +168,23 @@ def test_a_conflict_has_an_exit_code_of_its_own(door: Door) -> None:
 
     assert done.returncode == 6
     assert f"orchestrator task retry {task['id']}" in done.stderr
+
+
+def test_an_escalated_step_says_the_way_on_and_a_resume_says_what_happens(door: Door) -> None:
+    task = door.create(steps=[{"id": "one", "description": "1"}])
+    claimed = claim(door, task)
+    with door.wiring.engine.begin() as connection:
+        assert park(connection, claimed.step, claimed.fence, Event.ASK, WaitingOn.ESCALATION, {})
+
+    shown = run(door, "task", "status", task["id"])
+    done = run(door, "task", "resume", task["id"], "-r", "I looked")
+
+    assert "escalated: Its commit conflicted" in shown.stdout
+    assert f"  → orchestrator task resume {task['id']}" in shown.stdout.splitlines()
+    assert done.returncode == 0
+    assert "One more run, on what the branch holds now" in done.stderr
+    assert door.get(f"/tasks/{task['id']}")["steps"][0]["status"] == "queued"
+    assert run(door, "task", "resume", task["id"]).returncode == 6
 
 
 def test_a_list_in_a_pipe_is_a_line_of_tabs_per_task_newest_first(door: Door) -> None:

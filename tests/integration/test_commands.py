@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.commands import answer, intervene
 from orchestrator.core.errors import Conflict, Refused, Unknown
-from orchestrator.db import transitions
+from orchestrator.core.states import Event, WaitingOn
+from orchestrator.db import effects, transitions
 from orchestrator.db.claims import Claimed
 from orchestrator.db.sql import StepRef
 from orchestrator.tasks.step import carried
@@ -22,6 +23,21 @@ Verb = Callable[..., Any]
 
 def say(ledger: Ledger, verb: Verb, *subject: Any, task: str = "t") -> Any:
     return ledger.do(lambda c: verb(c, TENANT, *(subject or (task,)), by="me"))
+
+
+def escalated(ledger: Ledger, task_id: str = "t", *others: dict[str, Any]) -> StepRef:
+    """A task whose step `a` conflicted twice."""
+    ref = ledger.task(task_id, step("a"), *others)["a"]
+    claimed = ledger.take(ref)
+    for _ in range(2):
+        ledger.do(lambda c: effects.count_conflict(c, ref, claimed.fence, "<<<<<<<"))
+    parked = ledger.do(
+        lambda c: transitions.park(
+            c, ref, claimed.fence, Event.ASK, WaitingOn.ESCALATION, {"why": "conflict", "files": ["a.txt"]}
+        )
+    )
+    assert parked is not None
+    return ref
 
 
 def asking(ledger: Ledger, task_id: str = "t", *others: dict[str, Any]) -> StepRef:
@@ -129,6 +145,61 @@ def test_a_resume_leaves_an_open_question_open(ledger: Ledger) -> None:
     ledger.assert_consistent()
 
 
+def test_a_resume_gives_an_escalated_step_one_more_run_of_the_same_attempt(ledger: Ledger) -> None:
+    ref = escalated(ledger)
+    assert (ledger.row()["status"], ledger.row()["waiting_on"]) == ("pending_input", "escalation")
+    done = say(ledger, intervene.resume)
+    assert (done.applied, done.status, done.publish.released) == (True, "running", (ref,))
+    assert "One more run" in done.message
+    assert done.message.endswith(": a. A step that conflicts again waits for a person again.")
+    again = ledger.take(ref)
+    assert (again.attempt, again.conflicts) == (1, 2), "each conflict has a conversation of its own"
+    assert ledger.names(ref) == ["claim", "ask", "resume", "claim"]
+    assert ledger.rows("SELECT command, state FROM interventions") == [
+        {"command": "resume", "state": "applied"}
+    ]
+    ledger.assert_consistent()
+
+
+def test_a_step_that_is_led_on_while_others_run_starts_beside_them(ledger: Ledger) -> None:
+    ref = escalated(ledger, "t", step("b"), step("c", "a"))
+    ledger.take(ledger.steps()["b"])
+    assert ledger.row()["status"] == "running"
+    assert say(ledger, intervene.resume).status == "running"
+    ledger.succeed(ledger.take(ref))
+    ledger.take(ledger.steps()["c"])
+    ledger.assert_consistent()
+
+
+def test_lifting_a_pause_leads_no_escalated_step_on_that_nobody_looked_at(ledger: Ledger) -> None:
+    ref = escalated(ledger, "t", step("b"))
+    say(ledger, intervene.pause)
+    lifted = say(ledger, intervene.resume)
+    assert lifted.publish.released == (ledger.steps()["b"],)
+    assert "another resume: a." in lifted.message
+    assert ledger.step(ref)["waiting_on"] == "escalation"
+    assert say(ledger, intervene.resume).publish.released == (ref,)
+    with pytest.raises(Conflict, match="not paused, and none of its steps was escalated"):
+        say(ledger, intervene.resume)
+    ledger.assert_consistent()
+
+
+def test_of_ten_resumes_at_once_one_leads_the_step_on(ledger: Ledger) -> None:
+    ref = escalated(ledger)
+    start = Barrier(10)
+
+    def resume(_: int) -> bool:
+        start.wait()
+        try:
+            return say(ledger, intervene.resume).publish.released == (ref,)
+        except Conflict:
+            return False
+
+    with ThreadPoolExecutor(10) as pool:
+        assert sum(pool.map(resume, range(10))) == 1
+    assert ledger.names(ref).count("resume") == 1
+
+
 def test_a_cancel_withdraws_the_question(ledger: Ledger) -> None:
     ref = asking(ledger)
     done = say(ledger, intervene.cancel)
@@ -177,6 +248,13 @@ def in_state(ledger: Ledger, state: str) -> None:
             return
         case "paused":
             say(ledger, intervene.pause)
+        case "escalated":
+            claimed = ledger.take(refs["a"])
+            ledger.do(
+                lambda c: transitions.park(
+                    c, refs["a"], claimed.fence, Event.ASK, WaitingOn.ESCALATION, {"why": "conflict"}
+                )
+            )
         case "waiting":
             ledger.ask(ledger.take(refs["a"]))
         case "running":
@@ -196,6 +274,7 @@ EXPECTED = {
     "queued": ("pending_input", "not-paused", "cancelled", "not-ended"),
     "paused": ("already-paused", "queued", "cancelled", "not-ended"),
     "waiting": ("pending_input", "not-paused", "cancelled", "not-ended"),
+    "escalated": ("pending_input", "running", "cancelled", "not-ended"),
     "running": ("running", "not-paused", "running", "not-ended"),
     "completed": ("task-ended", "task-ended", "task-ended", "queued"),
     "failed": ("task-ended", "task-ended", "task-ended", "queued"),

@@ -132,6 +132,31 @@ def test_a_chain_of_the_user_s_ends_where_the_task_fails(theirs: ModuleType) -> 
     assert theirs.notes.get("after") == before
 
 
+def test_errbacks_of_the_user_s_hear_a_failure_that_says_no_place(served: Stack, theirs: ModuleType) -> None:
+    """Alone, as a chain's link and as a chord's member; what the caller raises has its own traceback."""
+    errback = theirs.broke.s().set(queue="theirs")
+    alone = theirs.execute_task.s(BREAKS).on_error(errback).apply_async()
+    linked = chain(theirs.execute_task.s(BREAKS), theirs.after.s().set(queue="theirs"))
+    body = theirs.gathered.s().set(queue="theirs").on_error(errback)
+    gathering = chord([theirs.execute_task.s(BREAKS)], body)
+    results = [alone, linked.on_error(errback).apply_async(), gathering.apply_async()]
+    for result in results:
+        with pytest.raises(TaskFailed) as failed:
+            get(result)
+        assert "get(result)" in str(failed.traceback[0].statement), "the reader's own place is shown"
+    for result in (alone, results[1].parent):
+        state(result, "FAILURE")
+        assert "no-luck" in result.traceback
+        assert ".py" not in result.traceback
+    heard = until(lambda: len(found := theirs.notes.lrange("broke", 0, -1)) >= 3 and found, "the errbacks")
+    assert {alone.id, results[1].parent.id, results[2].id} <= {name.decode() for name in heard}
+    (step,) = served.ledger.steps(alone.id).values()
+    own = AsyncResult(step.step_id, app=served.registered.app)
+    state(own, "FAILURE")
+    assert "no-luck" in own.traceback
+    assert ".py" not in own.traceback
+
+
 def test_a_chord_of_the_user_s_gathers_tasks(theirs: ModuleType) -> None:
     header = [theirs.execute_task.s(f"Part {number}") for number in range(3)]
     result = chord(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -16,7 +20,7 @@ from orchestrator.db.claims import Claimed
 from orchestrator.db.journal import Scope
 from orchestrator.engine.ports import Call, Heard, LeaseLost, ToolResult, Turn, Usage
 from orchestrator.tasks.journal import PostgresJournal
-from tests.integration.ledger import TENANT, Ledger
+from tests.integration.ledger import TENANT, Ledger, opened, step
 
 SECRET = "sk-ant-a-secret-of-this-installation"
 
@@ -24,6 +28,10 @@ SECRET = "sk-ant-a-secret-of-this-installation"
 def kept(ledger: Ledger, claimed: Claimed, conversation: int = 0) -> PostgresJournal:
     scope = Scope(claimed.step, claimed.fence, claimed.attempt, conversation)
     return PostgresJournal(ledger.engine, scope, Redactor([SECRET]))
+
+
+def send(ledger: Ledger, text: str) -> None:
+    ledger.run("INSERT INTO messages (task_id, author, text) VALUES ('t', 'me', :text)", text=text)
 
 
 def turn(number: int, text: str = "hello") -> Turn:
@@ -46,7 +54,8 @@ def test_what_was_appended_is_read_back_in_order_by_a_later_claim(ledger: Ledger
     first.append_turn(turn(1))
     first.begin_call(1, "call_1", "write_file", {"path": "x"})
     first.finish_call("call_1", ToolResult("wrote"), "c0ffee")
-    first.hear(Heard(2, "Go left."))
+    send(ledger, "Go left.")
+    assert first.hear(2) == [Heard(2, "Go left.")]
     first.append_turn(turn(2, "again"))
     first.begin_call(2, "call_2", "run_command", {"command": "make"})
     ledger.expire(ref)
@@ -54,6 +63,57 @@ def test_what_was_appended_is_read_back_in_order_by_a_later_claim(ledger: Ledger
     assert found.entries == (turn(1), Heard(2, "Go left."), turn(2, "again"))
     assert found.calls == (Call("call_1", ToolResult("wrote"), "c0ffee"), Call("call_2"))
     assert found.checkpoint == "c0ffee"
+
+
+class DiesHere(Redactor):
+    """Stands between taking a message and journalling it: the process ends there, as by kill -9."""
+
+    def text(self, text: str) -> str:
+        del text
+        os._exit(9)
+
+
+def test_a_process_that_dies_between_taking_a_message_and_journalling_it_loses_none(ledger: Ledger) -> None:
+    ref = ledger.task()["work"]
+    first = ledger.take(ref)
+    for text in ("Go left.", "Then right."):
+        send(ledger, text)
+    ledger.engine.dispose()
+
+    def die() -> None:
+        mine = opened(ledger.url)
+        PostgresJournal(mine.engine, Scope(first.step, first.fence, 1, 0), DiesHere([])).hear(1)
+
+    process = multiprocessing.get_context("fork").Process(target=die)
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+
+    ledger.expire(ref)
+    mine = kept(ledger, ledger.take(ref))
+    send(ledger, "And stop.")
+    said = [Heard(1, "Go left."), Heard(1, "Then right."), Heard(1, "And stop.")]
+    assert mine.hear(1) == said
+    assert mine.hear(2) == (), "each is heard once"
+    assert mine.load().entries == tuple(said)
+
+
+def test_of_two_steps_at_once_one_hears_what_the_task_is_told(ledger: Ledger) -> None:
+    refs = ledger.task("t", step("a"), step("b"))
+    journals = [kept(ledger, ledger.take(ref)) for ref in refs.values()]
+    for number in range(20):
+        send(ledger, f"{number}")
+    start = Barrier(2)
+
+    def hear(mine: PostgresJournal) -> list[str]:
+        start.wait()
+        return [heard.text for heard in mine.hear(1)]
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(hear, journals)
+    assert sorted(one + other, key=int) == [str(number) for number in range(20)]
+    for mine, heard in zip(journals, (one, other), strict=True):
+        assert [entry.text for entry in mine.load().entries if isinstance(entry, Heard)] == heard
 
 
 def test_a_turn_is_kept_once(ledger: Ledger) -> None:
@@ -83,11 +143,12 @@ def test_a_claim_that_was_lost_writes_nothing_and_hears_so(ledger: Ledger) -> No
     ref = ledger.task()["work"]
     zombie = kept(ledger, ledger.take(ref))
     zombie.begin_call(1, "call_1", "run_command", {})
+    send(ledger, "late")
     ledger.expire(ref)
     ledger.take(ref)
     for word in (
         lambda: zombie.append_turn(turn(1)),
-        lambda: zombie.hear(Heard(1, "late")),
+        lambda: zombie.hear(1),
         lambda: zombie.begin_call(1, "late", "read_file", {}),
         lambda: zombie.finish_call("call_1", ToolResult("late"), None),
     ):
@@ -124,7 +185,8 @@ def test_no_secret_is_kept(ledger: Ledger) -> None:
     mine.append_turn(turn(1, f"the key is {SECRET}"))
     mine.begin_call(1, "call_1", "run_command", {"command": f"export KEY={SECRET}"})
     mine.finish_call("call_1", ToolResult(f"KEY={SECRET}\x00"), None)
-    mine.hear(Heard(2, SECRET))
+    send(ledger, SECRET)
+    assert SECRET not in str(mine.hear(2))
     for table in ("turns", "tool_calls"):
         assert SECRET not in str(ledger.rows(f"SELECT * FROM {table}"))
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from orchestrator.commands import answer, intervene
 from orchestrator.core.errors import Conflict
 from orchestrator.core.states import TERMINAL, Event, WaitingOn
-from orchestrator.db import claims, sweep, transitions
+from orchestrator.db import bounds, claims, sweep, transitions
 from orchestrator.db.claims import Claimed
 from orchestrator.db.waking import due, wake
 from tests.integration.ledger import LEASE, TENANT, Ledger, migrate, opened, step
@@ -61,7 +61,9 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(
         data=st.data(),
-        word=st.sampled_from(["succeed", "succeed", "fail", "retry", "ask", "wait", "pause", "give_back"]),
+        word=st.sampled_from(
+            ["succeed", "succeed", "fail", "retry", "ask", "wait", "pause", "give_back", "escalate"]
+        ),
     )
     def speak(self, data: st.DataObject, word: str) -> None:
         """Zombies speak as well: they are never taken off the list for losing their lease."""
@@ -85,6 +87,10 @@ class Life(RuleBasedStateMachine):
                     lambda c: transitions.park(
                         c, ref, fence, Event.WAIT, WaitingOn.RATE_LIMIT, {}, wake_after=timedelta(0)
                     )
+                )
+            case "escalate":
+                said = self.ledger.do(
+                    lambda c: transitions.park(c, ref, fence, Event.ASK, WaitingOn.ESCALATION, {})
                 )
             case "pause":
                 said = self.ledger.do(
@@ -150,6 +156,21 @@ class Life(RuleBasedStateMachine):
             with suppress(Conflict):
                 self.ledger.do(lambda c: intervene.cancel(c, TENANT, self.task, by="me"))
 
+    @rule(dice=st.integers(0, 3), grace=st.booleans())
+    def meet_the_deadline(self, dice: int, grace: bool) -> None:
+        """One sweep after it; then it is moved, or nothing else would ever happen."""
+        if dice:
+            return
+        self.ledger.run(
+            "UPDATE tasks SET created_at = now() - interval '1 day', deadline = now() - interval '1 minute'"
+            " WHERE id = :task",
+            task=self.task,
+        )
+        late = timedelta(seconds=0 if grace else 3600)
+        for one in self.ledger.do(lambda c: bounds.late_steps(c, late)):
+            self.ledger.do(lambda c, one=one: bounds.end_late(c, one.step))  # type: ignore[misc]
+        self.ledger.run("UPDATE tasks SET deadline = NULL WHERE id = :task", task=self.task)
+
     @rule(dice=st.integers(0, 2))
     def retry(self, dice: int) -> None:
         if not dice:
@@ -188,8 +209,7 @@ class Life(RuleBasedStateMachine):
         )
 
     def _help(self) -> None:
-        if self.ledger.row(self.task)["paused_at"]:
-            self.command(intervene.resume)
+        self.command(intervene.resume)
         for number in range(len(self.steps())):
             self.lose_the_worker(number, uncounted=True)
             self.time_passes(number)

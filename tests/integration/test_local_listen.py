@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from orchestrator.local import ports, postgres, redis
 from orchestrator.local.supervisor import Supervisor
+from tests.acceptance.running import OURS, recorded, until, up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
@@ -101,3 +103,71 @@ def test_another_machine_gets_in_with_the_passwords_and_only_when_asked_for(tmp_
     finally:
         supervisor.stop()
         postgres.remove(tmp_path / "postgres")
+
+
+# --- a whole worker there -----------------------------------------------------------------------------------
+
+_SETTING = re.compile(r"^   export (ORCHESTRATOR_\w+)='(.*)'$", re.MULTILINE)
+
+
+@contextmanager
+def _worker_there(space: str, folder: Path, settings: Mapping[str, str]) -> Iterator[tuple[Any, Path]]:
+    """`orchestrator worker` in that namespace, with these settings and nothing else of ours; its log."""
+    folder.mkdir()
+    log = folder / "log"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    command = [sys.executable, "-P", "-m", "orchestrator", "worker", "--name", "elsewhere", "-c", "2"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", space, *command],
+            env={**kept, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder), **settings},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process, log
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+
+
+def test_a_worker_on_another_machine_carries_out_steps_with_the_settings_that_were_printed(
+    tmp_path: Path,
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    with _other_machine() as (space, address):
+        words = ("--ephemeral", "--no-flower", "--workers", "1", "--port", str(ports.choose(0)))
+        here = tmp_path / "here"
+        with up(here, *words, "--listen", address, artifact_url=shared.as_uri()) as (program, doors):
+            settings = dict(_SETTING.findall(program.said))
+            assert settings["ORCHESTRATOR_ARTIFACT_URL"] == shared.as_uri()
+            assert f"@{address}:" in settings["ORCHESTRATOR_DATABASE_URL"]
+            with _worker_there(space, tmp_path / "there", settings) as (process, log):
+                until(
+                    lambda: " ready." in log.read_text() or process.poll() is not None, "ready", log.read_text
+                )
+                assert process.poll() is None, log.read_text()
+                # Here is one slot for four tasks: there must do some of it.
+                requests = [recorded("fix-bug", tmp_path / f"repository-{number}") for number in range(4)]
+                tasks = [doors.create(**request)["id"] for request in requests]
+                ended = [doors.until_status(task, "completed") for task in tasks]
+            steps = [step for task in ended for step in task["steps"]]
+            places = {step["agent_id"].partition("@")[0] for step in steps if step["commit"]}
+            assert "elsewhere" in places, "its commits reached the branch by the store that both have"
+            assert "agent-1" in places
+
+            private = {**settings, "ORCHESTRATOR_ARTIFACT_URL": (tmp_path / "private").as_uri()}
+            with _worker_there(space, tmp_path / "refused", private) as (process, log):
+                assert process.wait(60) != 0
+            said = log.read_text()
+            assert "This worker can't start:" in said
+            assert "isn't the store of this installation" in said
+            assert "Give every worker the same artifact URL" in said
+            for secret in doors.secrets.values():
+                assert secret not in said

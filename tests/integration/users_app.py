@@ -35,6 +35,12 @@ def after(result: Any) -> Any:
 
 
 @app.task(shared=False)
+def broke(task_id: str) -> None:
+    """An errback: it is told whose end it was."""
+    notes.rpush("broke", task_id)
+
+
+@app.task(shared=False)
 def gathered(results: list[Any]) -> list[Any]:
     notes.incr("gathered")
     return [result["task_id"] if isinstance(result, dict) else result for result in results]

@@ -33,9 +33,10 @@ class World:
         self.path = path
         self.workspace = FolderWorkspace(path / "workspace")
         self.wire = Wire()
+        self.mail: list[str] = []
 
     def journal(self, **faults: Any) -> FileJournal:
-        return FileJournal(self.path / "journal.jsonl", **faults)
+        return FileJournal(self.path / "journal.jsonl", mail=self.mail, **faults)
 
     def claim(self, script: Script, journal: FileJournal | None = None, **changes: Any) -> Verdict:
         return loop.work(
@@ -293,10 +294,11 @@ def test_a_lost_lease_ends_the_work_wherever_it_is_noticed(tmp_path: Path) -> No
 
 def test_steering_is_read_at_the_next_turn_and_survives_a_kill(world: World) -> None:
     script = Script([[call("a", "list_files")], [done()]])
-    world.wire.mail = ["Use tabs."]
-    with pytest.raises(Killed):
-        world.claim(script, world.journal(die_at=1, after=True))  # heard, and nothing after
-    world.wire.mail = ["And be quick."]
+    world.mail.append("Use tabs.")
+    for after in (False, True):  # before it is heard; then heard, and nothing after
+        with pytest.raises(Killed):
+            world.claim(script, world.journal(die_at=1, after=after))
+    world.mail.append("And be quick.")
     world.claim(script)
     said = [block["text"] for block in script.requests[0]["messages"][0]["content"]]
     assert said[1:] == [prompt.message("Use tabs."), prompt.message("And be quick.")]
@@ -309,7 +311,7 @@ def test_steering_comes_after_the_results_of_the_turn_before(world: World) -> No
     def write_at_turn(kind: str, data: Any) -> None:
         note(kind, data)
         if kind == "turn" and data["number"] == 1:
-            world.wire.mail = ["Stop looking around."]
+            world.mail.append("Stop looking around.")
 
     world.wire.note = write_at_turn  # type: ignore[method-assign]
     world.claim(script)

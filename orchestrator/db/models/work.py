@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Identity, Index, UniqueConstraint, text
@@ -55,6 +55,17 @@ class Task(Base):
             "finished_at",
             postgresql_where=text("entry_signature IS NOT NULL AND entry_delivered_at IS NULL"),
         ),
+        Index(
+            "ix_tasks_deadline",
+            "deadline",
+            postgresql_where=text("finished_at IS NULL AND deadline > created_at"),
+        ),
+        # In UTC, since an index needs a sum that no setting changes.
+        Index(
+            "ix_tasks_duration",
+            text("((started_at AT TIME ZONE 'UTC') + max_duration)"),
+            postgresql_where=text("finished_at IS NULL AND max_duration IS NOT NULL"),
+        ),
         Index("ix_tasks_parent", "tenant_id", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
         # Partial, or a planner without statistics takes it for the way to a task by its tenant alone.
         Index(
@@ -89,6 +100,9 @@ class Task(Base):
     created_by: Mapped[str] = mapped_column(server_default=text("'unknown'"))
     account: Mapped[str | None]
     deadline: Mapped[datetime | None]
+    """Binds unless it had passed when the task was created."""
+    max_duration: Mapped[timedelta | None]
+    """Of the budget: how long after `started_at` the task may not go on."""
     requirements: Mapped[list[Any]] = empty_list()
     stakeholders: Mapped[list[Any]] = empty_list()
     labels: Mapped[dict[str, Any]] = empty_object()
