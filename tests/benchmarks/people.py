@@ -41,8 +41,12 @@ class People:
     seed: int
     steps: int
     repository: str
+    remote: str
+    """Where half of those tasks work instead, and push to."""
     files: float
     """The share of tasks with real checkouts."""
+    outage: Callable[[], bool] = lambda: False
+    """Whether something is out of order just now."""
     submitted: int = 0
     accepted: dict[str, list[str]] = field(default_factory=dict)
     """question → the answers that were taken; more than one is a violation."""
@@ -100,7 +104,7 @@ class People:
             else:
                 wanted = request.parse(body)
                 self._patiently(lambda task_id=task_id, wanted=wanted: self._submit(task_id, wanted))  # type: ignore[misc]
-            self.submitted += len(body["steps"])
+            self.submitted += len(body["steps"]) + body.get("repository", {}).get("push", False)
 
     def _call(self, task_id: str, body: dict[str, Any]) -> None:
         self.registered.execute_task.apply_async(args=(body,), task_id=task_id)
@@ -122,13 +126,15 @@ class People:
 
     def _body(self, chance: random.Random, most: int) -> dict[str, Any]:
         files = chance.random() < self.files
-        steps = plan(chance, min(most, 9), files=files)
+        push = files and most > 1 and chance.random() < 0.5
+        steps = plan(chance, min(most - push, 9 - push), files=files)
+        repository = {"path": self.remote, "push": True} if push else {"path": self.repository}
         return {
             "description": "Some work",
             "priority": chance.choice(_PRIORITIES),
             "on_step_failure": chance.choice(("stop", "stop", "continue")),
             "steps": steps,
-            **({"repository": {"path": self.repository}} if files else {}),
+            **({"repository": repository} if files else {}),
         }
 
     def _live_count(self) -> int:
@@ -150,7 +156,7 @@ class People:
                 time.sleep(0.05)
 
     def _answer(self, question: str, who: str) -> None:
-        given = f"{who} says: go on"
+        given, outage = f"{who} says: go on", self.outage()
         wiring = self.wiring
         try:
             perform(
@@ -161,6 +167,7 @@ class People:
             return
         with self._lock:
             self.accepted.setdefault(question, []).append(given)
+            self._count("answer" if not outage else "answer in an outage")
 
     def _command(self) -> None:
         chance = random.Random(f"{self.seed} commands")
@@ -188,7 +195,10 @@ class People:
             )
         except (OrchestratorError, SQLAlchemyError):
             return
-        self.commanded[command] = self.commanded.get(command, 0) + 1
+        self._count(command)
+
+    def _count(self, what: str) -> None:
+        self.commanded[what] = self.commanded.get(what, 0) + 1
 
     def _read(self, sql: Any) -> list[Any]:
         try:
@@ -229,6 +239,8 @@ def plan(chance: random.Random, most: int, *, files: bool) -> list[dict[str, Any
                     "breaks": int(chance.random() < 0.05),
                     "files": files,
                     "shared": shared,
+                    "eats": files and chance.random() < 0.1,
+                    "dies": chance.random() < 0.002,
                 },
             }
         )
