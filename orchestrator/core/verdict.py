@@ -19,6 +19,8 @@ class StopReason(StrEnum):
     DRAIN = "drain"
     SLICE = "slice"
     LEASE_LOST = "lease_lost"
+    OUTAGE = "outage"
+    """The database went away under the agent, which is no attempt that failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,9 +132,7 @@ def _unclaimed(row: Mapping[str, Any]) -> Unclaimed:
 def overtaken(connection: Connection, steps: Sequence[StepRef], grace: timedelta) -> set[StepRef]:
     """Those of them before which steps of their queue were claimed that had been published later: their own
     messages are lost."""
-    found = rows(
-        connection, _OVERTAKEN, steps=[step.step_id for step in steps], grace=grace.total_seconds()
-    )
+    found = rows(connection, _OVERTAKEN, steps=[step.step_id for step in steps], grace=grace.total_seconds())
     lost = {(row["tenant_id"], row["id"]) for row in found}
     return {step for step in steps if (step.tenant_id, step.step_id) in lost}
 

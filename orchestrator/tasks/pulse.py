@@ -68,6 +68,7 @@ class Pulse:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
                 self._thread.start()
+                threading.Thread(target=self._mind_silence, name="silence", daemon=True).start()
 
     def end(self) -> None:
         """The worker ends in order: its slots are released."""
@@ -143,21 +144,26 @@ class Pulse:
             except Exception:
                 log.exception("heartbeat_stumbled")
 
+    def _mind_silence(self) -> None:
+        """Stops what has heard nothing for too long. Asks nobody: the other thread may hang in Postgres."""
+        lease = self._wiring.settings.lease.total_seconds()
+        while not self._ended.wait(min(_LOOK, lease / 8)):
+            for carried in self._all():
+                if time.monotonic() - carried.heard >= lease * _OWN_END:
+                    carried.link.stop.set(StopReason.LEASE_LOST)
+
     def _all(self) -> list[_Carried]:
         with self._lock:
             return list(self._carried.values())
 
     def _look(self) -> None:
-        """What needs no database: the worker's own end, slices, silence; and what the agents have noted."""
-        now = time.monotonic()
-        lease, slice_ = self._wiring.settings.lease, self._wiring.settings.slice
+        """What needs no answer: the worker's own end, slices; and what the agents have noted."""
+        now, slice_ = time.monotonic(), self._wiring.settings.slice
         for carried in self._all():
             if self._draining():
                 carried.link.stop.set(StopReason.DRAIN)
             elif timedelta(seconds=now - carried.since) >= slice_:
                 carried.link.stop.set(StopReason.SLICE)
-            if now - carried.heard >= lease.total_seconds() * _OWN_END:
-                carried.link.stop.set(StopReason.LEASE_LOST)
             carried.link.flush()
 
     def _beat(self) -> None:
