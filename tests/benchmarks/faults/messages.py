@@ -27,7 +27,9 @@ _ANY: Final = text(
     "SELECT s.tenant_id, s.id, s.task_id, s.workflow_id, s.key, s.number, s.kind, s.priority, s.canvas,"
     " s.signature, 1 AS total FROM steps s WHERE s.id = :step"
 )
-_STEP_QUEUES: Final = tuple(queue.value for queue in QueueName if queue is not QueueName.SYSTEM)
+_STEP_QUEUES: Final = tuple(
+    queue.value for queue in (QueueName.CRITICAL, QueueName.HIGH, QueueName.MEDIUM, QueueName.LOW)
+)
 
 
 @dataclass
