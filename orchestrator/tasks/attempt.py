@@ -253,13 +253,15 @@ def push(wiring: Wiring, claimed: Claimed, link: StepLink) -> Verdict:
         effects.write_effect(
             connection, claimed.step, claimed.fence, key, "push", {"ref": ref, "commit": tip}
         )
+        ours = effects.pushed(connection, claimed.step.task)
+    there = workspaces.mirrors.remote_ref(claimed.repository_url, mirror, ref, stop=link.stop)
     integrate.push(
         workspaces.mirrors.git(mirror),
         workspaces.mirrors.reach,
         claimed.repository_url,
         ref=ref,
         new=tip,
-        expected=None,
+        expected=there if there in ours else None,  # an earlier run's may be replaced, a stranger's may not
         stop=link.stop,
     )
     with wiring.engine.begin() as connection:

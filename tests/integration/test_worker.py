@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from orchestrator.db.sql import StepRef
 from orchestrator.queues.app import create_app
 from orchestrator.tasks.entry import TaskResult
 from orchestrator.tasks.step import _ignore
+from tests.integration.repositories import commit, git, repository
 from tests.integration.stack import PATIENCE_SECONDS, Stack, WorkerProcess, until, worker
 
 
@@ -220,6 +222,30 @@ def test_a_full_installation_hands_its_slot_to_the_next_without_a_sweep(stack: S
         for number in range(3):
             assert few.ends(f"q{number}") == "completed"
     few.close()
+
+
+def test_a_task_that_runs_again_replaces_what_it_pushed_and_nobody_else_s_branch(
+    stack: Stack, tmp_path: Path
+) -> None:
+    source = repository(tmp_path / "source", {"README.md": "A project.\n"})
+    asked = {**SCRIPT, "repository": {"path": str(source), "push": True}}
+    with worker(stack):
+        stack.call(asked, task_id="t")
+        assert stack.ends("t") == "completed"
+        first = git(source, "rev-parse", "agent/t")
+        assert first == stack.ledger.row("t")["tip_commit"]
+        stack.command(intervene.retry, "t")
+        assert stack.ends("t") == "completed"
+        second = git(source, "rev-parse", "agent/t")
+        assert second == stack.ledger.row("t")["tip_commit"] != first
+        theirs = commit(source, {"README.md": "Changed.\n"})
+        git(source, "branch", "--force", "agent/t", theirs)
+        stack.command(intervene.retry, "t")
+        assert stack.ends("t") == "failed"
+    assert git(source, "rev-parse", "agent/t") == theirs
+    assert stack.ledger.rows("SELECT error ->> 'code' AS code FROM steps WHERE status = 'failed'") == [
+        {"code": "ref-moved"}
+    ]
 
 
 # --- what is around the agent fails -------------------------------------------------------------------------
