@@ -58,6 +58,11 @@ PROCESSES: Final = (*WORKERS, "system", "beat")
 SLOTS: Final = 3
 QUIET_SECONDS: Final = 120.0
 FILES: Final = 0.15
+LONG: Final = 0.02
+LONG_IN_CONTROL: Final = 0.5
+"""Of two who work at a step one must still be at it when the other wakes up."""
+REDIS_SECONDS: Final = 3
+"""After this long an answer of Redis isn't waited for any more: as the lease, a tenth of production's."""
 PACE: Final = 2.0
 """Seconds between two faults, at most."""
 _PROGRESS: Final = text(
@@ -120,7 +125,10 @@ def _run(
     source = repository(
         here.folder / "source", {"README.md": "A small project.\n", "shared.txt": "nothing yet\n"}
     )
-    extra = {"BENCHMARK_ORDERS": str(here.folder / "order")}
+    extra = {
+        "BENCHMARK_ORDERS": str(here.folder / "order"),
+        "BENCHMARK_REDIS_SECONDS": str(REDIS_SECONDS),
+    }
     if not fence:
         extra["BENCHMARK_FENCE"] = "none"
 
@@ -138,7 +146,15 @@ def _run(
     )
     faults = Faults(scene, only)
     people = People(
-        wiring, registered, seed, steps, str(source), str(scene.remote), FILES, lambda: scene.repairs.outage
+        wiring,
+        registered,
+        seed,
+        steps,
+        str(source),
+        str(scene.remote),
+        FILES,
+        LONG if fence else LONG_IN_CONTROL,
+        lambda: scene.repairs.outage,
     )
     people.come()
     try:

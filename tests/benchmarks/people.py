@@ -45,6 +45,8 @@ class People:
     """Where half of those tasks work instead, and push to."""
     files: float
     """The share of tasks with real checkouts."""
+    long: float = 0.02
+    """The share of steps that take several leases."""
     outage: Callable[[], bool] = lambda: False
     """Whether something is out of order just now."""
     submitted: int = 0
@@ -127,7 +129,7 @@ class People:
     def _body(self, chance: random.Random, most: int) -> dict[str, Any]:
         files = chance.random() < self.files
         push = files and most > 1 and chance.random() < 0.5
-        steps = plan(chance, min(most - push, 9 - push), files=files)
+        steps = plan(chance, min(most - push, 9 - push), files=files, long=self.long)
         repository = {"path": self.remote, "push": True} if push else {"path": self.repository}
         return {
             "description": "Some work",
@@ -219,7 +221,7 @@ class People:
                 return
 
 
-def plan(chance: random.Random, most: int, *, files: bool) -> list[dict[str, Any]]:
+def plan(chance: random.Random, most: int, *, files: bool, long: float) -> list[dict[str, Any]]:
     """1 to 9 steps; each needs up to three of those before it: forks and joins of all shapes."""
     size = chance.randint(1, max(1, most))
     shared = files and chance.random() < 0.2
@@ -244,6 +246,6 @@ def plan(chance: random.Random, most: int, *, files: bool) -> list[dict[str, Any
                 },
             }
         )
-        if chance.random() < 0.02:
+        if chance.random() < long:
             steps[-1]["spec"] |= {"turns": 6, "seconds": 1.0}
     return steps
