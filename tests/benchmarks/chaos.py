@@ -72,7 +72,8 @@ _PROGRESS: Final = text(
 _ENDS: Final = text("SELECT status, count(*) FROM steps GROUP BY 1 ORDER BY 1")
 _REASONS: Final = text(
     "SELECT coalesce(error ->> 'code', '?')"
-    " || CASE WHEN spec ->> 'dies' = 'true' THEN ' (deadly)' ELSE '' END, count(*) FROM steps WHERE status = 'failed' GROUP BY 1"
+    " || CASE WHEN spec ->> 'dies' = 'true' THEN ' (deadly)' ELSE '' END, count(*)"
+    " FROM steps WHERE status = 'failed' GROUP BY 1"
 )
 _BY: Final = text(
     "SELECT data ->> 'by', count(*) FROM events WHERE type = 'step' AND name = 'claim' GROUP BY 1 ORDER BY 1"
