@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     sweep_every: timedelta = timedelta(seconds=10)
     """How often leases are expired and lost messages sent again."""
     publish_grace: timedelta = timedelta(seconds=4)
-    """How long a ready step may stay unclaimed before the sweep publishes it; doubles each time."""
+    """How long a ready step may stay unclaimed before the sweep publishes it; doubles up to four times."""
     slice: timedelta = timedelta(minutes=15)
     """The longest that our own engine keeps a slot before it gives it back at a turn boundary."""
     cancel_grace: timedelta = timedelta(seconds=20)

@@ -21,6 +21,8 @@ class StopReason(StrEnum):
     DEADLINE = "deadline"
     DURATION = "duration"
     LEASE_LOST = "lease_lost"
+    OUTAGE = "outage"
+    """The database went away under the agent, which is no attempt that failed."""
 
 
 @dataclass(frozen=True, slots=True)

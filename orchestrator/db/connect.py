@@ -16,17 +16,19 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     DBAPIError,
     DisconnectionError,
+    InterfaceError,
     OperationalError,
     SQLAlchemyError,
     TimeoutError as PoolTimeout,
 )
 
-__all__ = ["Connection", "Engine", "SQLAlchemyError", "at_once", "create", "is_away"]
+__all__ = ["Connection", "Engine", "SQLAlchemyError", "at_once", "create", "is_away", "is_lost"]
 
 _CONNECT_SECONDS: Final = 5
 _AWAY: Final = ("57P", "08", "53")
 """SQLSTATE classes: operator intervention, connection exception, insufficient resources (disk full, too
 many)."""
+_BROKEN: Final = ("57P", "08")
 _SESSION: Final = (
     "lock_timeout=30s",
     "idle_in_transaction_session_timeout=60s",
@@ -90,3 +92,14 @@ def is_away(error: BaseException) -> bool:
         error = error.orig or error
     code = getattr(error, "pgcode", None) or ""
     return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) or code.startswith(_AWAY)
+
+
+def is_lost(error: BaseException) -> bool:
+    """True if there was no connection or it broke, whatever it was to be used for: no lock that wasn't given,
+    no full disk."""
+    if isinstance(error, DisconnectionError | PoolTimeout):
+        return True
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    code = getattr(error.orig, "pgcode", None)
+    return error.connection_invalidated or code is None or code.startswith(_BROKEN)

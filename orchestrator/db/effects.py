@@ -279,6 +279,17 @@ def confirm_effect(connection: Connection, tenant_id: str, key: str, data: Mappi
     connection.execute(_CONFIRM, {"tenant": tenant_id, "key": key, "data": dumps(data)})
 
 
+_PUSHED: Final = statement(
+    "SELECT data ->> 'commit' AS commit FROM effects WHERE tenant_id = :tenant AND task_id = :task"
+    " AND kind = 'push'"
+)
+
+
+def pushed(connection: Connection, task: TaskRef) -> set[str]:
+    """The commits that runs of this task pushed, or were about to push."""
+    return {row["commit"] for row in rows(connection, _PUSHED, tenant=task.tenant_id, task=task.task_id)}
+
+
 _INBOX: Final = statement(
     """
     UPDATE messages SET delivered_at = clock_timestamp(), step_id = coalesce(step_id, :step)

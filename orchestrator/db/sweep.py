@@ -3,7 +3,7 @@ once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -73,27 +73,36 @@ class Unclaimed:
 
     step: StepRef
     priority: Priority
-    overtaken: bool
-    """Steps of its queue that were published later have been claimed: its own message is lost."""
     waited: timedelta
 
 
+_DOUBLINGS: Final = 4
+"""How often the grace doubles at most: raises and outages count as publications, too, and a message that is
+lost after many of them must not be missed for an hour."""
 _UNCLAIMED: Final = statement(
     f"""
-    SELECT s.tenant_id, s.task_id, s.workflow_id, s.id, s.priority,
-        clock_timestamp() - s.ready_at AS waited,
-        EXISTS (
-            SELECT 1 FROM steps o WHERE o.priority = s.priority
-              AND o.claimed_at > s.published_at + make_interval(secs => :grace)
-              AND o.published_at > s.published_at AND o.published_at < o.claimed_at
-        ) AS overtaken
-    FROM steps s JOIN tasks t ON t.tenant_id = s.tenant_id AND t.id = s.task_id
-    WHERE s.status = 'queued' AND s.ready_at IS NOT NULL AND s.not_before IS NULL
-      AND s.published_at <= clock_timestamp()
-          - make_interval(secs => :grace) * power(2, least(s.publications, 10))
-      AND (s.waiting_on IS NULL OR s.waiting_on = 'slot')
-      AND t.cancel_requested_at IS NULL AND t.paused_at IS NULL
-    ORDER BY s.published_at LIMIT {BATCH}
+    SELECT u.* FROM unnest(CAST(:priorities AS text[])) AS p(priority) CROSS JOIN LATERAL (
+        SELECT s.tenant_id, s.task_id, s.workflow_id, s.id, s.priority,
+            clock_timestamp() - s.ready_at AS waited
+        FROM steps s JOIN tasks t ON t.tenant_id = s.tenant_id AND t.id = s.task_id
+        WHERE s.priority = p.priority
+          AND s.status = 'queued' AND s.ready_at IS NOT NULL AND s.not_before IS NULL
+          AND s.published_at <= clock_timestamp()
+              - make_interval(secs => :grace) * power(2, least(s.publications, {_DOUBLINGS}))
+          AND (s.waiting_on IS NULL OR s.waiting_on = 'slot')
+          AND t.cancel_requested_at IS NULL AND t.paused_at IS NULL
+        ORDER BY s.published_at LIMIT {BATCH}
+    ) u
+    """
+)
+"""A batch of each priority: a long queue of one must not hide what another one has lost."""
+_OVERTAKEN: Final = statement(
+    """
+    SELECT s.tenant_id, s.id FROM steps s
+    WHERE s.id = ANY(:steps) AND s.status = 'queued' AND EXISTS (
+        SELECT 1 FROM steps o WHERE o.priority = s.priority
+          AND o.claimed_at > s.published_at + make_interval(secs => :grace)
+          AND o.published_at > s.published_at AND o.published_at < o.claimed_at)
     """
 )
 _PUBLISHED: Final = statement(
@@ -108,17 +117,25 @@ _PUBLISHED: Final = statement(
 
 
 def unclaimed(connection: Connection, grace: timedelta) -> list[Unclaimed]:
-    """Ready steps that were published longer ago than grace * 2^publications, the oldest first."""
-    found = rows(connection, _UNCLAIMED, grace=grace.total_seconds())
-    return [
-        Unclaimed(
-            StepRef(row["tenant_id"], row["task_id"], row["workflow_id"], row["id"]),
-            Priority(row["priority"]),
-            row["overtaken"],
-            row["waited"],
-        )
-        for row in found
-    ]
+    """Ready steps that were published longer ago than grace * 2^publications (16 times the grace at most);
+    of each priority those that wait longest."""
+    found = rows(
+        connection, _UNCLAIMED, priorities=[str(each) for each in Priority], grace=grace.total_seconds()
+    )
+    return [_unclaimed(row) for row in found]
+
+
+def _unclaimed(row: Mapping[str, Any]) -> Unclaimed:
+    step = StepRef(row["tenant_id"], row["task_id"], row["workflow_id"], row["id"])
+    return Unclaimed(step, Priority(row["priority"]), row["waited"])
+
+
+def overtaken(connection: Connection, steps: Sequence[StepRef], grace: timedelta) -> set[StepRef]:
+    """Those of them before which steps of their queue were claimed that had been published later: their own
+    messages are lost."""
+    found = rows(connection, _OVERTAKEN, steps=[step.step_id for step in steps], grace=grace.total_seconds())
+    lost = {(row["tenant_id"], row["id"]) for row in found}
+    return {step for step in steps if (step.tenant_id, step.step_id) in lost}
 
 
 def mark_published(connection: Connection, step: StepRef, priority: Priority) -> bool:
@@ -129,8 +146,7 @@ def mark_published(connection: Connection, step: StepRef, priority: Priority) ->
 
 _STARVED: Final = statement(
     f"""
-    SELECT s.tenant_id, s.task_id, s.workflow_id, s.id, t.priority, clock_timestamp() - s.ready_at AS waited,
-        false AS overtaken
+    SELECT s.tenant_id, s.task_id, s.workflow_id, s.id, t.priority, clock_timestamp() - s.ready_at AS waited
     FROM steps s JOIN tasks t ON t.tenant_id = s.tenant_id AND t.id = s.task_id
     WHERE s.status = 'queued' AND s.ready_at <= clock_timestamp() - make_interval(secs => :age)
       AND s.published_at <= clock_timestamp() - make_interval(secs => :age)
@@ -144,16 +160,7 @@ _STARVED: Final = statement(
 def starved(connection: Connection, age: timedelta) -> list[Unclaimed]:
     """Ready steps that waited for so long that they rise; `priority` is their task's, from which they
     rose."""
-    found = rows(connection, _STARVED, age=age.total_seconds())
-    return [
-        Unclaimed(
-            StepRef(row["tenant_id"], row["task_id"], row["workflow_id"], row["id"]),
-            Priority(row["priority"]),
-            row["overtaken"],
-            row["waited"],
-        )
-        for row in found
-    ]
+    return [_unclaimed(row) for row in rows(connection, _STARVED, age=age.total_seconds())]
 
 
 _LOST_JOINS: Final = statement(

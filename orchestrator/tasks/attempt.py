@@ -13,10 +13,11 @@ import structlog
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.assignment import Assignment, Limits
+from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.verdict import Broke, Done, Verdict
+from orchestrator.core.verdict import Broke, Done, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
-from orchestrator.db import effects
+from orchestrator.db import connect, effects
 from orchestrator.db.claims import Claimed
 from orchestrator.db.connect import Connection
 from orchestrator.db.effects import StoredFile
@@ -210,13 +211,33 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
             finished = desk.finish(verdict.summary)
         else:
             desk.hand_over()
-    except WorkspaceFault as fault:
-        return Broke(fault.code, fault.message, fault.error), None
+    except FAULTS as fault:
+        return broke(fault), None
     except Exception as error:
+        if connect.is_lost(error):
+            log.warning("database_lost", step=claimed.step.step_id, error=type(error).__name__)
+            return Yielded(StopReason.OUTAGE), None
         log.exception("agent_crashed", step=claimed.step.step_id)
         text = wiring.redactor.text(f"{type(error).__name__}: {error}")
         return Broke("agent-crashed", text[:2000], ErrorClass.INTERNAL), None
     return verdict, finished
+
+
+FAULTS: Final = (WorkspaceFault, OrchestratorError, OSError)
+"""What goes wrong with the machine and the stores around an agent: disk full, store away, git broke."""
+
+
+def broke(fault: BaseException) -> Broke:
+    match fault:
+        case WorkspaceFault():
+            return Broke(fault.code, fault.message, fault.error)
+        case OrchestratorError():
+            kind = ErrorClass.RESOURCE if fault.retryable else ErrorClass.VALIDATION
+            return Broke(fault.code, fault.message, kind)
+        case OSError():
+            text = f"the workspace failed: {fault.strerror or fault}"
+            return Broke("workspace-io", text, ErrorClass.RESOURCE)
+    raise AssertionError(fault)
 
 
 def push(wiring: Wiring, claimed: Claimed, link: StepLink) -> Verdict:
@@ -233,13 +254,15 @@ def push(wiring: Wiring, claimed: Claimed, link: StepLink) -> Verdict:
         effects.write_effect(
             connection, claimed.step, claimed.fence, key, "push", {"ref": ref, "commit": tip}
         )
+        ours = effects.pushed(connection, claimed.step.task)
+    there = workspaces.mirrors.remote_ref(claimed.repository_url, mirror, ref, stop=link.stop)
     integrate.push(
         workspaces.mirrors.git(mirror),
         workspaces.mirrors.reach,
         claimed.repository_url,
         ref=ref,
         new=tip,
-        expected=None,
+        expected=there if there in ours else None,  # an earlier run's may be replaced, a stranger's may not
         stop=link.stop,
     )
     with wiring.engine.begin() as connection:

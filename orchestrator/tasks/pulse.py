@@ -147,7 +147,7 @@ class Pulse:
 
     def _watch(self) -> None:
         """A thread of its own: the one that beats may be waiting for a Postgres that hangs."""
-        every = min(_LOOK, self._wiring.settings.lease.total_seconds() / 4)
+        every = min(_LOOK, self._wiring.settings.lease.total_seconds() / 8)
         while not self._ended.wait(every):
             try:
                 self._look()

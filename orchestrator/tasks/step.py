@@ -17,7 +17,6 @@ from orchestrator.core.errors import Denied
 from orchestrator.core.recovery import ErrorClass, next_delay
 from orchestrator.core.states import TERMINAL, Event, Status, WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Yielded
-from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db import agents, claims, completion, connect, effects, transitions
 from orchestrator.db.claims import Claimed, Refusal, Why
 from orchestrator.db.connect import Connection, SQLAlchemyError
@@ -57,16 +56,15 @@ def run_step(task: Task[Any, Any], workplace: Workplace, arguments: Mapping[str,
         taken = _take(task, wiring, step, agent_id)
         if isinstance(taken, Refusal):
             return _refused(task, step, taken)
-        if taken.fence > 1:
-            # Flower keeps the state that it thinks is later; a retry is the one that lets it start anew.
-            task.send_event("task-retried")
-            task.send_event("task-started")
-        if taken.watched:
-            publish(wiring, Publication(shown=((step.task, Status.RUNNING),)))
         link = StepLink(wiring, taken)
         workplace.pulse.carry(taken, link, agent_id)
         status = None
         try:
+            if taken.fence > 1:
+                # Flower keeps the state that it thinks is later; a retry is the one that lets it start anew.
+                _say(task, "task-retried", "task-started")
+            if taken.watched:
+                publish(wiring, Publication(shown=((step.task, Status.RUNNING),)))
             desk = Desk(wiring, taken, link, workplace.boot_id)
             verdict, finished = attempt.work(wiring, taken, link, desk)
             link.flush()
@@ -138,17 +136,21 @@ def _record(
     """Applies the verdict, commits, publishes. None: the claim was lost, and nothing was written."""
 
     def apply() -> tuple[Applied | None, Status]:
-        return _apply(task, wiring, claimed, desk, verdict, finished)
+        try:
+            return _apply(task, wiring, claimed, desk, verdict, finished)
+        except attempt.FAULTS as fault:  # the result could not be put where it belongs
+            log.warning("result_not_kept", step=claimed.step.step_id, error=type(fault).__name__)
+            return _break(wiring, claimed, attempt.broke(fault))
 
     try:
         applied, status = patiently(apply, wiring.settings.lease)
+        if applied is None:
+            applied, status = patiently(lambda: _read_back(wiring, claimed), wiring.settings.lease)
     except SQLAlchemyError as error:
         log.warning("record_impossible", step=claimed.step.step_id, error=type(error).__name__)
         return None
     if applied is None:
-        applied, status = _read_back(wiring, claimed)
-        if applied is None:
-            return None
+        return None
     status = applied.instead or status
     if status in TERMINAL:
         desk.remove_workspace()
@@ -275,7 +277,7 @@ def _yield(wiring: Wiring, claimed: Claimed, desk: Desk, reason: StopReason) -> 
 def _evidence(desk: Desk) -> effects.StoredFile | None:
     try:
         return desk.partial_patch()
-    except (WorkspaceFault, OSError) as error:
+    except attempt.FAULTS as error:
         log.warning("no_partial_patch", error=type(error).__name__)
         return None
 
@@ -350,11 +352,19 @@ _FLOWER: Final = {
 def _ignore(task: Task[Any, Any], step: StepRef, status: Status | None) -> NoReturn:
     """Ends a delivery without a result; a bare `Ignore` would show STARTED for ever."""
     if status is not None:
-        if status is not Status.COMPLETED:
-            task.update_state(
-                state=status.value.upper(), meta={"task_id": step.task_id, "status": status.value}
-            )
-        if status is Status.CANCELLED:
-            task.send_event("task-retried")  # to Flower the states of ours are later ones than REVOKED
-        task.send_event(_FLOWER.get(status, f"task-{status.value}"))
+        meta = {"task_id": step.task_id, "status": status.value}
+        state = None if status is Status.COMPLETED else (status.value.upper(), meta)
+        before = ("task-retried",) if status is Status.CANCELLED else ()  # to Flower ours come after REVOKED
+        _say(task, *before, _FLOWER.get(status, f"task-{status.value}"), state=state)
     raise Ignore from None
+
+
+def _say(task: Task[Any, Any], *events: str, state: tuple[str, Mapping[str, Any]] | None = None) -> None:
+    """Tells those who watch Celery. With the broker away they don't hear it; raising would be worse."""
+    try:
+        if state is not None:
+            task.update_state(state=state[0], meta=dict(state[1]))
+        for event in events:
+            task.send_event(event)
+    except Exception as error:  # noqa: BLE001 - whatever the broker throws: the row says it all
+        log.warning("state_not_told", celery_id=task.request.id, error=type(error).__name__)

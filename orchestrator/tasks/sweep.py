@@ -132,8 +132,11 @@ def _lost(wiring: Wiring, unclaimed: list[Unclaimed]) -> list[Unclaimed]:
     """Those whose message is gone, not merely far behind in a long queue."""
     if not unclaimed:
         return []
-    empty = {priority: _is_empty(wiring, priority) for priority in {one.priority for one in unclaimed}}
-    return [one for one in unclaimed if one.overtaken or empty[one.priority]]
+    empty = {priority for priority in {one.priority for one in unclaimed} if _is_empty(wiring, priority)}
+    waiting = [one.step for one in unclaimed if one.priority not in empty]
+    with wiring.engine.connect() as connection:
+        overtaken = sweep.overtaken(connection, waiting, wiring.settings.publish_grace) if waiting else set()
+    return [one for one in unclaimed if one.priority in empty or one.step in overtaken]
 
 
 def _is_empty(wiring: Wiring, priority: Priority) -> bool:

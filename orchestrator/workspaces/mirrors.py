@@ -123,6 +123,19 @@ class Mirrors:
             return mirror
         return self._with(self.reach.route(url, credentials), mirror, commit, stop)
 
+    def remote_ref(
+        self,
+        repository: str,
+        mirror: str,
+        ref: str,
+        *,
+        credentials: Mapping[str, str] | None = None,
+        stop: Stop | None = None,
+    ) -> str | None:
+        """Where the repository itself has `ref` now; None: nowhere. Raises as `fetch` does."""
+        route = self.reach.route(self.reach.checked(repository), credentials)
+        return self._listed(route, mirror, (ref,), stop)[1].get(ref)
+
     def keep(self, mirror: str, commit: str) -> None:
         """A ref of its own, so that the commit can be bundled and is never lost."""
         self.git(mirror).run("update-ref", f"refs/keep/{commit}", commit)

@@ -30,10 +30,14 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.queues.names import Lane, QueueName
 from orchestrator.tasks.registry import register
 from tests.benchmarks import invariants
-from tests.benchmarks.faults import Faults
+from tests.benchmarks.faults.choice import Faults
+from tests.benchmarks.faults.machine import small_disk
+from tests.benchmarks.faults.remotes import remote
+from tests.benchmarks.faults.scene import Scene
 from tests.benchmarks.installation import Installation, installed
 from tests.benchmarks.invariants import Violation
 from tests.benchmarks.people import People
+from tests.benchmarks.relay import Way, ways
 from tests.integration.repositories import repository
 
 LEASE: Final = 2.0
@@ -46,13 +50,20 @@ PROFILE: Final = {
     "slice": "PT4S",
     "ageing": "PT20S",
     "max_attempts": "8",
+    "command_memory_bytes": str(128 * 1024**2),
 }
 STEP_QUEUES: Final = tuple(queue for queue in QueueName if queue is not QueueName.SYSTEM)
 WORKERS: Final = ("agent-1", "agent-2")
+PROCESSES: Final = (*WORKERS, "system", "beat")
 SLOTS: Final = 3
 QUIET_SECONDS: Final = 120.0
-FILES: Final = 0.12
-PACE: Final = 3.0
+FILES: Final = 0.15
+LONG: Final = 0.02
+LONG_IN_CONTROL: Final = 0.25
+"""Of two who work at a step one must still be at it when the other wakes up."""
+REDIS_SECONDS: Final = 3
+"""After this long an answer of Redis isn't waited for any more: as the lease, a tenth of production's."""
+PACE: Final = 2.0
 """Seconds between two faults, at most."""
 _PROGRESS: Final = text(
     "SELECT count(*) FILTER (WHERE finished_at IS NOT NULL), count(*), (SELECT count(*) FROM tasks"
@@ -60,7 +71,9 @@ _PROGRESS: Final = text(
 )
 _ENDS: Final = text("SELECT status, count(*) FROM steps GROUP BY 1 ORDER BY 1")
 _REASONS: Final = text(
-    "SELECT coalesce(error ->> 'code', '?'), count(*) FROM steps WHERE status = 'failed' GROUP BY 1"
+    "SELECT coalesce(error ->> 'code', '?')"
+    " || CASE WHEN spec ->> 'dies' = 'true' THEN ' (deadly)' ELSE '' END, count(*)"
+    " FROM steps WHERE status = 'failed' GROUP BY 1"
 )
 _BY: Final = text(
     "SELECT data ->> 'by', count(*) FROM events WHERE type = 'step' AND name = 'claim' GROUP BY 1 ORDER BY 1"
@@ -77,6 +90,8 @@ class Report:
     quiet_after: float | None
     """Seconds from the last fault until nothing was left to do; None: it never came to that."""
     faults: dict[str, int]
+    left_out: list[str]
+    """Faults that could not be injected here, and why."""
     commands: dict[str, int]
     ends: dict[str, int]
     failures: dict[str, int]
@@ -87,9 +102,9 @@ class Report:
 def run(seed: int, steps: int, *, fence: bool = True, keep_logs: Path | None = None) -> Report:
     """One run in an installation of its own."""
     began = time.monotonic()
-    with installed(**PROFILE) as here:
+    with installed(**PROFILE) as here, small_disk(here.data) as small, ways(here.ports, PROCESSES) as found:
         try:
-            report = _run(here, seed, steps, fence=fence)
+            report = _run(here, seed, steps, found, small=small, fence=fence)
         finally:
             if keep_logs is not None:
                 _copy_logs(here.folder / "logs", keep_logs)
@@ -97,27 +112,55 @@ def run(seed: int, steps: int, *, fence: bool = True, keep_logs: Path | None = N
     return report
 
 
-def _run(here: Installation, seed: int, steps: int, *, fence: bool) -> Report:
+def _run(
+    here: Installation,
+    seed: int,
+    steps: int,
+    found: dict[str, dict[str, Way]],
+    *,
+    small: bool,
+    fence: bool,
+) -> Report:
     here.tell_commit_times()
     wiring = here.wiring("chaos")
     registered = register(wiring)
     source = repository(
         here.folder / "source", {"README.md": "A small project.\n", "shared.txt": "nothing yet\n"}
     )
-    extra = {"BENCHMARK_ORDERS": str(here.folder / "order")}
+    extra = {
+        "BENCHMARK_ORDERS": str(here.folder / "order"),
+        "BENCHMARK_REDIS_SECONDS": str(REDIS_SECONDS),
+    }
     if not fence:
         extra["BENCHMARK_FENCE"] = "none"
+
+    def environment(name: str) -> dict[str, str]:
+        return extra | here.by_way_of({server: way.port for server, way in found[name].items()})
+
     here.run(
-        *(here.worker(name, slots=SLOTS, extra=extra) for name in WORKERS),
-        here.worker("system", (Lane.SYSTEM,), extra=extra),
-        here.beat(),
+        *(here.worker(name, slots=SLOTS, extra=environment(name)) for name in WORKERS),
+        here.worker("system", (Lane.SYSTEM,), extra=environment("system")),
+        here.beat(extra=environment("beat")),
     )
     only = () if fence else ("stop_child",)
-    faults = Faults(here, wiring, random.Random(f"{seed} faults"), WORKERS, LEASE, only)
-    people = People(wiring, registered, seed, steps, str(source), FILES)
+    scene = Scene(
+        here, wiring, random.Random(f"{seed} faults"), WORKERS, LEASE, found, remote(here.folder), small
+    )
+    faults = Faults(scene, only)
+    people = People(
+        wiring,
+        registered,
+        seed,
+        steps,
+        str(source),
+        str(scene.remote),
+        FILES,
+        LONG if fence else LONG_IN_CONTROL,
+        lambda: scene.repairs.outage,
+    )
     people.come()
     try:
-        _suffer(faults, people, wiring, PACE if fence else PACE / 4)
+        _suffer(faults, people, wiring, PACE if fence else PACE / 2)
         faults.stop()
         people.calm_down()
         stopped = time.monotonic()
@@ -195,6 +238,7 @@ def _report(
 ) -> Report:
     grace = timedelta(seconds=CANCEL_GRACE + 2 * LEASE + 5)
     violations = invariants.check(here, wiring, people.accepted, grace)
+    violations += invariants.check_pushes(wiring, faults.scene.remote, faults.scene.foreign)
     if quiet_after is None:
         violations.append(Violation("I12 the system is quiet", f"not within {QUIET_SECONDS:g} s"))
     violations += [Violation("the harness itself", each) for each in people.errors if "submit" not in each]
@@ -205,6 +249,7 @@ def _report(
             0.0,
             quiet_after,
             dict(sorted(faults.counts.items())),
+            faults.left_out,
             people.commanded,
             _counts(connection, _ENDS),
             _counts(connection, _REASONS),
@@ -236,6 +281,7 @@ def as_table(report: Report) -> str:
         f"quiet {report.quiet_after} s after the last fault",
         "",
         "faults     " + ", ".join(f"{name} {count}" for name, count in report.faults.items()),
+        "left out   " + ", ".join(report.left_out),
         "commands   " + ", ".join(f"{name} {count}" for name, count in report.commands.items()),
         "steps      " + ", ".join(f"{name} {count}" for name, count in report.ends.items()),
         "failures   " + ", ".join(f"{name} {count}" for name, count in report.failures.items()),

@@ -71,6 +71,13 @@ class Installation:
     def client(self) -> Redis:
         return Redis.from_url(self.broker_url)
 
+    def by_way_of(self, found: Mapping[str, int]) -> dict[str, str]:
+        """The servers' addresses for a process that reaches them by other ports, server → port."""
+        return {
+            "ORCHESTRATOR_DATABASE_URL": self.cluster.url(found["postgres"]),
+            "ORCHESTRATOR_BROKER_URL": self.redis.url(found["redis"]),
+        }
+
     # ---- processes of ours
 
     def worker(
@@ -107,10 +114,10 @@ class Installation:
             stop_seconds=30.0,
         )
 
-    def beat(self) -> Service:
-        schedule = str(self.folder / "beat-schedule")
+    def beat(self, name: str = "beat", extra: Mapping[str, str] | None = None) -> Service:
+        schedule = str(self.folder / f"{name}-schedule")
         return Service(
-            name="beat",
+            name=name,
             kind="beat",
             argv=(
                 sys.executable,
@@ -126,7 +133,7 @@ class Installation:
             ),
             ready=probes.says(r"beat: Starting"),
             stop_order=StopOrder.BEAT,
-            env=self.environment,
+            env={**self.environment, **(extra or {})},
             folder=REPOSITORY,
         )
 

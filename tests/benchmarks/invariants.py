@@ -41,6 +41,18 @@ SQL: Final[Mapping[str, Mapping[str, str]]] = {
               ORDER BY number DESC LIMIT 1
             ) e ON true WHERE e.name <> t.status""",
     },
+    "I1 no fault fails a step": {
+        "failed for no reason of its own": """
+            SELECT id, attempt, error FROM steps WHERE status = 'failed' AND coalesce(error ->> 'code', '?')
+              NOT IN ('poison', 'repository-unreachable', 'push-refused', 'ref-moved', 'git-failed',
+                'workspace-io', 'artifact-store-unavailable')""",
+        "failed over files that it has not": """
+            SELECT id, attempt, error FROM steps WHERE status = 'failed' AND spec ->> 'files' = 'false'
+              AND error ->> 'code' <> 'poison'""",
+        "deadly, and no poison": """
+            SELECT id, status, error FROM steps WHERE spec ->> 'dies' = 'true' AND status <> 'cancelled'
+              AND (status <> 'failed' OR error ->> 'code' <> 'poison')""",
+    },
     "I2 each effect once": {
         "step succeeded more than once": """
             SELECT step_id, count(*) FROM events WHERE type = 'step' AND name = 'succeed'
@@ -56,6 +68,9 @@ SQL: Final[Mapping[str, Mapping[str, str]]] = {
             SELECT t.step_id, t.number FROM turns t WHERE kind = 'turn' AND 1 <> (
               SELECT count(*) FROM usage u
               WHERE u.step_id = t.step_id AND u.conversation = t.conversation AND u.turn = t.number)""",
+        "pushed and not confirmed": """
+            SELECT s.id FROM steps s JOIN tasks t ON t.id = s.task_id JOIN effects e ON e.step_id = s.id
+            WHERE s.kind = 'integrate' AND s.status = 'completed' AND e.confirmed_at IS NULL""",
         "completed with an unfinished call": """
             SELECT c.step_id, c.id FROM tool_calls c JOIN steps s ON s.id = c.step_id
             WHERE s.status = 'completed' AND c.finished_at IS NULL AND c.conversation = s.conflicts""",
@@ -242,8 +257,8 @@ _TASKS: Final = text(
     " WHERE repository_url IS NOT NULL AND base_commit IS NOT NULL"
 )
 _COMMITS: Final = text(
-    "SELECT s.task_id, s.id, s.branch_commit, s.status, s.spec FROM steps s JOIN tasks t ON t.id = s.task_id"
-    " WHERE t.repository_url IS NOT NULL"
+    "SELECT s.task_id, s.id, s.branch_commit FROM steps s JOIN tasks t ON t.id = s.task_id"
+    " WHERE t.repository_url IS NOT NULL AND s.status = 'completed' AND s.kind = 'agent'"
 )
 
 
@@ -259,7 +274,7 @@ def _branches(connection: Connection, mirrors: Path) -> list[Violation]:
     steps = list(connection.execute(_COMMITS))
     for task in connection.execute(_TASKS):
         at, tip = refs.pop(task.id, (None, None))
-        completed = {s.id: s.branch_commit for s in steps if s.task_id == task.id and s.status == "completed"}
+        completed = {s.id: s.branch_commit for s in steps if s.task_id == task.id}
         for step, commit in completed.items():
             if commit is None:
                 found.append(f"{step}: completed, and no commit of it")
@@ -286,6 +301,31 @@ def _branches(connection: Connection, mirrors: Path) -> list[Violation]:
             found.append(f"{task.id}: commits of {sorted(named)}, completed are {sorted(completed)}")
     found += [f"a branch of no task: {name}" for name in refs]
     return [Violation("I2 each effect once", f"git: {each}") for each in found]
+
+
+_PUSHES: Final = text(
+    "SELECT t.id, t.tip_commit, s.status FROM tasks t JOIN steps s ON s.task_id = t.id"
+    " WHERE t.push AND s.kind = 'integrate'"
+)
+
+
+def check_pushes(wiring: Wiring, remote: Path, foreign: Mapping[str, str]) -> list[Violation]:
+    """What the remote has of each task is its tip, or somebody else's commit, which nobody replaced."""
+    found: list[str] = []
+    refs = {name.removeprefix("refs/heads/agent/"): sha for sha, name in _refs(remote, "refs/heads/agent/")}
+    with wiring.engine.connect() as connection:
+        tasks = list(connection.execute(_PUSHES))
+    for task in tasks:
+        there = refs.pop(task.id, None)
+        if task.id in foreign:
+            if there != foreign[task.id]:
+                found.append(f"{task.id}: {foreign[task.id]} was replaced by {there}")
+        elif there is None and task.status == "completed" and task.tip_commit is not None:
+            found.append(f"{task.id}: its push is completed, and nothing is there")
+        elif there is not None and there != task.tip_commit:
+            found.append(f"{task.id}: the remote has {there}, the row says {task.tip_commit}")
+    found += [f"a branch of no task: {name}" for name in refs]
+    return [Violation("I2 each effect once", f"push: {each}") for each in found]
 
 
 def _refs(at: Path, below: str) -> list[tuple[str, str]]:

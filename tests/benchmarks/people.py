@@ -41,8 +41,14 @@ class People:
     seed: int
     steps: int
     repository: str
+    remote: str
+    """Where half of those tasks work instead, and push to."""
     files: float
     """The share of tasks with real checkouts."""
+    long: float = 0.02
+    """The share of steps that take several leases."""
+    outage: Callable[[], bool] = lambda: False
+    """Whether something is out of order just now."""
     submitted: int = 0
     accepted: dict[str, list[str]] = field(default_factory=dict)
     """question → the answers that were taken; more than one is a violation."""
@@ -100,7 +106,7 @@ class People:
             else:
                 wanted = request.parse(body)
                 self._patiently(lambda task_id=task_id, wanted=wanted: self._submit(task_id, wanted))  # type: ignore[misc]
-            self.submitted += len(body["steps"])
+            self.submitted += len(body["steps"]) + body.get("repository", {}).get("push", False)
 
     def _call(self, task_id: str, body: dict[str, Any]) -> None:
         self.registered.execute_task.apply_async(args=(body,), task_id=task_id)
@@ -122,13 +128,15 @@ class People:
 
     def _body(self, chance: random.Random, most: int) -> dict[str, Any]:
         files = chance.random() < self.files
-        steps = plan(chance, min(most, 9), files=files)
+        push = files and most > 1 and chance.random() < 0.5
+        steps = plan(chance, min(most - push, 9 - push), files=files, long=self.long)
+        repository = {"path": self.remote, "push": True} if push else {"path": self.repository}
         return {
             "description": "Some work",
             "priority": chance.choice(_PRIORITIES),
             "on_step_failure": chance.choice(("stop", "stop", "continue")),
             "steps": steps,
-            **({"repository": {"path": self.repository}} if files else {}),
+            **({"repository": repository} if files else {}),
         }
 
     def _live_count(self) -> int:
@@ -150,7 +158,7 @@ class People:
                 time.sleep(0.05)
 
     def _answer(self, question: str, who: str) -> None:
-        given = f"{who} says: go on"
+        given, outage = f"{who} says: go on", self.outage()
         wiring = self.wiring
         try:
             perform(
@@ -161,6 +169,7 @@ class People:
             return
         with self._lock:
             self.accepted.setdefault(question, []).append(given)
+            self._count("answer" if not outage else "answer in an outage")
 
     def _command(self) -> None:
         chance = random.Random(f"{self.seed} commands")
@@ -188,7 +197,10 @@ class People:
             )
         except (OrchestratorError, SQLAlchemyError):
             return
-        self.commanded[command] = self.commanded.get(command, 0) + 1
+        self._count(command)
+
+    def _count(self, what: str) -> None:
+        self.commanded[what] = self.commanded.get(what, 0) + 1
 
     def _read(self, sql: Any) -> list[Any]:
         try:
@@ -209,7 +221,7 @@ class People:
                 return
 
 
-def plan(chance: random.Random, most: int, *, files: bool) -> list[dict[str, Any]]:
+def plan(chance: random.Random, most: int, *, files: bool, long: float) -> list[dict[str, Any]]:
     """1 to 9 steps; each needs up to three of those before it: forks and joins of all shapes."""
     size = chance.randint(1, max(1, most))
     shared = files and chance.random() < 0.2
@@ -229,9 +241,11 @@ def plan(chance: random.Random, most: int, *, files: bool) -> list[dict[str, Any
                     "breaks": int(chance.random() < 0.05),
                     "files": files,
                     "shared": shared,
+                    "eats": files and chance.random() < 0.1,
+                    "dies": chance.random() < 0.002,
                 },
             }
         )
-        if chance.random() < 0.02:
+        if chance.random() < long:
             steps[-1]["spec"] |= {"turns": 6, "seconds": 1.0}
     return steps

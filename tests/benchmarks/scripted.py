@@ -1,18 +1,21 @@
 """Agents that need no model: the real engine, a script at the Model port, real or imaginary workspaces.
 
 A step's script is its spec: {"turns": 3, "seconds": 0.1, "asks": true, "breaks": 1, "files": true,
-"shared": false}. `breaks` attempts end in an error that another attempt may mend; `asks` asks a person before
-the last turn; `files` opens a real checkout, else files are only imagined; `shared` writes a file that its
-siblings write, too.
+"shared": false, "eats": false, "dies": false}. `breaks` attempts end in an error that another attempt may
+mend; `asks` asks a person before the last turn; `files` opens a real checkout, else files are only imagined;
+`shared` writes a file that its siblings write, too; `eats` runs a command that takes more memory than
+commands may have; `dies` takes its worker's process along at the last turn, whatever the attempt.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from orchestrator.agents.engine import EngineAgent
 from orchestrator.bootstrap import Desk, Wiring
@@ -32,6 +35,9 @@ from orchestrator.engine.ports import (
     Workspace,
 )
 
+_MORE_THAN_THERE_IS: Final = "head -c 500000000 /dev/zero > /tmp/eaten"
+"""The sandbox's /tmp is memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -48,11 +54,16 @@ class Script:
         if stop.wait(float(self.spec.get("seconds", 0))):
             raise Stopped
         turns = int(self.spec.get("turns", 1))
+        if self.spec.get("dies") and turn >= turns:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.attempt <= int(self.spec.get("breaks", 0)) and turn >= turns:
             raise ModelError(ErrorClass.AGENT, "script-breaks", "as the script says", retryable=True)
         listen(TextDelta(f"turn {turn}"))
         used = Usage(input_tokens=10 * turn, output_tokens=1)
-        return Reply((self._call(turn, turns, _succeeded(request)),), "tool_use", used, self.name)
+        call = self._call(turn, turns, _succeeded(request))
+        if self.spec.get("eats") and turn == 1:
+            call = _tool("eat", "run_command", command=_MORE_THAN_THERE_IS)
+        return Reply((call,), "tool_use", used, self.name)
 
     def _call(self, turn: int, turns: int, succeeded: Sequence[str]) -> Block:
         """The next thing to do; what was interrupted has to be done once more, as a model would."""

@@ -1,7 +1,8 @@
 """The worker of the benchmarks, production's but for the agent: `celery -A tests.benchmarks.worker worker`.
 
 BENCHMARK_AGENT chooses the agent; BENCHMARK_ORDERS names the file of orders to die at a COMMIT;
-BENCHMARK_FENCE=none takes the fence out of this process, the negative control.
+BENCHMARK_FENCE=none takes the fence out of this process, the negative control; BENCHMARK_REDIS_SECONDS is how
+long an answer of Redis is waited for.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ wiring = replace(
 )
 registered = register(wiring)
 app = registered.app
+if "BENCHMARK_REDIS_SECONDS" in os.environ:
+    seconds = float(os.environ["BENCHMARK_REDIS_SECONDS"])
+    app.conf.redis_socket_timeout = seconds
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, "socket_timeout": seconds}
 
 
 @app.task(name=BARE, bind=True, shared=False)

@@ -106,6 +106,30 @@ def test_publications_back_off(stack: Stack) -> None:
         assert stack.ledger.step(ref)["publications"] == times + 1
 
 
+def test_many_publications_don_t_make_a_lost_message_wait_for_an_hour(stack: Stack) -> None:
+    """A raise and an outage of the broker count as publications, though no worker ever refused the step."""
+    stack.call("Something", task_id="t")
+    (ref,) = stack.ledger.steps("t").values()
+    stack.redis.flushdb()
+    stack.ledger.run(
+        "UPDATE steps SET publications = 9, published_at = clock_timestamp() - :by",
+        by=stack.wiring.settings.publish_grace * 17,
+    )
+    assert stack.sweep().published == 1
+    assert messages(stack) == [ref.step_id]
+
+
+def test_a_long_queue_doesn_t_hide_what_another_priority_lost(stack: Stack) -> None:
+    stack.call(plan(*(step(f"s{number}") for number in range(sweep.BATCH + 5)), priority="low"), task_id="t")
+    stack.call({"description": "Something", "priority": "high"}, task_id="urgent")
+    (ref,) = stack.ledger.steps("urgent").values()
+    stack.redis.delete(QueueName.HIGH.value)
+    long_ago(stack)
+    stack.ledger.run("UPDATE steps SET published_at = published_at - interval '1 s' WHERE priority = 'low'")
+    assert stack.sweep().published == 1
+    assert messages(stack, QueueName.HIGH) == [ref.step_id]
+
+
 def test_a_long_queue_is_not_a_lost_message(stack: Stack) -> None:
     for number in range(5):
         stack.call("Something", task_id=f"t{number}")

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import pytest
 from celery import chord
+from celery.exceptions import Ignore
+from sqlalchemy import text
 
 from orchestrator.commands import answer, intervene
+from orchestrator.core.states import Status
+from orchestrator.db.sql import StepRef
+from orchestrator.queues.app import create_app
 from orchestrator.tasks.entry import TaskResult
+from orchestrator.tasks.step import _ignore
+from tests.integration.repositories import commit, git, repository
 from tests.integration.stack import PATIENCE_SECONDS, Stack, WorkerProcess, until, worker
 
 
@@ -210,3 +222,132 @@ def test_a_full_installation_hands_its_slot_to_the_next_without_a_sweep(stack: S
         for number in range(3):
             assert few.ends(f"q{number}") == "completed"
     few.close()
+
+
+def test_a_task_that_runs_again_replaces_what_it_pushed_and_nobody_else_s_branch(
+    stack: Stack, tmp_path: Path
+) -> None:
+    source = repository(tmp_path / "source", {"README.md": "A project.\n"})
+    asked = {**SCRIPT, "repository": {"path": str(source), "push": True}}
+    with worker(stack):
+        stack.call(asked, task_id="t")
+        assert stack.ends("t") == "completed"
+        first = git(source, "rev-parse", "agent/t")
+        assert first == stack.ledger.row("t")["tip_commit"]
+        stack.command(intervene.retry, "t")
+        assert stack.ends("t") == "completed"
+        second = git(source, "rev-parse", "agent/t")
+        assert second == stack.ledger.row("t")["tip_commit"] != first
+        theirs = commit(source, {"README.md": "Changed.\n"})
+        git(source, "branch", "--force", "agent/t", theirs)
+        stack.command(intervene.retry, "t")
+        assert stack.ends("t") == "failed"
+    assert git(source, "rev-parse", "agent/t") == theirs
+    assert stack.ledger.rows("SELECT error ->> 'code' AS code FROM steps WHERE status = 'failed'") == [
+        {"code": "ref-moved"}
+    ]
+
+
+# --- what is around the agent fails -------------------------------------------------------------------------
+
+
+BREAK_OFF = """
+    CREATE SEQUENCE once;
+    CREATE FUNCTION break_off() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF nextval('once') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER breaks_off BEFORE INSERT ON turns FOR EACH ROW WHEN (NEW.number = 2)
+        EXECUTE FUNCTION break_off()
+"""
+
+
+@contextmanager
+def losing_a_turn(stack: Stack) -> Iterator[None]:
+    """Postgres ends the connection that first writes a turn number 2; a sequence knows what is rolled
+    back."""
+    stack.ledger.run(BREAK_OFF)
+    try:
+        yield
+    finally:
+        stack.ledger.run("DROP TRIGGER breaks_off ON turns; DROP FUNCTION break_off; DROP SEQUENCE once")
+
+
+def test_a_database_that_goes_away_under_an_agent_costs_no_attempt(stack: Stack) -> None:
+    with losing_a_turn(stack), worker(stack):
+        stack.call(SCRIPT, task_id="t")
+        assert stack.ends("t") == "completed"
+    (ref,) = stack.ledger.steps("t").values()
+    assert stack.ledger.step(ref)["attempt"] == 1
+    assert stack.ledger.names(ref) == ["claim", "yield", "claim", "succeed"]
+    assert asked(stack, "t") == [1, 2, 2, 3], "the turn that was not kept is asked for again"
+
+
+def test_a_result_that_can_t_be_put_on_the_branch_is_tried_again_and_says_why(stack: Stack) -> None:
+    stack.notes.hold("t.3")
+    with worker(stack):
+        result = stack.call(SCRIPT, task_id="t")
+        child_at(stack, "t", 3)
+        (mirror,) = (stack.folder / "mirrors").glob("*.git")
+        lock = mirror / "refs/heads/agent/t.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+        stack.notes.let_go("t.3")
+        (ref,) = stack.ledger.steps("t").values()
+        until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
+        assert stack.ledger.step(ref)["error"]["code"] == "git-failed"
+        assert stack.ledger.names(ref) == ["claim", "retry"]
+        lock.unlink()
+        stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")
+        stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
+        assert result.get(timeout=PATIENCE_SECONDS)["status"] == "completed"
+
+
+def test_a_store_that_is_away_is_no_fault_of_the_agent(stack: Stack) -> None:
+    stack.notes.hold("t.3")
+    store, away = stack.folder / "artifacts", stack.folder / "artifacts-away"
+    with worker(stack):
+        stack.call(SCRIPT, task_id="t")
+        child_at(stack, "t", 3)
+        store.rename(away)
+        store.touch()
+        stack.notes.let_go("t.3")
+        (ref,) = stack.ledger.steps("t").values()
+        until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
+        assert stack.ledger.step(ref)["error"]["code"] == "artifact-store-unavailable"
+        store.unlink()
+        away.rename(store)
+        stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")
+        stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
+    assert stack.ledger.row("t")["status"] == "completed"
+
+
+def test_an_agent_is_stopped_in_time_though_its_heartbeat_hangs_in_postgres(stack: Stack) -> None:
+    stack.notes.hold("t.a")
+    with worker(stack):
+        stack.call(plan({"id": "a"}), task_id="t")
+        stack.began("t.a")
+        with stack.ledger.engine.connect() as holder:
+            holder.execute(text("SELECT 1 FROM steps WHERE task_id = 't' FOR UPDATE"))
+            held_at = time.monotonic()
+            (stopped,) = until(lambda: stack.notes.read("stopped"), "the stop")
+            assert stopped["reason"] == "lease_lost"
+            assert time.monotonic() - held_at < 5, "the lock is waited for much longer"
+        stack.notes.let_go("t.a")
+        stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
+    assert stack.ledger.row("t")["status"] == "completed"
+
+
+def test_a_broker_that_is_away_makes_no_failure_of_a_parked_step() -> None:
+    app = create_app(
+        "redis://127.0.0.1:1/0",
+        result_backend_transport_options={"retry_policy": {"max_retries": 0}},
+        broker_connection_max_retries=0,
+    )
+
+    def step() -> None: ...
+
+    task = app.task(name="step", shared=False)(step)
+    task.push_request(id="s")
+    with pytest.raises(Ignore):
+        _ignore(task, StepRef("default", "t", "w", "s"), Status.PENDING_INPUT)
