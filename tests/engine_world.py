@@ -113,7 +113,7 @@ class FolderWorkspace:
             except subprocess.TimeoutExpired:
                 waited += 0.05
                 timed_out = timed_out or waited >= timeout.total_seconds()
-                if timed_out or stop.is_set():
+                if timed_out or stop.is_hard():
                     os.killpg(process.pid, signal.SIGKILL)
         text = output.decode("utf-8", "replace")
         on_output(text)

@@ -29,7 +29,7 @@ class LeaseLost(Exception):
 
 
 class Stopped(Exception):
-    """The stop was set while the model was answering; the stream is closed, nothing of the reply is kept."""
+    """The stop was set hard while the model was answering; the stream is closed, nothing of the reply is kept."""
 
 
 class ModelError(Exception):
@@ -113,7 +113,7 @@ class Model(Protocol):
     def name(self) -> str: ...
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
-        """Raises `ModelError`, or `Stopped` as soon as `stop` is set."""
+        """Raises `ModelError`, or `Stopped` as soon as `stop` is set hard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ class Workspace(Protocol):
     def run(
         self, command: str, *, timeout: timedelta, on_output: Callable[[str], None], stop: Stop
     ) -> CommandResult:
-        """One shell command in the root; `on_output` gets its output in pieces; a set `stop` kills it."""
+        """One shell command in the root; `on_output` gets its output in pieces; a hard `stop` kills it."""
 
     def checkpoint(self, label: str, /) -> str | None:
         """Commits the tree to a hidden ref; None if it is as at the last checkpoint or restore."""

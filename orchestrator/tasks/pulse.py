@@ -40,15 +40,15 @@ class _Carried:
 class Pulse:
     """Registers slots, beats for them and for the steps in them, and passes on what people want.
 
-    `introduce` makes the row of slot n; `draining` is set in all processes of a worker when it is told to
-    end.
+    `introduce` makes the row of slot n; `draining` says, in all processes of a worker that is told to end, how
+    they are to stop.
     """
 
     def __init__(
         self,
         wiring: Wiring,
         introduce: Callable[[int], Slot],
-        draining: Callable[[], bool],
+        draining: Callable[[], StopReason | None],
         clean: Callable[[], None],
     ) -> None:
         self._wiring = wiring
@@ -163,8 +163,8 @@ class Pulse:
         now = time.monotonic()
         lease, slice_ = self._wiring.settings.lease, self._wiring.settings.slice
         for carried in self._all():
-            if self._draining():
-                carried.link.stop.set(StopReason.DRAIN)
+            if (told := self._draining()) is not None:
+                carried.link.stop.set(told)
             elif timedelta(seconds=now - carried.since) >= slice_:
                 carried.link.stop.set(StopReason.SLICE)
             if now - carried.heard >= lease.total_seconds() * _OWN_END:

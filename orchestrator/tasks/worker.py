@@ -21,6 +21,7 @@ from celery import signals
 from orchestrator.agents.types import usable
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.verdict import StopReason
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db import claims
 from orchestrator.db.agents import Slot
@@ -55,10 +56,12 @@ class Workplace:
 
     @cached_property
     def pulse(self) -> Pulse:
-        return Pulse(self.wiring, self._introduce, self._is_draining, self._clean)
+        return Pulse(self.wiring, self._introduce, self._draining, self._clean)
 
-    def _is_draining(self) -> bool:
-        return self.drain is not None and self.drain.is_asked()
+    def _draining(self) -> StopReason | None:
+        if self.drain is None or not self.drain.is_asked():
+            return None
+        return StopReason.SHUTDOWN if self.drain.is_late() else StopReason.DRAIN
 
     @property
     def first_slot(self) -> int:

@@ -125,7 +125,7 @@ class Git:
         timeout: timedelta = LOCAL,
         stop: Stop | None = None,
     ) -> Output:
-        """Raises `GitError` when its code isn't in `accept`, it takes too long, or `stop` is set."""
+        """Raises `GitError` when its code isn't in `accept`, it takes too long, or `stop` is set hard."""
         options = [option for setting in (*SETTINGS, *settings) for option in ("-c", setting)]
         inherited = INHERITED + (INHERITED_BY_NETWORK if network else ())
         return run(
@@ -245,7 +245,7 @@ def _wait(
         try:
             return process.communicate(given, timeout=max(0.0, min(0.25, until - monotonic())))
         except subprocess.TimeoutExpired:
-            if stop is not None and stop.is_set():
+            if stop is not None and stop.is_hard():
                 raise GitError("git was stopped", ErrorClass.TIMEOUT) from None
             if monotonic() >= until:
                 raise GitError("git took too long", ErrorClass.TIMEOUT) from None

@@ -133,7 +133,7 @@ class Scripted:
         turn = 1 + sum(message["role"] == "assistant" for message in request.messages)
         self.notes.write("asked", task=self.task_id, turn=turn)
         while self.notes.is_held(f"{self.task_id}.{turn}"):
-            if stop.wait(0.02):
+            if stop.wait_hard(0.02):
                 raise Stopped
         calls = {
             1: ("write_file", {"path": "one.txt", "content": "one\n"}),

@@ -105,6 +105,44 @@ def test_a_worker_that_is_told_to_end_gives_its_step_back_at_a_turn_s_end(stack:
     stack.ledger.assert_consistent("drained")
 
 
+def test_a_reply_longer_than_a_slice_is_waited_for_and_paid_once(stack: Stack) -> None:
+    short = Stack(stack.database_url, stack.redis_url, stack.folder, {"ORCHESTRATOR_SLICE": "PT0.2S"})
+    for turn in (1, 2):
+        short.notes.hold(f"sliced.{turn}")
+    short.call(SCRIPT, task_id="sliced")
+    with worker(short):
+        for turn in (1, 2):
+            child_at(short, "sliced", turn)
+            time.sleep(1.5)  # several looks at the clock, which must not cut it
+            short.notes.let_go(f"sliced.{turn}")
+        assert short.ends("sliced") == "completed"
+    assert asked(short, "sliced") == [1, 2, 3]
+    assert short.ledger.rows("SELECT count(*) AS n FROM usage") == [{"n": 3}]
+    (step,) = short.ledger.steps("sliced").values()
+    assert short.ledger.names(step)[:4] == ["claim", "yield", "claim", "yield"]
+    assert short.ledger.step(step)["attempt"] == 1
+    short.ledger.assert_consistent("sliced")
+    short.close()
+
+
+def test_a_pause_waits_for_the_turn_s_end_and_a_cancel_does_not(stack: Stack) -> None:
+    with worker(stack):
+        stack.notes.hold("p.2")
+        stack.call(SCRIPT, task_id="p")
+        child_at(stack, "p", 2)
+        stack.command(intervene.pause, "p")
+        time.sleep(1.5)  # three heartbeats
+        assert stack.ledger.row("p")["status"] == "running"
+        stack.notes.let_go("p.2")
+        until(lambda: stack.ledger.row("p")["status"] == "pending_input", "the pause")
+        stack.notes.hold("p.3")
+        stack.command(intervene.resume, "p")
+        child_at(stack, "p", 3)
+        stack.command(intervene.cancel, "p")
+        assert stack.ends("p") == "cancelled"
+    assert asked(stack, "p") == [1, 2, 3]
+
+
 def test_a_slot_is_known_from_its_worker_s_start_to_its_end(stack: Stack) -> None:
     stack.notes.hold("slot.work")
     stack.call("Something", task_id="slot")
