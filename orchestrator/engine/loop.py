@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from orchestrator.core.assignment import Assignment, Link
-from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.verdict import TURN_ABOUT, Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.engine import prompt
@@ -87,7 +87,7 @@ def work(
     except WorkspaceFault as fault:
         return Broke(fault.code, fault.message, fault.error)
     except OSError as error:
-        return Broke("workspace-io", f"the workspace failed: {error.strerror or error}", ErrorClass.RESOURCE)
+        return Broke("workspace-io", f"the workspace failed: {error.strerror or error}", of_os_error(error))
 
 
 class _Work:

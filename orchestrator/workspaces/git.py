@@ -234,7 +234,9 @@ def run(
             raise
     complaint = redact(errors.decode("utf-8", "replace").strip())[-2000:]
     if process.returncode not in accept:
-        raise GitError(complaint or f"git ended with code {process.returncode}")
+        full = "No space left on device" in complaint or "Disk quota exceeded" in complaint
+        kind = ErrorClass.STORAGE if full else ErrorClass.RESOURCE
+        raise GitError(complaint or f"git ended with code {process.returncode}", kind)
     return Output(process.returncode, data, complaint)
 
 
