@@ -52,8 +52,9 @@ def answer(
 ) -> Answered:
     """Answers a question, named by its id or, if it is the only open one, by its task's.
 
-    What looks like a secret is taken out. `given` is the text, or `{"choice": n}` (from 1, of the options). Raises Unknown, Refused
-    (`answer-invalid`), or Conflict (`already-answered`, which tells the first answer; `question-withdrawn`).
+    `given` is the text, or `{"choice": n}` (from 1, of the options); what looks like a secret is taken out of
+    it. Raises Unknown, Refused (`answer-invalid`), or Conflict (`already-answered`, which tells the first
+    answer; `question-withdrawn`).
     """
     question = one(connection, _FIND, tenant=tenant_id, question=_question_id(connection, tenant_id, subject))
     if question is None:

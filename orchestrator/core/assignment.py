@@ -24,6 +24,19 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What all steps of one run of the task may use together; None: no bound but each step's own limits."""
+
+    turns: int | None = None
+    tokens: int | None = None
+    cost_usd: Decimal | None = None
+
+    @property
+    def binds(self) -> bool:
+        return any(bound is not None for bound in (self.turns, self.tokens, self.cost_usd))
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """One claim on one step. Ids are opaque; texts come from users and repositories and are untrusted."""
 
@@ -42,6 +55,7 @@ class Assignment:
     agent_type: str
     model: str | None
     limits: Limits
+    budget: Budget = Budget()
     spec: Mapping[str, Any] = field(default_factory=dict)
     """The step's own settings as they came with the plan, e.g. {"recording": "fix-bug/reproduce"}."""
     context: Mapping[str, Any] = field(default_factory=dict)

@@ -26,7 +26,7 @@ class ErrorClass(StrEnum):
     DEPENDENCY = "dependency"
     RESOURCE = "resource"
     STORAGE = "storage"
-    """The artifact store is away or a disk is full: nothing is wrong with the work, somebody must make room."""
+    """The artifact store is away or a disk is full: nothing is wrong with the work, somebody must mend it."""
     VALIDATION = "validation"
     AGENT = "agent"
     AUTH = "auth"

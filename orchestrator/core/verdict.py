@@ -12,11 +12,13 @@ from orchestrator.core.recovery import ErrorClass
 
 
 class StopReason(StrEnum):
-    """Why the shell asked an agent to stop; the first three wait for the turn's end."""
+    """Why the shell asked an agent to stop; the first four wait for the turn's end."""
 
     PAUSE = "pause"
     DRAIN = "drain"
     SLICE = "slice"
+    URGENT = "urgent"
+    """A more urgent task waits, and every slot that could take it is busy."""
     CANCEL = "cancel"
     DEADLINE = "deadline"
     DURATION = "duration"
@@ -27,9 +29,9 @@ class StopReason(StrEnum):
     """The database went away under the agent, which is no attempt that failed."""
 
 
-SOFT: Final = frozenset({StopReason.PAUSE, StopReason.DRAIN, StopReason.SLICE})
+SOFT: Final = frozenset({StopReason.PAUSE, StopReason.DRAIN, StopReason.SLICE, StopReason.URGENT})
 """The work goes on later, so the reply that is arriving and the command that runs are worth waiting for."""
-TURN_ABOUT: Final = frozenset({StopReason.SLICE})
+TURN_ABOUT: Final = frozenset({StopReason.SLICE, StopReason.URGENT})
 """Nobody but other steps gains from it, so a claim that has not moved the step on goes on until it has."""
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from orchestrator.core.states import Event
 from orchestrator.db.events import EventDraft
 from orchestrator.db.locks import LockedTask
-from orchestrator.db.sql import StepRef, dumps, one, rows, statement
+from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 from orchestrator.db.transitions import Settled, end_attempts, settle, step_event, withdraw_questions
 
 _RECORD: Final = statement(
@@ -115,6 +115,19 @@ def resume(connection: Connection, task: LockedTask, by: str, reason: str | None
     events = [_command_event(task, "resume", by, reason)]
     events += [step_event(Event.RESUME, step, None) for step in steps]
     return Commanded(intervention, True, settle(connection, task, events), steps)
+
+
+_ACKNOWLEDGE: Final = statement(
+    """
+    UPDATE interventions SET state = 'acknowledged', acknowledged_at = clock_timestamp()
+    WHERE tenant_id = :tenant AND task_id = :task AND command = :command AND state = 'requested'
+    """
+)
+
+
+def acknowledge(connection: Connection, task: TaskRef, command: str) -> None:
+    """A running step has heard it."""
+    connection.execute(_ACKNOWLEDGE, {"tenant": task.tenant_id, "task": task.task_id, "command": command})
 
 
 _ESCALATED: Final = statement(

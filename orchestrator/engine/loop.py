@@ -32,6 +32,7 @@ from orchestrator.engine.ports import (
     ModelError,
     ModelRequest,
     Reply,
+    Spending,
     Stopped,
     StreamEvent,
     TextDelta,
@@ -105,6 +106,7 @@ class _Work:
         command_timeout: timedelta,
     ) -> None:
         self._limits = assignment.limits
+        self._budget = assignment.budget
         self._link = link
         self._model = model
         self._journal = journal
@@ -124,9 +126,15 @@ class _Work:
             if turn is not None and (verdict := self._carry_out(turn)) is not None:
                 return verdict
             self._boundary()
-            if broke := exceeded(self._limits, self._dialogue, self._since_mark()):
+            if broke := self._exceeded():
                 return broke
             turn = self._take_turn()
+
+    def _exceeded(self) -> Broke | None:
+        """Asked anew before each turn: steps that run beside this one spend of the same budget, so that it is
+        overshot by the requests under way at most."""
+        elsewhere = self._journal.spent_elsewhere() if self._budget.binds else Spending()
+        return exceeded(self._limits, self._budget, self._dialogue, elsewhere, self._since_mark())
 
     def _pick_up(self) -> Turn | None:
         """Rebuilds the dialogue from the journal and the files from its checkpoint; the last turn, if any."""

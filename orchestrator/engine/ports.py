@@ -29,7 +29,7 @@ class LeaseLost(Exception):
 
 
 class Stopped(Exception):
-    """The stop was set hard while the model was answering; the stream is closed, nothing of the reply is kept."""
+    """The stop was set hard while the model was answering; the stream is closed, nothing of it is kept."""
 
 
 class ModelError(Exception):
@@ -173,6 +173,15 @@ class Conversation:
         return next((call.checkpoint for call in reversed(self.calls) if call.checkpoint), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What conversations have used."""
+
+    turns: int = 0
+    tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+
+
 class Journal(Protocol):
     """The conversation's durable home, one per step. It only grows: nothing written is rewritten.
 
@@ -185,6 +194,9 @@ class Journal(Protocol):
     def hear(self, before_turn: int, /) -> Sequence[Heard]:
         """Steering messages that nobody has taken up, in order: each is taken and appended in the same
         transaction, so that it is heard once, whoever dies."""
+
+    def spent_elsewhere(self) -> Spending:
+        """What the task's other steps have used in this run, and this step in earlier conversations."""
 
     def append_turn(self, turn: Turn, /) -> None: ...
 

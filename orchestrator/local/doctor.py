@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.local import ports, postgres_programs, probes, processes, redis, roster
+from orchestrator.workspaces.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -53,7 +55,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> tuple[Finding
     return (
         _python(),
         _git(),
-        _bubblewrap(strict=settings.strict_sandbox),
+        sandbox(settings),
         _postgres(settings),
         _redis(settings),
         *(_ports(settings) if not up else ()),
@@ -91,8 +93,9 @@ def _git() -> Finding:
     return Finding(Level.OK, said)
 
 
-def _bubblewrap(*, strict: bool) -> Finding:
-    bad = Level.ERROR if strict else Level.WARNING
+def sandbox(settings: Settings) -> Finding:
+    """What agents' commands would run in here, by the probe that workers make."""
+    bad = Level.ERROR if settings.strict_sandbox else Level.WARNING
     said = _said("bwrap", "--version")
     if said is None:
         return Finding(
@@ -101,17 +104,21 @@ def _bubblewrap(*, strict: bool) -> Finding:
             "not on PATH: agents' commands run with your own rights",
             "apt-get install bubblewrap (Linux only)",
         )
-    tried = _run("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
-    if tried is None or tried.returncode != 0:
-        reason = tried.stderr.strip() if tried else "it does not run"
-        return Finding(
-            bad,
-            f"{said}, which can't make a sandbox",
-            reason,
-            "allow unprivileged user namespaces: sysctl kernel.unprivileged_userns_clone=1 "
-            "or, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns=0",
+    with tempfile.TemporaryDirectory(prefix="orchestrator-doctor-") as folder:
+        found = Sandbox(
+            Path(folder), path=os.environ.get("PATH", os.defpath), read_only=settings.sandbox_read_only
         )
-    return Finding(Level.OK, said)
+    if found.warning is None:
+        return Finding(Level.OK, said)
+    if found.kind == "bubblewrap":
+        return Finding(Level.WARNING, said, found.warning, "install bubblewrap 0.8 or later")
+    return Finding(
+        bad,
+        f"{said}, which can't make a sandbox",
+        found.warning,
+        "allow unprivileged user namespaces: sysctl kernel.unprivileged_userns_clone=1 "
+        "or, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns=0",
+    )
 
 
 def _postgres(settings: Settings) -> Finding:

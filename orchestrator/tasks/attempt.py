@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 
 from orchestrator.bootstrap import Wiring
-from orchestrator.core.assignment import Assignment, Limits
+from orchestrator.core.assignment import Assignment, Budget, Limits
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.redaction import Redactor
@@ -64,7 +64,8 @@ class Desk:
     def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
-        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor)
+        alone = claimed.total == 1 and not claimed.conflicts
+        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone)
 
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
@@ -160,15 +161,17 @@ class Desk:
 
 
 def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
-    """What the agent is told. Budgets of the request lower the installation's limits, never raise them."""
-    settings, budget = wiring.settings, claimed.budget
+    """What the agent is told: the installation's limits of each step, the request's budget of all of them."""
+    settings, asked = wiring.settings, claimed.budget
     limits = Limits(
-        turns=min(settings.max_turns, budget.get("max_turns") or settings.max_turns),
+        turns=settings.max_turns,
         consecutive_mistakes=settings.max_mistakes,
-        tokens=min(settings.max_tokens, budget.get("max_tokens") or settings.max_tokens),
-        cost_usd=min(settings.max_cost_usd, Decimal(budget.get("max_cost_usd") or settings.max_cost_usd)),
+        tokens=settings.max_tokens,
+        cost_usd=settings.max_cost_usd,
         wall_time=settings.max_wall_time,
     )
+    cost = asked.get("max_cost_usd")
+    budget = Budget(asked.get("max_turns"), asked.get("max_tokens"), None if cost is None else Decimal(cost))
     return Assignment(
         tenant_id=claimed.step.tenant_id,
         task_id=claimed.step.task_id,
@@ -185,6 +188,7 @@ def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
         agent_type=claimed.agent_type or claimed.task_agent_type or wiring.policy.default_agent,
         model=claimed.model or claimed.task_model,
         limits=limits,
+        budget=budget,
         spec=claimed.spec,
         context=_context(claimed),
     )

@@ -28,8 +28,8 @@ class Drain:
         return self._asked.is_set()
 
     def is_late(self) -> bool:
-        """Whether what isn't at its turn's end by now must be cut short, so that it can still be given back."""
-        return time.monotonic() >= self._hard_at.value
+        """Whether what isn't at its turn's end must be cut short now, while there is time to give it back."""
+        return bool(time.monotonic() >= self._hard_at.value)
 
     def begin(self, child: int) -> None:
         """A child of the pool starts; one that was killed before it took nothing along."""

@@ -11,8 +11,10 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator.commands import intervene
+from orchestrator.core.priority import Priority
 from orchestrator.core.states import Event, WaitingOn
-from orchestrator.db import claims, transitions
+from orchestrator.db import agents, claims, transitions
+from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Claimed, Refusal, Why
 from orchestrator.db.sql import StepRef
 from orchestrator.db.waking import due, wake
@@ -270,3 +272,100 @@ def test_a_heartbeat_without_the_fence_says_so(ledger: Ledger) -> None:
     assert beat is None, "somebody else's"
     assert ledger.step(ref)["lease_until"] == until
     assert ledger.do(lambda connection: claims.holds(connection, ref, claimed.fence))
+
+
+# --- who makes room -----------------------------------------------------------------------------------------
+
+LANES = {Priority.CRITICAL: "orchestrator.critical", Priority.HIGH: "orchestrator.high"}
+ALL = [f"orchestrator.{lane}" for lane in ("critical", "high", "medium", "low")]
+
+
+def slot(ledger: Ledger, number: int, queues: list[str] = ALL, **more: str) -> str:
+    agent = f"agent@host/{number}"
+    with ledger.engine.begin() as connection:
+        found = Slot(TENANT, agent, "agent", "host", 1, "boot", "1", queues, (), ())
+        agents.register(connection, found)
+    if more:
+        ledger.run("UPDATE agents SET status = :status WHERE id = :id", id=agent, **more)
+    return agent
+
+
+def makes_room(ledger: Ledger, claimed: Claimed, patience: timedelta = timedelta(0)) -> bool:
+    beat = ledger.do(
+        lambda connection: claims.heartbeat(
+            connection, claimed.step, claimed.fence, LEASE, moved=True, urgent=LANES, patience=patience
+        )
+    )
+    assert beat is not None
+    return beat.urgent
+
+
+def test_the_least_urgent_step_that_began_first_makes_room_for_one_that_is_more_urgent(
+    ledger: Ledger,
+) -> None:
+    running = {}
+    for number, (task, priority) in enumerate(
+        [("m1", "medium"), ("l1", "low"), ("l2", "low"), ("h", "high")], 1
+    ):
+        ref = ledger.task(task, priority=priority)["work"]
+        running[task] = ledger.take(ref, agent=slot(ledger, number))
+
+    def asked() -> set[str]:
+        return {task for task, claimed in running.items() if makes_room(ledger, claimed)}
+
+    assert asked() == set(), "nobody waits"
+    ledger.task("urgent1", priority="high")
+    assert asked() == {"l1"}
+    ledger.task("urgent2", priority="critical")
+    assert asked() == {"l1", "l2"}
+    for number in (3, 4, 5):
+        ledger.task(f"urgent{number}", priority="critical")
+    assert asked() == {"l1", "l2", "m1", "h"}
+    assert not makes_room(ledger, running["l1"], timedelta(hours=1)), "they have not waited for long"
+
+
+def test_nobody_makes_room_for_a_step_that_an_idle_slot_could_take_or_its_own_could_not(
+    ledger: Ledger,
+) -> None:
+    claimed = ledger.take(ledger.task("low", priority="low")["work"], agent=slot(ledger, 1))
+    ledger.task("critical", priority="critical")
+    assert makes_room(ledger, claimed)
+    slot(ledger, 2, ["orchestrator.medium"])
+    assert makes_room(ledger, claimed), "that one doesn't serve it"
+    slot(ledger, 3, status="draining")
+    assert makes_room(ledger, claimed), "nor does that one"
+    slot(ledger, 4)
+    assert not makes_room(ledger, claimed)
+    ledger.run("UPDATE agents SET heartbeat_at = now() - interval '1 hour' WHERE id = 'agent@host/4'")
+    assert makes_room(ledger, claimed), "it is gone"
+    ledger.run("UPDATE agents SET queues = '[\"orchestrator.low\"]' WHERE id = 'agent@host/1'")
+    assert not makes_room(ledger, claimed)
+
+
+@pytest.mark.parametrize(
+    "held", ["UPDATE tasks SET paused_at = now()", "UPDATE steps SET waiting_on = 'slot'"]
+)
+def test_nobody_makes_room_for_a_step_that_could_not_run(ledger: Ledger, held: str) -> None:
+    claimed = ledger.take(ledger.task("low", priority="low")["work"], agent=slot(ledger, 1))
+    ledger.task("critical", priority="critical")
+    assert makes_room(ledger, claimed)
+    ledger.run(f"{held} WHERE priority = 'critical'")
+    assert not makes_room(ledger, claimed)
+
+
+def test_a_step_that_rose_by_waiting_displaces_nobody(ledger: Ledger) -> None:
+    claimed = ledger.take(ledger.task("medium", priority="medium")["work"], agent=slot(ledger, 1))
+    ledger.task("aged", priority="low")
+    ledger.run("UPDATE steps SET priority = 'critical' WHERE task_id = 'aged'")
+    assert not makes_room(ledger, claimed)
+
+
+def test_a_draining_slot_is_refused_and_the_step_stays_as_it_was(ledger: Ledger) -> None:
+    ref = ledger.task()["work"]
+    agent = slot(ledger, 1)
+    ledger.run("UPDATE agents SET drain_requested = true")
+    assert refusal(ledger.claim(ref, agent=agent, signature={"a": 1}, workflows_at_once=1)) is Why.DRAINING
+    row = ledger.step(ref)
+    assert (row["status"], row["fence"], row["waiting_on"]) == ("queued", 0, None)
+    assert row["signature"] == {"a": 1}, "or its canvas would go with the message"
+    ledger.take(ref, agent=slot(ledger, 2))

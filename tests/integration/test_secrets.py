@@ -18,7 +18,10 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("write_file", {"path": "one.txt", "content": "one\n"}),
     ("run_command", {"command": "true " + "." * 180 + " $SECRET; echo $SECRET"}),
     ("ask_followup_question", {"question": "Is $SECRET the key?", "options": ["$SECRET", "no"]}),
-    ("attempt_completion", {"summary": "Used $SECRET for it.", "result": {"key": "$SECRET", "in": ["$SECRET"]}}),
+    (
+        "attempt_completion",
+        {"summary": "Used $SECRET for it.", "result": {"key": "$SECRET", "in": ["$SECRET"]}},
+    ),
 ]
 REQUEST: dict[str, Any] = {
     "title": f"Title {SECRET}",
@@ -49,10 +52,10 @@ def in_redis(stack: Stack) -> str:
     """Messages that wait, results, and what Celery keeps beside them."""
     read = {
         b"list": lambda key: stack.redis.lrange(key, 0, -1),
-        b"set": lambda key: stack.redis.smembers(key),
+        b"set": stack.redis.smembers,
         b"zset": lambda key: stack.redis.zrange(key, 0, -1),
-        b"hash": lambda key: stack.redis.hgetall(key),
-        b"string": lambda key: stack.redis.get(key),
+        b"hash": stack.redis.hgetall,
+        b"string": stack.redis.get,
     }
     return "\n".join(f"{key} {read[stack.redis.type(key)](key)}" for key in stack.redis.scan_iter())
 

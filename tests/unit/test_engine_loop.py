@@ -7,11 +7,21 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.assignment import Limits, Stop
+from orchestrator.core.assignment import Budget, Limits, Stop
 from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.verdict import SOFT, TURN_ABOUT, Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
+from orchestrator.core.verdict import (
+    SOFT,
+    TURN_ABOUT,
+    Ask,
+    Broke,
+    Done,
+    NeedsInput,
+    StopReason,
+    Verdict,
+    Yielded,
+)
 from orchestrator.engine import loop, prompt
-from orchestrator.engine.ports import ModelRequest, Usage
+from orchestrator.engine.ports import ModelRequest, Spending, Usage
 from orchestrator.engine.prices import Price, cost
 from tests.engine_world import (
     FileJournal,
@@ -408,6 +418,26 @@ def test_each_limit_ends_the_step_for_good(world: World, limits: Limits, code: s
     assert (verdict.code, verdict.error, verdict.retryable) == (code, ErrorClass.LIMIT, False)
     assert len(script.requests) == (0 if code == "limit-wall-time" else 2)
     assert world.claim(script, limits=limits) == verdict or code == "limit-wall-time"
+
+
+@pytest.mark.parametrize(
+    ("budget", "code"),
+    [
+        (Budget(turns=12), "limit-turns"),
+        (Budget(tokens=1020), "limit-tokens"),
+        (Budget(cost_usd=Decimal(27)), "limit-cost"),
+    ],
+)
+def test_the_budget_is_the_task_s_and_what_other_steps_have_used_counts(
+    world: World, budget: Budget, code: str
+) -> None:
+    looks = [[call(f"c{number}", "list_files")] for number in range(9)]
+    script = Script(looks, kind="live", name="priced", usage=Usage(5, 5))
+    journal = world.journal(elsewhere=Spending(10, 1000, Decimal(7)))
+    broke = world.claim(script, journal, budget=budget, limits=Limits(cost_usd=Decimal(1000)))
+    assert isinstance(broke, Broke)
+    assert (broke.code, broke.retryable) == (code, False)
+    assert script.turns_asked == [1, 2], "two turns of ten tokens and ten dollars each"
 
 
 def test_turns_without_a_usable_call_end_the_step_also_over_a_resume(world: World) -> None:
