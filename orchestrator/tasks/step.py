@@ -99,8 +99,16 @@ def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) ->
                 connection, step, agent_id=agent_id, signature=signature, workflows_at_once=at_once
             )
 
+    def claim_or_wait() -> Claimed | Refusal:
+        found = claim()
+        if isinstance(found, Refusal) and found.why is Why.SLOT:
+            # Whoever gave a slot back meanwhile may have looked for waiting rows before this one said that it
+            # waits; whoever does from now on finds it.
+            return claim()
+        return found
+
     try:
-        return patiently(claim, wiring.settings.lease)
+        return patiently(claim_or_wait, wiring.settings.lease)
     except SQLAlchemyError as error:
         # The row says that it is ready, so the sweep sends it again when Postgres is back.
         log.warning("claim_impossible", step=step.step_id, error=type(error).__name__)

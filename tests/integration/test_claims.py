@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -358,6 +359,45 @@ def test_a_step_that_rose_by_waiting_displaces_nobody(ledger: Ledger) -> None:
     ledger.task("aged", priority="low")
     ledger.run("UPDATE steps SET priority = 'critical' WHERE task_id = 'aged'")
     assert not makes_room(ledger, claimed)
+
+
+def test_beside_a_hundred_thousand_that_wait_a_heartbeat_finds_the_urgent_ones_by_their_index(
+    ledger: Ledger,
+) -> None:
+    claimed = ledger.take(ledger.task("low", priority="low")["work"], agent=slot(ledger, 1))
+    ledger.task("many", priority="medium")
+    ledger.run(
+        "INSERT INTO steps (id, task_id, workflow_id, number, key, description, priority, max_attempts,"
+        "   ready_at, published_at)"
+        " SELECT 'x' || i, s.task_id, s.workflow_id, 1 + i, 'x' || i, 'x', 'medium', 3, now(), now()"
+        " FROM steps s, generate_series(1, 100000) AS i WHERE s.task_id = 'many'"
+    )
+    ledger.task("critical", priority="critical")
+    ledger.run("ANALYZE steps")
+    values = {
+        "tenant": TENANT,
+        "step": claimed.step.step_id,
+        "fence": claimed.fence,
+        "lease": 60,
+        "patience": 0,
+    }
+    with ledger.engine.connect() as connection:
+        explained = connection.execute(
+            text(f"EXPLAIN {claims._BEAT.text}"),
+            {
+                **values,
+                "moved": True,
+                "urgent": [str(priority) for priority in LANES],
+                "urgent_queues": list(LANES.values()),
+                "priorities": [str(priority) for priority in Priority],
+            },
+        )
+        plan = "\n".join(explained.scalars())
+    assert "ix_steps_urgent" in plan, plan
+    assert "Seq Scan on steps" not in plan, plan
+    began = time.perf_counter()
+    assert makes_room(ledger, claimed)
+    assert time.perf_counter() - began < 0.1, plan
 
 
 def test_a_draining_slot_is_refused_and_the_step_stays_as_it_was(ledger: Ledger) -> None:

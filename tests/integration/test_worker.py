@@ -349,6 +349,36 @@ def test_a_full_installation_hands_its_slot_to_the_next_without_a_sweep(stack: S
     few.close()
 
 
+FREED_MEANWHILE = """
+    CREATE FUNCTION free_slot() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        UPDATE steps SET status = 'queued', lease_until = NULL, not_before = now() + interval '1 hour',
+            waiting_on = 'retry_backoff', waiting_since = now() WHERE task_id = 'holder';
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER frees BEFORE UPDATE ON steps FOR EACH ROW
+        WHEN (NEW.waiting_on = 'slot' AND OLD.waiting_on IS NULL) EXECUTE FUNCTION free_slot()
+"""
+
+
+def test_a_slot_that_gets_free_while_a_step_is_refused_it_is_taken_without_a_sweep(stack: Stack) -> None:
+    """Whoever freed it looked for waiting rows before the refused one was one."""
+    few = Stack(
+        stack.database_url,
+        stack.redis_url,
+        stack.folder,
+        {"ORCHESTRATOR_MAX_CONCURRENT_WORKFLOWS": "1"},
+    )
+    stack.ledger.take(stack.ledger.task("holder")["work"])
+    stack.ledger.run(FREED_MEANWHILE)
+    try:
+        with worker(few, slots=1):
+            few.call("Something", task_id="late")
+            assert few.ends("late") == "completed"
+    finally:
+        stack.ledger.run("DROP TRIGGER frees ON steps; DROP FUNCTION free_slot")
+        few.close()
+
+
 def test_a_task_that_runs_again_replaces_what_it_pushed_and_nobody_else_s_branch(
     stack: Stack, tmp_path: Path
 ) -> None:
