@@ -10,8 +10,9 @@ from typing import Final
 
 _CHILDREN: Final = 4096
 _LOOK_SECONDS: Final = 0.05
-_GIVING_BACK_SECONDS: Final = 5.0
-"""Of a worker's last seconds so many are for giving back; until then replies and commands may still end."""
+_GIVING_BACK_SECONDS: Final = 6.0
+"""Of a worker's last seconds so many are for giving back, the five of grace included; until then replies and
+commands may still end."""
 
 
 class Drain:

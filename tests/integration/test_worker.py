@@ -21,6 +21,7 @@ from orchestrator.db.sql import StepRef
 from orchestrator.queues.app import create_app
 from orchestrator.tasks.entry import TaskResult
 from orchestrator.tasks.step import _ignore
+from tests.benchmarks.faults import machine
 from tests.integration.repositories import commit, git, path_without_bubblewrap, repository
 from tests.integration.stack import PATIENCE_SECONDS, Stack, WorkerProcess, until, worker
 
@@ -103,6 +104,22 @@ def test_a_worker_that_is_told_to_end_gives_its_step_back_at_a_turn_s_end(stack:
     assert stack.ledger.names(step) == ["claim", "yield", "claim", "succeed"]
     assert stack.ledger.step(step)["published_by"] == "wake", "no sweep was needed"
     stack.ledger.assert_consistent("drained")
+
+
+def test_a_reply_that_ends_before_the_worker_must_is_kept(stack: Stack) -> None:
+    stack.notes.hold("kept.2")
+    result = stack.call(SCRIPT, task_id="kept")
+    with worker(stack, pool="prefork", slots=1) as process:
+        child_at(stack, "kept", 2)
+        process.process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)  # of the four seconds in which it may still end
+        stack.notes.let_go("kept.2")
+        process.process.wait(PATIENCE_SECONDS)
+    with worker(stack):
+        assert result.get(timeout=PATIENCE_SECONDS)["status"] == "completed"
+    assert asked(stack, "kept") == [1, 2, 3]
+    (step,) = stack.ledger.steps("kept").values()
+    assert stack.ledger.names(step) == ["claim", "yield", "claim", "succeed"]
 
 
 def test_a_reply_longer_than_a_slice_is_waited_for_and_paid_once(stack: Stack) -> None:
@@ -516,6 +533,32 @@ def test_what_fails_in_the_merge_alone_is_retried_and_never_raised_to_celery(sta
     assert stack.ledger.row("t")["status"] == "completed"
     assert asked(stack, "t") == [1, 2, 3], "the model is not paid again"
     stack.ledger.assert_consistent("t")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
+@pytest.mark.parametrize("disk", ["artifacts", "mirrors", "workspaces"])
+def test_a_full_disk_is_waited_for_and_pays_no_reply_twice(stack: Stack, disk: str) -> None:
+    with machine.small_disk(stack.folder / disk) as mounted:
+        if not mounted:
+            pytest.skip("this account may not mount")
+        stack.notes.hold("t.3")
+        with worker(stack) as process:
+            stack.call(SCRIPT, task_id="t")
+            child_at(stack, "t", 3)
+            ballast = stack.folder / disk / "ballast"
+            machine.fill(ballast, 0)
+            stack.notes.let_go("t.3")
+            (ref,) = stack.ledger.steps("t").values()
+            until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
+            error = stack.ledger.step(ref)["error"]
+            assert error["class"] == "storage", error
+            assert error["code"] in {"artifact-store-unavailable", "git-failed", "workspace-io"}
+            ballast.unlink()
+            stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")
+            stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
+            assert "raised unexpected" not in process.text()
+        assert stack.ledger.row("t")["status"] == "completed"
+        assert asked(stack, "t") == [1, 2, 3]
 
 
 def test_a_store_that_is_away_is_no_fault_of_the_agent(stack: Stack) -> None:
