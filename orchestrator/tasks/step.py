@@ -171,7 +171,8 @@ def _read_back(wiring: Wiring, claimed: Claimed) -> tuple[Applied | None, Status
     with wiring.engine.connect() as connection:
         found = claims.look(connection, claimed.step)
     if found is not None and found.status is Status.COMPLETED and found.fence == claimed.fence:
-        return Applied(transitions.Settled(found.task_status, ended=found.task_ended)), found.status
+        settled = transitions.Settled(found.task_status, ended=found.task_ended, watched=found.task_ended)
+        return Applied(settled), found.status
     return None, Status.QUEUED
 
 
