@@ -181,11 +181,17 @@ def _show_again(wiring: Wiring) -> None:
 
 
 def _deliver(wiring: Wiring) -> int:
+    grace = wiring.settings.publish_grace + timedelta(seconds=1)
     with wiring.engine.connect() as connection:
-        waiting = entries.undelivered(connection, wiring.settings.publish_grace + timedelta(seconds=1))
-    for task in waiting:
+        waiting = entries.undelivered(connection, grace)
+    if not waiting:
+        return 0
+    emptied = [priority for priority in waiting if _is_empty(wiring, priority)]
+    with wiring.engine.begin() as connection:
+        lost = entries.take_lost(connection, emptied, grace)
+    for task in lost:
         try:
             resend_entry(wiring, task)
         except Exception as error:  # noqa: BLE001 - as above
             log.warning("publish_failed", task=task.task_id, error=type(error).__name__)
-    return len(waiting)
+    return len(lost)

@@ -65,7 +65,7 @@ _COUNTS: Final = text(
     SELECT count(*) FILTER (WHERE t.status = 'completed') AS completed,
         count(*) FILTER (WHERE t.entry_delivered_at IS NOT NULL) AS delivered,
         count(*) FILTER (WHERE s.attempt = 1 AND s.fence = 2) AS resumed_once,
-        count(*) FILTER (WHERE s.published_by = 'sweep') AS swept,
+        count(*) FILTER (WHERE s.published_by = 'sweep') + sum(t.entry_publications) AS swept,
         count(*) FILTER (WHERE s.signature #>> '{options,task_id}' = s.id) AS same_id,
         (SELECT count(*) FROM questions WHERE answered_at IS NOT NULL AND consumed_at IS NOT NULL) AS answers
     FROM tasks t JOIN steps s ON s.tenant_id = t.tenant_id AND s.task_id = t.id
