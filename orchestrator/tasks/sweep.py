@@ -18,7 +18,7 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import following
 from orchestrator.core.priority import Priority, raised
 from orchestrator.core.states import Event, WaitingOn
-from orchestrator.db import agents, entries, publishing, sweep, transitions
+from orchestrator.db import agents, entries, publishing, statistics, sweep, transitions
 from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.sql import StepRef
 from orchestrator.db.sweep import Due, Unclaimed
@@ -93,6 +93,7 @@ def _sweep(wiring: Wiring) -> Swept:
     )
     swept.delivered = _deliver(wiring)
     _show_again(wiring)
+    _refresh_statistics(wiring)
     return swept
 
 
@@ -178,6 +179,15 @@ def _show_again(wiring: Wiring) -> None:
             show(wiring.app, task.task_id, status.value)
     except Exception as error:  # noqa: BLE001 - as above
         log.warning("states_not_shown", error=type(error).__name__)
+
+
+def _refresh_statistics(wiring: Wiring) -> None:
+    try:
+        with wiring.engine.begin() as connection:
+            sweep.pass_by_locked(connection)
+            statistics.refresh(connection)
+    except SQLAlchemyError as error:
+        log.warning("statistics_not_refreshed", error=type(error).__name__)
 
 
 def _deliver(wiring: Wiring) -> int:
