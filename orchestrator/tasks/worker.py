@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,16 +94,17 @@ class Workplace:
     def _clean(self) -> None:
         """Workspaces of this machine whose attempt is over, by their own record of whose they are."""
         try:
-            removed = self.wiring.workspaces.sweep_orphans(self._is_live)
+            removed = self.wiring.workspaces.sweep_orphans(self._live)
         except (OSError, WorkspaceFault, OrchestratorError) as error:
             log.warning("clean_up_failed", error=type(error).__name__)
             return
         if removed:
             log.info("workspaces_removed", workspaces=removed)
 
-    def _is_live(self, owner: AttemptOwner) -> bool:
+    def _live(self, owners: Sequence[AttemptOwner]) -> set[AttemptOwner]:
         with self.wiring.engine.connect() as connection:
-            return claims.is_live(connection, owner.step_id, owner.attempt)
+            found = claims.live_attempts(connection, [(owner.step_id, owner.attempt) for owner in owners])
+        return {owner for owner in owners if (owner.step_id, owner.attempt) in found}
 
 
 def attend(workplace: Workplace) -> None:

@@ -139,8 +139,7 @@ def measure(tasks: int = TASKS, others: int = OTHERS, members: int = MEMBERS, al
         found.sweep_beside = scene.sweep()
         log = here.supervisor.log("agent")
         before = log.stat().st_size
-        for worker in workers:
-            here.leave(worker.name)
+        here.leave(*(worker.name for worker in workers))
         here.run(*workers)
         scene.answer(names, alone)
         scene.check(names, members, gathered, log.read_text(errors="replace")[before:])

@@ -144,14 +144,14 @@ def _each_victim(here: Installation, deaths: int) -> dict[str, list[Death]]:
         found[victim] = []
         for number in range(deaths):
             task_id = f"{victim}-{number}"
+            for name in WORKERS:
+                here.supervisor.await_ready(name)
             _begin(wiring, task_id, source)
             _await_turns(wiring, task_id, chance.randint(1, TURNS - 3))
             time.sleep(chance.uniform(0, TURN_SECONDS))
             killed_at = _kill(here, wiring, task_id, victim)
             await_ended(wiring, task_id, 1)
             found[victim].append(_told(here, wiring, task_id, victim, killed_at))
-            for name in WORKERS:
-                here.supervisor.await_ready(name)
     return found
 
 
