@@ -18,7 +18,7 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import following
 from orchestrator.core.priority import Priority, raised
 from orchestrator.core.states import Event, WaitingOn
-from orchestrator.db import agents, bounds, entries, publishing, sweep, transitions
+from orchestrator.db import agents, bounds, entries, publishing, statistics, sweep, transitions
 from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.sql import StepRef
 from orchestrator.db.sweep import Due, Unclaimed
@@ -96,6 +96,7 @@ def _sweep(wiring: Wiring) -> Swept:
     )
     swept.delivered = _deliver(wiring)
     _show_again(wiring)
+    _refresh_statistics(wiring)
     return swept
 
 
@@ -186,12 +187,27 @@ def _show_again(wiring: Wiring) -> None:
         log.warning("states_not_shown", error=type(error).__name__)
 
 
+def _refresh_statistics(wiring: Wiring) -> None:
+    try:
+        with wiring.engine.begin() as connection:
+            sweep.pass_by_locked(connection)
+            statistics.refresh(connection)
+    except SQLAlchemyError as error:
+        log.warning("statistics_not_refreshed", error=type(error).__name__)
+
+
 def _deliver(wiring: Wiring) -> int:
+    grace = wiring.settings.publish_grace + timedelta(seconds=1)
     with wiring.engine.connect() as connection:
-        waiting = entries.undelivered(connection, wiring.settings.publish_grace + timedelta(seconds=1))
-    for task in waiting:
+        waiting = entries.undelivered(connection, grace)
+    if not waiting:
+        return 0
+    emptied = [priority for priority in waiting if _is_empty(wiring, priority)]
+    with wiring.engine.begin() as connection:
+        lost = entries.take_lost(connection, emptied, grace)
+    for task in lost:
         try:
             resend_entry(wiring, task)
         except Exception as error:  # noqa: BLE001 - as above
             log.warning("publish_failed", task=task.task_id, error=type(error).__name__)
-    return len(waiting)
+    return len(lost)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from typing import Any, Final
 import structlog
 from billiard.process import current_process
 from celery import signals
+from celery.states import IGNORED
 
 from orchestrator.agents.types import usable
 from orchestrator.bootstrap import Wiring
@@ -34,6 +36,9 @@ from orchestrator.workspaces.workspace import AttemptOwner
 
 log: Final = structlog.get_logger(__name__)
 VERSION: Final = installed("orchestrator")
+_IGNORED_AT_MOST: Final = 10
+"""Of each `Ignore` Celery copies the whole traceback, a megabyte in a cycle of few objects; Python, which
+counts objects, would look for it after a hundred of them."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -94,16 +99,17 @@ class Workplace:
     def _clean(self) -> None:
         """Workspaces of this machine whose attempt is over, by their own record of whose they are."""
         try:
-            removed = self.wiring.workspaces.sweep_orphans(self._is_live)
+            removed = self.wiring.workspaces.sweep_orphans(self._live)
         except (OSError, WorkspaceFault, OrchestratorError) as error:
             log.warning("clean_up_failed", error=type(error).__name__)
             return
         if removed:
             log.info("workspaces_removed", workspaces=removed)
 
-    def _is_live(self, owner: AttemptOwner) -> bool:
+    def _live(self, owners: Sequence[AttemptOwner]) -> set[AttemptOwner]:
         with self.wiring.engine.connect() as connection:
-            return claims.is_live(connection, owner.step_id, owner.attempt)
+            found = claims.live_attempts(connection, [(owner.step_id, owner.attempt) for owner in owners])
+        return {owner for owner in owners if (owner.step_id, owner.attempt) in found}
 
 
 def attend(workplace: Workplace) -> None:
@@ -126,10 +132,13 @@ def attend(workplace: Workplace) -> None:
 
 
 def _serve(workplace: Workplace, drain: Drain) -> None:
+    ignored = 0
+
     def child_began(**_: Any) -> None:
         drain.begin(workplace.first_slot)
         # The parent's connections are the parent's: two processes on one socket garble both.
         workplace.wiring.engine.dispose(close=False)
+        gc.freeze()  # what was there before the fork stays, stays shared, and needs no looking at
         _begin(workplace)
 
     def worker_began(**_: Any) -> None:
@@ -139,8 +148,13 @@ def _serve(workplace: Workplace, drain: Drain) -> None:
     def taken(**_: Any) -> None:
         drain.take(workplace.first_slot)
 
-    def put_down(**_: Any) -> None:
+    def put_down(state: str | None = None, **_: Any) -> None:
+        nonlocal ignored
         drain.put_down(workplace.first_slot)
+        if state == IGNORED:
+            ignored += 1
+            if ignored % _IGNORED_AT_MOST == 0:
+                gc.collect()
 
     def ended(**_: Any) -> None:
         workplace.pulse.end()

@@ -96,10 +96,11 @@ def test_publications_back_off(stack: Stack) -> None:
     stack.call("Something", task_id="t")
     (ref,) = stack.ledger.steps("t").values()
     grace = stack.wiring.settings.publish_grace
+    assert stack.sweep().published == 0, "the first sweep connects, which takes its time"
     for times in range(5):
         stack.redis.flushdb()
         wait = grace * 2**times
-        stack.ledger.run("UPDATE steps SET published_at = clock_timestamp() - :by", by=wait * 0.7)
+        stack.ledger.run("UPDATE steps SET published_at = clock_timestamp() - :by", by=wait * 0.55)
         assert stack.sweep().published == 0, f"too early for publication {times + 1}"
         stack.ledger.run("UPDATE steps SET published_at = clock_timestamp() - :by", by=wait)
         assert stack.sweep().published == 1
@@ -333,6 +334,58 @@ def test_what_redis_forgot_of_watched_tasks_is_shown_again(stack: Stack) -> None
     assert result.state == "PENDING"
     stack.sweep()
     assert result.state == "running"
+
+
+def ended_a_minute_ago(stack: Stack, *task_ids: str) -> None:
+    """Tasks whose callers should have heard of it by now."""
+    for task_id in task_ids:
+        stack.call("Something", task_id=task_id)
+        assert stack.ledger.succeed(stack.ledger.take(stack.ledger.steps(task_id)["work"]))
+    stack.ledger.run("UPDATE tasks SET finished_at = finished_at - interval '1 minute'")
+    stack.ledger.run(
+        "UPDATE steps SET published_at = published_at - interval '1 minute',"
+        " claimed_at = claimed_at - interval '1 minute'"
+    )
+
+
+def entries(stack: Stack) -> list[str]:
+    return [name for name in messages(stack) if not name.startswith("workflow")]
+
+
+def test_a_caller_s_message_far_behind_in_a_long_queue_is_not_sent_again(stack: Stack) -> None:
+    ended_a_minute_ago(stack, "t1", "t2")
+    assert sorted(entries(stack)) == ["t1", "t2"]
+    assert [stack.sweep().delivered for _ in range(3)] == [0, 0, 0]
+    assert sorted(entries(stack)) == ["t1", "t2"]
+
+
+def test_a_caller_s_message_that_the_broker_lost_is_sent_again_and_backs_off(stack: Stack) -> None:
+    ended_a_minute_ago(stack, "t1", "t2")
+    grace = stack.wiring.settings.publish_grace + timedelta(seconds=1)
+    for times in range(1, 4):
+        stack.redis.flushdb()
+        assert stack.sweep().delivered == 2
+        assert sorted(entries(stack)) == ["t1", "t2"]
+        stack.redis.flushdb()
+        wait = grace * 2**times
+        stack.ledger.run("UPDATE tasks SET entry_published_at = clock_timestamp() - :by", by=wait * 0.7)
+        assert stack.sweep().delivered == 0, f"too early after {times}"
+        stack.ledger.run("UPDATE tasks SET entry_published_at = clock_timestamp() - :by", by=wait)
+    with worker(stack):
+        assert stack.sweep().delivered == 2
+        until(lambda: all(stack.ledger.row(name)["entry_delivered_at"] for name in ("t1", "t2")), "the word")
+
+
+def test_a_caller_s_message_that_later_ones_overtook_is_sent_again(stack: Stack) -> None:
+    ended_a_minute_ago(stack, "t1")
+    stack.redis.flushdb()
+    for name in ("later", "last"):
+        stack.call("Something", task_id=name)
+    assert stack.sweep().delivered == 0, "not before a later one was taken"
+    stack.ledger.take(stack.ledger.steps("later")["work"])
+    assert stack.sweep().delivered == 1
+    assert entries(stack).count("t1") == 1
+    assert stack.sweep().delivered == 0
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's own, when it stores a result
