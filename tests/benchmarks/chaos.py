@@ -59,7 +59,7 @@ SLOTS: Final = 3
 QUIET_SECONDS: Final = 120.0
 FILES: Final = 0.15
 LONG: Final = 0.02
-LONG_IN_CONTROL: Final = 0.5
+LONG_IN_CONTROL: Final = 0.25
 """Of two who work at a step one must still be at it when the other wakes up."""
 REDIS_SECONDS: Final = 3
 """After this long an answer of Redis isn't waited for any more: as the lease, a tenth of production's."""
@@ -71,7 +71,9 @@ _PROGRESS: Final = text(
 )
 _ENDS: Final = text("SELECT status, count(*) FROM steps GROUP BY 1 ORDER BY 1")
 _REASONS: Final = text(
-    "SELECT coalesce(error ->> 'code', '?'), count(*) FROM steps WHERE status = 'failed' GROUP BY 1"
+    "SELECT coalesce(error ->> 'code', '?')"
+    " || CASE WHEN spec ->> 'dies' = 'true' THEN ' (deadly)' ELSE '' END, count(*)"
+    " FROM steps WHERE status = 'failed' GROUP BY 1"
 )
 _BY: Final = text(
     "SELECT data ->> 'by', count(*) FROM events WHERE type = 'step' AND name = 'claim' GROUP BY 1 ORDER BY 1"
@@ -158,7 +160,7 @@ def _run(
     )
     people.come()
     try:
-        _suffer(faults, people, wiring, PACE if fence else PACE / 4)
+        _suffer(faults, people, wiring, PACE if fence else PACE / 2)
         faults.stop()
         people.calm_down()
         stopped = time.monotonic()
