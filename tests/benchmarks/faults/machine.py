@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from orchestrator.workspaces.cgroup import Groups
+from orchestrator.workspaces.cgroup import Group, Groups
 from tests.benchmarks.faults.processes import busy_child
 from tests.benchmarks.faults.scene import Kinds, Scene
 
@@ -45,10 +45,7 @@ class MachineFaults:
         pid = busy_child(self.scene)
         if pid is None or self._groups is None:
             return False
-        group = self._groups.make(processes=_PROCESSES, memory_bytes=_STARVING_BYTES)
-        for door in group.doors:
-            with contextlib.suppress(OSError):  # it has just ended
-                Path(door).write_text(str(pid))
+        group = starve(self._groups, pid)
 
         def clear_away() -> None:
             group.kill()
@@ -62,14 +59,28 @@ class MachineFaults:
         at = self.scene.here.data / _BALLAST
         if at.exists():
             return False
-        disk = os.statvfs(at.parent)
         left = self.scene.chance.choice((0, 0, 64 * 1024))
         self.scene.repairs.surely(
             self.scene.chance.uniform(0.3, 2) * self.scene.lease, lambda: at.unlink(missing_ok=True)
         )
-        with at.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_frsize - left))
+        fill(at, left)
         return True
+
+
+def starve(groups: Groups, pid: int) -> Group:
+    """Puts it into a group with no memory to give away; what it has, it keeps, until it wants more."""
+    group = groups.make(processes=_PROCESSES, memory_bytes=_STARVING_BYTES)
+    for door in group.doors:
+        with contextlib.suppress(OSError):  # it has just ended
+            Path(door).write_text(str(pid))
+    return group
+
+
+def fill(at: Path, left: int) -> None:
+    """Makes this file so long that `left` bytes of its disk are free."""
+    disk = os.statvfs(at.parent)
+    with at.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_frsize - left))
 
 
 @contextmanager

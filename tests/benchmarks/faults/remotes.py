@@ -17,7 +17,8 @@ _PUSHING: Final = text(
     "SELECT t.id FROM tasks t JOIN steps s ON s.task_id = t.id AND s.kind = 'integrate'"
     " WHERE t.push AND s.finished_at IS NULL ORDER BY t.id"
 )
-_HIDDEN: Final = ("config", "transfer.hideRefs")
+_HIDDEN: Final = "transfer.hideRefs"
+_READ_FIRST: Final = "packed-refs"
 
 
 def remote(folder: Path) -> Path:
@@ -27,9 +28,29 @@ def remote(folder: Path) -> Path:
     git(folder, "clone", "-q", "--bare", str(theirs), str(at))
     git(at, "symbolic-ref", "HEAD", "refs/heads/main")
     git(at, "config", "gc.auto", "0")
-    (at / "packed-refs").unlink(missing_ok=True)
+    (at / _READ_FIRST).unlink(missing_ok=True)
     git(theirs, "push", "-q", str(at), "main")
     return at
+
+
+def hang(at: Path) -> None:
+    """Whoever reads its refs gets no answer, as from a server that has lost its own disk."""
+    os.mkfifo(at / _READ_FIRST)
+
+
+def answer(at: Path) -> None:
+    """Those who wait find an empty file."""
+    door = os.open(at / _READ_FIRST, os.O_RDWR | os.O_NONBLOCK)
+    (at / _READ_FIRST).unlink()
+    os.close(door)
+
+
+def refuse(at: Path) -> None:
+    git(at, "config", _HIDDEN, "refs/heads/agent")
+
+
+def allow(at: Path) -> None:
+    git(at, "config", "--unset", _HIDDEN)
 
 
 @dataclass
@@ -51,22 +72,11 @@ class RemoteFaults:
         return self._for_a_while(lambda: at.rename(away), lambda: away.rename(at))
 
     def hangs(self) -> bool:
-        """Whoever reads its refs gets no answer, as from a server that has lost its own disk."""
-        at = self.scene.remote / "packed-refs"
-
-        def answer() -> None:
-            door = os.open(at, os.O_RDWR | os.O_NONBLOCK)  # those who wait find an empty file
-            at.unlink()
-            os.close(door)
-
-        return self._for_a_while(lambda: os.mkfifo(at), answer)
+        return self._for_a_while(lambda: hang(self.scene.remote), lambda: answer(self.scene.remote))
 
     def refuses(self) -> bool:
         """It can be read, and takes no branch of ours."""
-        at = self.scene.remote
-        return self._for_a_while(
-            lambda: git(at, *_HIDDEN, "refs/heads/agent"), lambda: git(at, "config", "--unset", _HIDDEN[1])
-        )
+        return self._for_a_while(lambda: refuse(self.scene.remote), lambda: allow(self.scene.remote))
 
     def moves(self) -> bool:
         """`main` goes on, or is rewritten, and somebody takes the name of a branch that will be pushed."""
