@@ -100,7 +100,7 @@ class Workplace:
         """Workspaces of this machine whose attempt is over, by their own record of whose they are."""
         try:
             removed = self.wiring.workspaces.sweep_orphans(self._live)
-        except (OSError, WorkspaceFault, OrchestratorError) as error:
+        except (OSError, WorkspaceFault, OrchestratorError, SQLAlchemyError) as error:
             log.warning("clean_up_failed", error=type(error).__name__)
             return
         if removed:

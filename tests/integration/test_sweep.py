@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -212,6 +214,25 @@ def test_a_step_that_waits_rises_step_by_step_and_no_faster(stack: Stack) -> Non
 
 
 # --- leases, times, cancels ---------------------------------------------------------------------------------
+
+
+def test_leases_and_cancels_don_t_wait_for_a_broker_that_hangs(stack: Stack) -> None:
+    until(lambda: up_for(stack) > 2.5, "a lease of Postgres")
+    refs = {name: stack.ledger.task(name)["work"] for name in ("expired", "cancelled")}
+    stack.ledger.take(refs["expired"], lease=timedelta(0))
+    stack.ledger.take(refs["cancelled"])
+    stack.ledger.run("UPDATE tasks SET cancel_requested_at = now() - interval '1 h' WHERE id = 'cancelled'")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hung = Stack(stack.database_url, f"redis://127.0.0.1:{silent.getsockname()[1]}/0", stack.folder)
+        began = time.monotonic()
+        swept = hung.sweep()
+        hung.close()
+    assert (swept.expired, swept.cancelled) == (1, 1)
+    assert time.monotonic() - began < 15
+    assert stack.ledger.row("cancelled")["status"] == "cancelled"
+    long_ago(stack)
+    assert stack.sweep().published == 1, "what could not be sent is sent later"
+    assert messages(stack) == [refs["expired"].step_id]
 
 
 def test_an_ended_lease_leads_to_another_attempt(stack: Stack) -> None:
