@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from orchestrator.core.bounds import Bound
 from orchestrator.core.states import PHASES, RULES, Event, Phase, Status
 from orchestrator.db.locks import EXCEEDED_SQL, LOCK_SQL, lock_task
-from orchestrator.db.sql import Prepared, StepRef, dumps, one, rows, statement
+from orchestrator.db.sql import Direct, Prepared, StepRef, dumps, one, rows, statement
 from orchestrator.db.transitions import settle
 
 
@@ -178,7 +178,7 @@ _CLAIM_LIMITED: Final = Prepared(
 
 
 def claim(
-    connection: Connection,
+    connection: Connection | Direct,
     step: StepRef,
     *,
     lease: timedelta,
