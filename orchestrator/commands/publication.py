@@ -30,7 +30,7 @@ class Publication:
     released: tuple[StepRef, ...] = ()
     """Steps that became ready and that no canvas publishes."""
     finished: tuple[TaskRef, ...] = ()
-    """Tasks that ended and whose caller waits in Celery."""
+    """Tasks that ended and whose caller waits in Celery, or that have steps which Flower must hear of."""
     shown: tuple[tuple[TaskRef, Status], ...] = ()
     """Tasks whose status changed and whose caller watches them in Celery."""
 
@@ -42,6 +42,8 @@ def following(task: TaskRef, settled: Settled, released: tuple[StepRef, ...] = (
     """What a transition makes due."""
     return Publication(
         released=released,
-        finished=(task,) if settled.ended else (),
-        shown=((task, settled.status),) if settled.watched else (),
+        finished=(task,)
+        if settled.ended and (settled.watched or settled.status is not Status.COMPLETED)
+        else (),
+        shown=((task, settled.status),) if settled.watched and not settled.ended else (),
     )

@@ -16,7 +16,7 @@ from orchestrator.core.priority import MOST_URGENT_FIRST, Priority
 from orchestrator.core.states import PHASES, RULES, Event, Phase, Status
 from orchestrator.db import agents
 from orchestrator.db.locks import EXCEEDED_SQL, LOCK_SQL, lock_task
-from orchestrator.db.sql import Prepared, StepRef, dumps, one, rows, statement
+from orchestrator.db.sql import Direct, Prepared, StepRef, dumps, one, rows, statement
 from orchestrator.db.transitions import settle
 
 
@@ -185,7 +185,7 @@ _CLAIM_LIMITED: Final = Prepared(
 
 
 def claim(
-    connection: Connection,
+    connection: Connection | Direct,
     step: StepRef,
     *,
     lease: timedelta,
@@ -456,14 +456,18 @@ def look(connection: Connection, step: StepRef) -> Found | None:
     return Found(Status(row["status"]), row["fence"], Status(row["task_status"]), row["task_ended"])
 
 
-_IS_LIVE: Final = statement(
+_LIVE: Final = statement(
     """
-    SELECT 1 FROM steps WHERE id = :step AND attempt = :attempt
-      AND status IN ('queued', 'running', 'pending_input') LIMIT 1
+    SELECT s.id, s.attempt FROM steps s
+    JOIN unnest(CAST(:steps AS text[]), CAST(:attempts AS int[])) AS asked (id, attempt)
+      ON s.id = asked.id AND s.attempt = asked.attempt
+    WHERE s.status IN ('queued', 'running', 'pending_input')
     """
 )
 
 
-def is_live(connection: Connection, step_id: str, attempt: int) -> bool:
-    """Whether this attempt may still go on; if not, its workspace is nobody's."""
-    return one(connection, _IS_LIVE, step=step_id, attempt=attempt) is not None
+def live_attempts(connection: Connection, attempts: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Those of the attempts (step's id, number) that may still go on; the others' workspaces are nobody's."""
+    steps, numbers = [step for step, _ in attempts], [number for _, number in attempts]
+    found = rows(connection, _LIVE, steps=steps, attempts=numbers)
+    return {(row["id"], row["attempt"]) for row in found}

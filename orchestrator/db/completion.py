@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from orchestrator.core.states import RULES, Event, Status
 from orchestrator.db.locks import FACTS_SQL, LOCK_SQL, locked
-from orchestrator.db.sql import Prepared, StepRef, dumps, one
+from orchestrator.db.sql import Direct, Prepared, StepRef, dumps, one
 from orchestrator.db.transitions import Applied, Settled, settle, step_event
 
 _SOURCE: Final = "running"
@@ -91,7 +91,7 @@ _SUCCEED: Final = Prepared(
 
 
 def succeed(
-    connection: Connection,
+    connection: Connection | Direct,
     step: StepRef,
     fence: int,
     *,
@@ -100,14 +100,14 @@ def succeed(
     commit: str | None = None,
     branch_commit: str | None = None,
     carried: frozenset[str] = frozenset(),
-    quietly: bool = False,
 ) -> Applied | None:
     """running → completed; None: the fence is lost. `carried` are the steps that the claim's own Celery
     request publishes.
 
-    `quietly`: only if the task goes on as it is, so that nothing is left to decide after the statement and
-    the connection may be one of `connect.at_once`; None says then that it must be done in a transaction.
+    On a direct connection, where each call is a transaction, it is done only if the task goes on as it is, so
+    that nothing is left to decide; None says then that it must be done in a transaction of several.
     """
+    quietly = isinstance(connection, Direct)
     event = step_event(Event.SUCCEED, step, fence, summary=summary, commit=branch_commit)
     done = one(
         connection,
@@ -131,7 +131,7 @@ def succeed(
         return None
     ready = tuple(row["id"] for row in done["ready"])
     released = tuple(row["id"] for row in done["ready"] if row["released"])
-    if quietly:
+    if isinstance(connection, Direct):
         return Applied(Settled(Status.RUNNING), ready, released)
     parked = {row["id"] for row in done["ready"] if row["status"] == RULES[Event.PAUSE].to}
     events = [event, *(step_event(Event.PAUSE, replace(step, step_id=each), None) for each in sorted(parked))]

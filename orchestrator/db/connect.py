@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import psycopg2
 from sqlalchemy import Connection, Engine, create_engine
@@ -21,6 +21,8 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
     TimeoutError as PoolTimeout,
 )
+
+from orchestrator.db.sql import Direct, failed
 
 __all__ = ["Connection", "Engine", "SQLAlchemyError", "at_once", "create", "is_away", "is_lost"]
 
@@ -66,19 +68,21 @@ def create(url: str, *, application: str, pool_size: int = 4) -> Engine:
 
 
 @contextmanager
-def at_once(engine: Engine) -> Iterator[Connection]:
+def at_once(engine: Engine) -> Iterator[Direct]:
     """A connection on which each call is a transaction of its own: one round trip, where `engine.begin()`
     needs three. A call of several statements split by `;` is one transaction, too."""
-    with engine.connect() as connection:
-        # SQLAlchemy's own way to it sets the isolation level as well, by one more round trip.
-        driver = connection.connection.driver_connection
-        assert driver is not None  # noqa: S101 - just connected
+    try:
+        pooled = engine.raw_connection()
+    except psycopg2.Error as error:
+        raise failed("connect", error, engine.dialect) from error
+    driver: Any = pooled.driver_connection
+    try:
         driver.autocommit = True
-        try:
-            yield connection
-        finally:
-            if not driver.closed:
-                driver.autocommit = False
+        yield Direct(pooled, engine.dialect)
+    finally:
+        if not driver.closed:
+            driver.autocommit = False
+        pooled.close()
 
 
 def is_away(error: BaseException) -> bool:

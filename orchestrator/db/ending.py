@@ -3,105 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from orchestrator.core.bounds import CODES
 from orchestrator.core.states import PHASES, Phase, Status
-from orchestrator.db.events import EventDraft
+from orchestrator.db.events import EventDraft, append_sql, append_values
 from orchestrator.db.locks import LockedTask
-from orchestrator.db.sql import dumps, rows, statement
+from orchestrator.db.sql import Prepared, dumps, rows, statement
 
-_MOVE: Final = statement(
-    """
-    INSERT INTO workflow_history (tenant_id, workflow_id, from_state, to_state, details)
-    VALUES (:tenant, :workflow, :from, :to, CAST(:details AS jsonb));
-    UPDATE workflows SET phase = :to, updated_at = clock_timestamp(),
-        started_at = coalesce(started_at, clock_timestamp()),
-        ended_at = CASE WHEN :ends THEN clock_timestamp() END, result = CAST(:result AS jsonb)
-    WHERE tenant_id = :tenant AND id = :workflow
-    """
-)
 _STEPS: Final = statement(
     """
     SELECT key, status, summary, branch_commit, error FROM steps
     WHERE tenant_id = :tenant AND workflow_id = :workflow ORDER BY number
     """
 )
-_END: Final = statement(
+_END: Final = Prepared(
+    "end_task",
     """
-    UPDATE tasks SET status = :status, waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
+    INSERT INTO workflow_history (tenant_id, workflow_id, from_state, to_state)
+    SELECT :tenant, :workflow, v.start, v.to
+    FROM jsonb_to_recordset(CAST(:moves AS jsonb)) AS v(i int, start text, "to" text) ORDER BY v.i;
+    UPDATE workflows SET phase = :phase, result = CAST(:result AS jsonb), updated_at = clock_timestamp(),
+        started_at = coalesce(started_at, clock_timestamp()), ended_at = clock_timestamp()
+    WHERE tenant_id = :tenant AND id = :workflow;
+    UPDATE interventions SET applied_at = clock_timestamp(),
+        state = CASE WHEN command = 'cancel' AND :status = 'cancelled' THEN 'applied' ELSE 'rejected' END
+    WHERE tenant_id = :tenant AND task_id = :task AND state IN ('requested', 'acknowledged');
+    """
+    + append_sql(
+        """
+        status = :status, waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
         outcome = CAST(:outcome AS jsonb), result = CAST(:result AS jsonb), paused_at = NULL,
         finished_at = clock_timestamp()
-    WHERE tenant_id = :tenant AND id = :task;
-    UPDATE interventions SET state = 'applied', applied_at = clock_timestamp()
-    WHERE tenant_id = :tenant AND task_id = :task AND command = 'cancel'
-        AND state IN ('requested', 'acknowledged')
-      AND :status = 'cancelled';
-    UPDATE interventions SET state = 'rejected', applied_at = clock_timestamp()
-    WHERE tenant_id = :tenant AND task_id = :task AND state IN ('requested', 'acknowledged')
-    """
+        """
+    ),
+    count="int",
 )
 
 
-def move_phase(
-    connection: Connection,
-    task: LockedTask,
-    start: Phase,
-    to: Phase,
-    *,
-    ends: bool = False,
-    result: Mapping[str, Any] | None = None,
-) -> EventDraft:
-    """One arrow of the phase diagram, with its history row; ValueError for an arrow that isn't there."""
-    if to not in PHASES[start]:
-        raise ValueError(f"no phase leads from {start} to {to}")
-    connection.execute(
-        _MOVE,
-        {
-            "tenant": task.ref.tenant_id,
-            "workflow": task.workflow_id,
-            "from": start,
-            "to": to,
-            "details": dumps({}),
-            "ends": ends,
-            "result": dumps(result),
-        },
-    )
-    return EventDraft("phase", to, {"from": start, "to": to}, workflow_id=task.workflow_id)
-
-
-def end_task(connection: Connection, task: LockedTask, status: Status) -> list[EventDraft]:
-    """Ends the workflow and the task; returns the events to append."""
+def end_task(connection: Connection, task: LockedTask, status: Status, events: Sequence[EventDraft]) -> None:
+    """Ends the workflow and the task, after the events that led to it."""
     steps = rows(connection, _STEPS, tenant=task.ref.tenant_id, workflow=task.workflow_id)
-    outcome = _outcome(task, status, steps)
-    result = _result(task, status, steps)
-    events = []
-    phase = task.phase
-    for to in _phases_to_end(phase, status):
-        last = to in {Phase.VALIDATION_PASSED, Phase.FAILED, Phase.CANCELLED}
-        events.append(move_phase(connection, task, phase, to, ends=last, result=result if last else None))
-        phase = to
-    connection.execute(
-        _END,
+    outcome, result = _outcome(task, status, steps), _result(task, status, steps)
+    arrows = list(pairwise([task.phase, *_phases_to_end(task.phase, status)]))
+    moves = [{"i": number, "start": start, "to": to} for number, (start, to) in enumerate(arrows)]
+    _END.run(
+        connection,
         {
-            "tenant": task.ref.tenant_id,
-            "task": task.ref.task_id,
+            "workflow": task.workflow_id,
+            "moves": dumps(moves),
+            "phase": arrows[-1][1],
             "status": status,
             "outcome": dumps(outcome),
             "result": dumps(result),
+            **append_values(
+                task.ref,
+                [
+                    *events,
+                    *(_move(task, start, to) for start, to in arrows),
+                    EventDraft(
+                        "status",
+                        status,
+                        {"from": task.status, "to": status, "outcome": outcome},
+                        workflow_id=task.workflow_id,
+                    ),
+                ],
+            ),
         },
     )
-    return [
-        *events,
-        EventDraft(
-            "status",
-            status,
-            {"from": task.status, "to": status, "outcome": outcome},
-            workflow_id=task.workflow_id,
-        ),
-    ]
+
+
+def _move(task: LockedTask, start: Phase, to: Phase) -> EventDraft:
+    """One arrow of the phase diagram; ValueError for an arrow that isn't there."""
+    if to not in PHASES[start]:
+        raise ValueError(f"no phase leads from {start} to {to}")
+    return EventDraft("phase", to, {"from": start, "to": to}, workflow_id=task.workflow_id)
 
 
 _LATE: Final = statement(

@@ -3,13 +3,14 @@ once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from orchestrator.core.priority import Priority
 from orchestrator.core.states import TERMINAL, Status
 from orchestrator.db.sql import TaskRef, dumps, one, rows, statement
 
@@ -52,15 +53,30 @@ _DELIVERED: Final = statement(
     WHERE tenant_id = :tenant AND id = :task AND entry_delivered_at IS NULL
     """
 )
-_DUE: Final = statement(
-    """
-    SELECT tenant_id, id FROM tasks
-    WHERE entry_signature IS NOT NULL AND entry_delivered_at IS NULL AND finished_at IS NOT NULL
-      AND finished_at < clock_timestamp() - make_interval(secs => :grace)
-      AND (entry_lease_until IS NULL OR entry_lease_until < clock_timestamp())
-    ORDER BY finished_at LIMIT :batch
+_IS_DUE: Final = """
+    t.entry_signature IS NOT NULL AND t.entry_delivered_at IS NULL AND t.finished_at IS NOT NULL
+    AND greatest(t.finished_at, t.entry_published_at) < clock_timestamp()
+        - make_interval(secs => :grace) * power(2, least(t.entry_publications, 4))
+    AND (t.entry_lease_until IS NULL OR t.entry_lease_until < clock_timestamp())
+"""
+_DUE: Final = statement(f"SELECT DISTINCT t.priority FROM tasks t WHERE {_IS_DUE}")
+_SEND_AGAIN: Final = statement(
+    f"""
+    UPDATE tasks SET entry_published_at = clock_timestamp(), entry_publications = entry_publications + 1
+    WHERE (tenant_id, id) IN (
+        SELECT t.tenant_id, t.id FROM tasks t
+        WHERE {_IS_DUE} AND (t.priority = ANY(:emptied)
+          OR greatest(t.finished_at, t.entry_published_at) + make_interval(secs => :grace) < (
+            SELECT max(latest.published_at) FROM (
+                SELECT s.published_at FROM steps s
+                WHERE s.priority = t.priority AND s.claimed_at IS NOT NULL AND s.published_at < s.claimed_at
+                ORDER BY s.claimed_at DESC LIMIT 20
+            ) latest))
+        ORDER BY t.finished_at LIMIT :batch FOR UPDATE OF t SKIP LOCKED)
+    RETURNING tenant_id, id
     """
 )
+"""Of the steps of its queue that were claimed last one was published later: its own message is lost."""
 
 
 def arrive(
@@ -110,7 +126,24 @@ def delivered(connection: Connection, task: TaskRef) -> None:
     connection.execute(_DELIVERED, {"tenant": task.tenant_id, "task": task.task_id})
 
 
-def undelivered(connection: Connection, grace: timedelta, batch: int = 100) -> list[TaskRef]:
-    """Ended tasks whose caller doesn't know it yet although it should."""
-    found = rows(connection, _DUE, grace=grace.total_seconds(), batch=batch)
+def undelivered(connection: Connection, grace: timedelta) -> set[Priority]:
+    """The queues in which messages should be that tell callers of an end, for longer than
+    grace * 2^publications."""
+    found = rows(connection, _DUE, grace=grace.total_seconds())
+    return {Priority(row["priority"]) for row in found}
+
+
+def take_lost(
+    connection: Connection, emptied: Iterable[Priority], grace: timedelta, batch: int = 100
+) -> list[TaskRef]:
+    """Ended tasks whose caller doesn't know it yet and whose message is lost, not merely far behind: its
+    queue is empty, or later messages were taken from it. The caller of this sends them, so it is written
+    down as done."""
+    found = rows(
+        connection,
+        _SEND_AGAIN,
+        grace=grace.total_seconds(),
+        emptied=[str(one) for one in emptied],
+        batch=batch,
+    )
     return [TaskRef(row["tenant_id"], row["id"]) for row in found]

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from orchestrator.core.bounds import CODES
 from orchestrator.core.priority import Priority
 from orchestrator.db.sql import StepRef, TaskRef, one, rows, statement
 
@@ -53,7 +54,7 @@ _ENTRY: Final = statement(
     """
 )
 _BEGUN: Final = """
-    SELECT s.id, s.agent_id FROM tasks t
+    SELECT s.id, s.agent_id, s.error ->> 'code' AS code FROM tasks t
     JOIN workflows w ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
     JOIN steps s ON s.tenant_id = w.tenant_id AND s.workflow_id = w.id
     WHERE t.tenant_id = :tenant AND t.id = :task AND s.agent_id IS NOT NULL
@@ -102,6 +103,18 @@ def cancelled(connection: Connection, task: TaskRef) -> list[tuple[str, str]]:
     """Of the task's steps that were begun and then cancelled: id, and the agent that had it last."""
     found = rows(connection, _CANCELLED, tenant=task.tenant_id, task=task.task_id)
     return [(row["id"], row["agent_id"]) for row in found]
+
+
+_FAILED_LATE: Final = statement(
+    f"{_BEGUN} AND s.status = 'failed' AND s.error ->> 'code' = ANY(:codes) ORDER BY s.number"
+)
+
+
+def failed_late(connection: Connection, task: TaskRef) -> list[tuple[str, str, str]]:
+    """Of the task's steps that were begun and that a bound in time ended: id, last agent, code."""
+    codes = list(CODES.values())
+    found = rows(connection, _FAILED_LATE, tenant=task.tenant_id, task=task.task_id, codes=codes)
+    return [(row["id"], row["agent_id"], row["code"]) for row in found]
 
 
 def last_agent(connection: Connection, task: TaskRef) -> str | None:

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import psycopg2
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, Dialect, TextClause, text
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound
+from sqlalchemy.pool import PoolProxiedConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,11 @@ class Prepared:
             calls.append(f"EXECUTE {name}_{number} ({', '.join(f'%({parameter})s' for parameter in names)})")
         self._call = "; ".join(calls)
 
-    def run(self, connection: Connection, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def run(self, connection: Connection | Direct, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows of the last statement, in the transaction that the connection is in. Raises SQLAlchemy's
         errors."""
-        known, driver = connection.info, connection.connection.driver_connection
+        pooled = connection.connection
+        known, driver = pooled.info, pooled.driver_connection
         assert driver is not None  # noqa: S101 - of an open connection
         with driver.cursor() as cursor:
             try:
@@ -82,19 +84,35 @@ class Prepared:
                 names = [column.name for column in cursor.description]
                 return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
             except psycopg2.Error as error:
-                self._fail(connection, driver, cursor, error)
+                lost = connection.dialect.is_disconnect(error, driver, cursor)  # type: ignore[arg-type]
+                if lost:
+                    connection.invalidate(error)
+                raise failed(self.name, error, connection.dialect, lost=lost) from error
 
     def execute(self, cursor: Any, call: str, values: Mapping[str, Any]) -> None:
         """The one round trip."""
         cursor.execute(call, values)
 
-    def _fail(self, connection: Connection, driver: Any, cursor: Any, error: psycopg2.Error) -> NoReturn:
-        lost = connection.dialect.is_disconnect(error, driver, cursor)  # type: ignore[arg-type]
-        if lost:
-            connection.invalidate(error)
-        raise DBAPIError.instance(
-            self.name, None, error, psycopg2.Error, connection_invalidated=lost, dialect=connection.dialect
-        ) from error
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A pooled connection without SQLAlchemy's layers, for prepared statements alone; see
+    `connect.at_once`."""
+
+    connection: PoolProxiedConnection
+    dialect: Dialect
+
+    def invalidate(self, error: BaseException) -> None:
+        self.connection.invalidate(error)
+
+
+def failed(what: str, error: psycopg2.Error, dialect: Dialect, *, lost: bool = False) -> DBAPIError:
+    """The driver's error as SQLAlchemy's, as all that catch it expect."""
+    found = DBAPIError.instance(
+        what, None, error, psycopg2.Error, connection_invalidated=lost, dialect=dialect
+    )
+    assert isinstance(found, DBAPIError)  # noqa: S101 - for an error of the driver's
+    return found
 
 
 def dumps(value: Mapping[str, Any] | Sequence[Any] | None) -> str | None:
@@ -103,13 +121,14 @@ def dumps(value: Mapping[str, Any] | Sequence[Any] | None) -> str | None:
     return None if value is None else json.dumps(value, default=str).replace("\\u0000", "\\ufffd")
 
 
-def rows(connection: Connection, sql: TextClause | Prepared, **values: Any) -> list[dict[str, Any]]:
+def rows(connection: Connection | Direct, sql: TextClause | Prepared, **values: Any) -> list[dict[str, Any]]:
     if isinstance(sql, Prepared):
         return sql.run(connection, values)
+    assert isinstance(connection, Connection)  # noqa: S101 - a direct one takes prepared statements alone
     return [dict(row) for row in connection.execute(sql, values).mappings()]
 
 
-def one(connection: Connection, sql: TextClause | Prepared, **values: Any) -> dict[str, Any] | None:
+def one(connection: Connection | Direct, sql: TextClause | Prepared, **values: Any) -> dict[str, Any] | None:
     found = rows(connection, sql, **values)
     if len(found) > 1:
         raise MultipleResultsFound(f"{len(found)} rows where one was expected")

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, WaitingOn, task_status
 from orchestrator.db.ending import end_task, ended_late
-from orchestrator.db.events import EventDraft, append_events, append_sql, append_values
+from orchestrator.db.events import EventDraft, append_sql, append_values
 from orchestrator.db.locks import LOCK_SQL, LockedTask, lock_task
 from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, rows, statement
 
@@ -107,8 +107,8 @@ def settle(
     )
     drafts = list(events)
     if status in TERMINAL:
-        append_events(connection, task.ref, [*drafts, *end_task(connection, task, status)])
-        return Settled(status, ended=True)
+        end_task(connection, task, status, drafts)
+        return Settled(status, ended=True, watched=task.has_entry)
     waiting_on, since, detail = _waiting(status, groups)
     if status is not task.status:
         drafts.append(

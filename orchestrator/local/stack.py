@@ -69,6 +69,17 @@ class Urls:
     result: str
 
 
+@dataclass(slots=True)
+class _Server:
+    """A service that listens on a port: `make` gives it for one, `port` is the one that it has."""
+
+    name: str
+    preferred: int
+    hosts: tuple[str, ...]
+    make: Callable[[int], Service]
+    port: int = 0
+
+
 class Stack:
     """See the module's docstring. `say` prints a line."""
 
@@ -80,6 +91,7 @@ class Stack:
         self._interrupts = Interrupts()
         self._supervisor: Supervisor | None = None
         self._interrupted = False
+        self._reserved: dict[str, ports.Reservation] = {}
 
     def __enter__(self) -> Self:
         self._interrupts.__enter__()
@@ -147,6 +159,8 @@ class Stack:
                 " Stopped."
                 + ("" if self._options.ephemeral else f" The data stays in {short(self.data_dir)}")
             )
+        for reservation in self._reserved.values():
+            reservation.close()
         if self._options.ephemeral and self.data_dir.exists():
             postgres.remove(self.data_dir / "postgres")
             shutil.rmtree(self.data_dir, ignore_errors=True)
@@ -247,21 +261,33 @@ class Stack:
     def _serve(
         self, supervisor: Supervisor, name: str, preferred: int, make: Callable[[int], Service]
     ) -> int:
-        """On the port it had last, if that is free; on another when somebody takes it under our hands."""
+        """On the port it had last, if that is free."""
         hosts = ("127.0.0.1", self._options.listen) if self._options.listen else ("127.0.0.1",)
+        last = 0 if self._options.ephemeral else supervisor.ports.get(name, preferred)
+        server = _Server(name, last, hosts, make)
+        self._launch(supervisor, server)
+        self._await(supervisor, server)
+        return server.port
+
+    def _launch(self, supervisor: Supervisor, server: _Server) -> None:
+        """On a port that stays reserved for it as long as this stack runs."""
+        if server.name in self._reserved:
+            self._reserved.pop(server.name).close()
+        reserved = self._reserved[server.name] = ports.reserve(server.preferred, hosts=server.hosts)
+        server.port = reserved.port
+        supervisor.launch(server.make(server.port))
+
+    def _await(self, supervisor: Supervisor, server: _Server) -> float:
+        """Until it is ready; on another port when a stranger takes its own under our hands."""
         for attempt in range(_PORT_TRIES):
-            last = supervisor.ports.get(name, preferred)
-            port = ports.choose(0 if self._options.ephemeral else last, hosts=hosts)
-            supervisor.launch(make(port))
             try:
-                supervisor.await_ready(name)
+                return supervisor.await_ready(server.name)
             except Unavailable:
-                taken = not all(ports.is_free(port, host=host) for host in hosts)
-                supervisor.forget(name)
+                taken = not all(ports.is_free(server.port, host=host) for host in server.hosts)
+                supervisor.forget(server.name)
                 if not taken or attempt == _PORT_TRIES - 1:
                     raise
-            else:
-                return port
+                self._launch(supervisor, server)
         raise AssertionError
 
     def _migrate(self) -> None:
@@ -292,17 +318,23 @@ class Stack:
         """All at once, and then waited for: they spend their start importing."""
         options = self._options
         parts = Processes(self.environment, self.data_dir, options.program)
-        self.api_url = f"http://{self._settings.api_host}:{self._api_port}"
+        host = self._settings.api_host
+        api = _Server("api", self._settings.api_port, (host,), lambda port: parts.api(host, port))
         workers = parts.workers(options.workers, options.concurrency)
-        flower_port = (
-            ports.choose(supervisor.ports.get("flower", options.flower_port)) if options.flower else None
+        flower = _Server(
+            "flower",
+            supervisor.ports.get("flower", options.flower_port),
+            ("127.0.0.1",),
+            lambda port: parts.flower(port, credentials.FLOWER_USER, self.credentials.flower_password),
         )
-        for service in (parts.api(self._settings.api_host, self._api_port), *workers, parts.beat()):
+        self._launch(supervisor, api)
+        for service in (*workers, parts.beat()):
             supervisor.launch(service)
-        if flower_port:
-            password = self.credentials.flower_password
-            supervisor.launch(parts.flower(flower_port, credentials.FLOWER_USER, password))
-        self._report.line("api", self.api_url, supervisor.await_ready("api"))
+        if options.flower:
+            self._launch(supervisor, flower)
+        took = self._await(supervisor, api)
+        self.api_url = self.environment["ORCHESTRATOR_API_URL"] = f"http://{host}:{api.port}"
+        self._report.line("api", self.api_url, took)
         lanes = "critical, high, medium, low, system"
         slowest = max(supervisor.await_ready(worker.name) for worker in workers)
         self._report.line(
@@ -312,11 +344,12 @@ class Stack:
         )
         every = f"{self._settings.sweep_every.total_seconds():g}s"
         self._report.line("beat", f"stalled-agent sweep every {every}", supervisor.await_ready("beat"))
-        flower_url = f"http://127.0.0.1:{flower_port}/flower/" if flower_port else None
+        took = self._await(supervisor, flower) if options.flower else 0.0
+        flower_url = f"http://127.0.0.1:{flower.port}/flower/" if options.flower else None
         where = self._keep_credentials(flower_url)
         if flower_url:
             what = f"{flower_url}  (read-only · {credentials.FLOWER_USER} / in {short(where)})"
-            self._report.line("flower", what, supervisor.await_ready("flower"))
+            self._report.line("flower", what, took)
         supervisor.publish({"api": self.api_url, **({"flower": flower_url} if flower_url else {})})
 
     def _keep_credentials(self, flower_url: str | None) -> Path:
@@ -331,7 +364,6 @@ class Stack:
         return outside if told else inside
 
     def _environment(self, urls: Urls) -> dict[str, str]:
-        self._api_port = ports.choose(self._settings.api_port, hosts=(self._settings.api_host,))
         secret = self._settings.message_secret
         key = self._settings.api_key
         return {
@@ -343,7 +375,6 @@ class Stack:
                 secret.get_secret_value() if secret else self.credentials.message_secret
             ),
             "ORCHESTRATOR_API_KEY": key.get_secret_value() if key else self.credentials.api_key,
-            "ORCHESTRATOR_API_URL": f"http://{self._settings.api_host}:{self._api_port}",
         }
 
     def _serve_requests(self, supervisor: Supervisor) -> None:

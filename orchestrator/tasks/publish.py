@@ -58,7 +58,7 @@ def publish(wiring: Wiring, due: Publication) -> None:
             release(wiring, due.released)
         for task in due.finished:
             resend_entry(wiring, task)
-            _show_cancelled(wiring, task)
+            _show_ended(wiring, task)
         for task, status in due.shown:
             _show(wiring, task, status)
     except Exception as error:  # noqa: BLE001 - whatever the broker throws, the rows are committed
@@ -161,20 +161,22 @@ def _show(wiring: Wiring, task: TaskRef, status: Status) -> None:
         _tell_flower(wiring, agent_id, task.task_id, f"task-{status.value}")
 
 
-def _show_cancelled(wiring: Wiring, task: TaskRef) -> None:
-    """Tells Flower of steps that were cancelled while parked: no delivery of theirs is there to say it.
+def _show_ended(wiring: Wiring, task: TaskRef) -> None:
+    """Tells Flower of steps that were ended while parked: no delivery of theirs is there to say it.
 
     Flower takes a state of ours for a later one than REVOKED, and a retry for a new start.
     """
     with wiring.engine.connect() as connection:
-        found = publishing.cancelled(connection, task)
-    for step_id, agent_id in found:
+        cancelled, failed = publishing.cancelled(connection, task), publishing.failed_late(connection, task)
+    for step_id, agent_id in cancelled:
         _tell_flower(wiring, agent_id, step_id, "task-retried", "task-revoked")
+    for step_id, agent_id, code in failed:
+        _tell_flower(wiring, agent_id, step_id, "task-retried", "task-failed", exception=code)
 
 
-def _tell_flower(wiring: Wiring, agent_id: str, celery_id: str, *events: str) -> None:
+def _tell_flower(wiring: Wiring, agent_id: str, celery_id: str, *events: str, **said: str) -> None:
     """Under the name of the agent's worker, or Flower would show this process as one more worker."""
     worker = agent_id.rpartition("/")[0]
     with wiring.app.events.default_dispatcher(hostname=worker) as dispatcher:
         for event in events:
-            dispatcher.send(event, uuid=celery_id)
+            dispatcher.send(event, uuid=celery_id, **said)

@@ -20,7 +20,7 @@ from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdi
 from orchestrator.db import agents, claims, completion, connect, effects, transitions
 from orchestrator.db.claims import Claimed, Refusal, Why
 from orchestrator.db.connect import Connection, SQLAlchemyError
-from orchestrator.db.sql import StepRef
+from orchestrator.db.sql import Direct, StepRef
 from orchestrator.db.transitions import Applied
 from orchestrator.queues.messages import opened
 from orchestrator.tasks import attempt
@@ -83,9 +83,9 @@ def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) ->
     signature, at_once = request_signature(task), wiring.settings.max_concurrent_workflows
 
     def claim() -> Claimed | Refusal:
-        with connect.at_once(wiring.engine) as connection:
+        with connect.at_once(wiring.engine) as direct:
             claimed = claims.claim(
-                connection,
+                direct,
                 step,
                 lease=wiring.settings.lease,
                 agent_id=agent_id,
@@ -183,7 +183,8 @@ def _read_back(wiring: Wiring, claimed: Claimed) -> tuple[Applied | None, Status
     with wiring.engine.connect() as connection:
         found = claims.look(connection, claimed.step)
     if found is not None and found.status is Status.COMPLETED and found.fence == claimed.fence:
-        return Applied(transitions.Settled(found.task_status, ended=found.task_ended)), found.status
+        settled = transitions.Settled(found.task_status, ended=found.task_ended, watched=found.task_ended)
+        return Applied(settled), found.status
     return None, Status.QUEUED
 
 
@@ -218,7 +219,7 @@ def _complete(
 ) -> tuple[Applied | None, Status]:
     step, fence = claimed.step, claimed.fence
 
-    def succeed(connection: Connection, branch_commit: str | None, *, quietly: bool) -> Applied | None:
+    def succeed(connection: Connection | Direct, branch_commit: str | None) -> Applied | None:
         return completion.succeed(
             connection,
             step,
@@ -228,12 +229,11 @@ def _complete(
             commit=finished.result if finished else None,
             branch_commit=branch_commit,
             carried=carried(task),
-            quietly=quietly,
         )
 
     if finished is None or finished.commit is None:
-        with connect.at_once(wiring.engine) as connection:
-            if (applied := succeed(connection, None, quietly=True)) is not None:
+        with connect.at_once(wiring.engine) as direct:
+            if (applied := succeed(direct, None)) is not None:
                 return applied, Status.COMPLETED
     with wiring.engine.begin() as connection:
         branch_commit: str | None = None
@@ -245,7 +245,7 @@ def _complete(
                 desk.remove_workspace()
                 return _conflict(wiring, connection, claimed, merged)
             branch_commit = merged
-        return succeed(connection, branch_commit, quietly=False), Status.COMPLETED
+        return succeed(connection, branch_commit), Status.COMPLETED
 
 
 def _conflict(

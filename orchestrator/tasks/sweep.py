@@ -6,9 +6,10 @@ without faults it publishes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
@@ -18,7 +19,7 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import following
 from orchestrator.core.priority import Priority, raised
 from orchestrator.core.states import Event, WaitingOn
-from orchestrator.db import agents, bounds, entries, publishing, sweep, transitions
+from orchestrator.db import agents, bounds, entries, publishing, statistics, sweep, transitions
 from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.sql import StepRef
 from orchestrator.db.sweep import Due, Unclaimed
@@ -30,6 +31,10 @@ from orchestrator.tasks.publish import hand_on_slot, publish, resend_entry, send
 log: Final = structlog.get_logger(__name__)
 _LOCK: Final = 0x6F7263_02
 _SILENT_LEASES: Final = 3
+_BROKER_SECONDS: Final[Mapping[str, float]] = MappingProxyType(
+    {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "connect_timeout": 1.0}
+)
+"""How long the sweep waits for one word of the broker; elsewhere an answer may take half a minute."""
 
 
 @dataclass(slots=True)
@@ -77,12 +82,18 @@ def _sweep(wiring: Wiring) -> Swept:
         silent = settings.lease * _SILENT_LEASES
         swept.agents_lost = 0 if just_up else len(agents.lose(connection, silent))
         after_outage = sweep.postgres_up_for(connection) < settings.lease * 2
-    swept.cancelled = _each(wiring, overdue, _cancel)
-    swept.late = _each(wiring, late, lambda c, d: bounds.end_late(c, d.step))
+    answers = _answers(wiring)
+    swept.cancelled = _each(wiring, overdue, _cancel, publishes=answers)
+    swept.late = _each(wiring, late, lambda c, d: bounds.end_late(c, d.step), publishes=answers)
     swept.expired = _each(
-        wiring, expired, lambda c, d: transitions.expire(c, d.step, d.fence, uncounted=after_outage)
+        wiring,
+        expired,
+        lambda c, d: transitions.expire(c, d.step, d.fence, uncounted=after_outage),
+        publishes=answers,
     )
-    swept.timed = _each(wiring, timed, _time_came)
+    swept.timed = _each(wiring, timed, _time_came, publishes=answers)
+    if not answers:
+        return swept
     with wiring.engine.connect() as connection:
         unclaimed = sweep.unclaimed(connection, settings.publish_grace)
         starved = sweep.starved(connection, settings.ageing)
@@ -96,10 +107,30 @@ def _sweep(wiring: Wiring) -> Swept:
     )
     swept.delivered = _deliver(wiring)
     _show_again(wiring)
+    _refresh_statistics(wiring)
     return swept
 
 
-def _each(wiring: Wiring, found: Iterable[Due], apply: Callable[[Connection, Due], Applied | None]) -> int:
+def _answers(wiring: Wiring) -> bool:
+    """Whether the broker can be spoken to now. What is to be sent is in the rows, and can wait; with one that
+    hangs, leases and cancels would have to wait, too, for minutes."""
+    with wiring.app.connection_for_read(transport_options=dict(_BROKER_SECONDS)) as connection:
+        away: tuple[type[BaseException], ...] = (OSError, KombuError, *connection.connection_errors)
+        try:
+            connection.channel()
+        except away as error:
+            log.warning("broker_away", error=type(error).__name__)
+            return False
+    return True
+
+
+def _each(
+    wiring: Wiring,
+    found: Iterable[Due],
+    apply: Callable[[Connection, Due], Applied | None],
+    *,
+    publishes: bool,
+) -> int:
     """Each row in a transaction of its own: one that fails doesn't keep the others waiting."""
     done = 0
     for one in found:
@@ -113,6 +144,8 @@ def _each(wiring: Wiring, found: Iterable[Due], apply: Callable[[Connection, Due
         if applied is None:
             continue
         done += 1
+        if not publishes:
+            continue
         publish(wiring, following(one.step.task, applied.settled, (one.step,) if applied.released else ()))
         hand_on_slot(wiring)
     return done
@@ -186,12 +219,27 @@ def _show_again(wiring: Wiring) -> None:
         log.warning("states_not_shown", error=type(error).__name__)
 
 
+def _refresh_statistics(wiring: Wiring) -> None:
+    try:
+        with wiring.engine.begin() as connection:
+            sweep.pass_by_locked(connection)
+            statistics.refresh(connection)
+    except SQLAlchemyError as error:
+        log.warning("statistics_not_refreshed", error=type(error).__name__)
+
+
 def _deliver(wiring: Wiring) -> int:
+    grace = wiring.settings.publish_grace + timedelta(seconds=1)
     with wiring.engine.connect() as connection:
-        waiting = entries.undelivered(connection, wiring.settings.publish_grace + timedelta(seconds=1))
-    for task in waiting:
+        waiting = entries.undelivered(connection, grace)
+    if not waiting:
+        return 0
+    emptied = [priority for priority in waiting if _is_empty(wiring, priority)]
+    with wiring.engine.begin() as connection:
+        lost = entries.take_lost(connection, emptied, grace)
+    for task in lost:
         try:
             resend_entry(wiring, task)
         except Exception as error:  # noqa: BLE001 - as above
             log.warning("publish_failed", task=task.task_id, error=type(error).__name__)
-    return len(waiting)
+    return len(lost)

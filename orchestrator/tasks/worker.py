@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from billiard.process import current_process
 from celery import signals
+from celery.states import IGNORED
 
 from orchestrator.agents.types import usable
 from orchestrator.bootstrap import Wiring
@@ -37,6 +39,9 @@ from orchestrator.workspaces.workspace import AttemptOwner
 log: Final = structlog.get_logger(__name__)
 T = TypeVar("T")
 VERSION: Final = installed("orchestrator")
+_IGNORED_AT_MOST: Final = 10
+"""Of each `Ignore` Celery copies the whole traceback, a megabyte in a cycle of few objects; Python, which
+counts objects, would look for it after a hundred of them."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -101,16 +106,17 @@ class Workplace:
     def _clean(self) -> None:
         """Workspaces of this machine whose attempt is over, by their own record of whose they are."""
         try:
-            removed = self.wiring.workspaces.sweep_orphans(self._is_live)
-        except (OSError, WorkspaceFault, OrchestratorError) as error:
+            removed = self.wiring.workspaces.sweep_orphans(self._live)
+        except (OSError, WorkspaceFault, OrchestratorError, SQLAlchemyError) as error:
             log.warning("clean_up_failed", error=type(error).__name__)
             return
         if removed:
             log.info("workspaces_removed", workspaces=removed)
 
-    def _is_live(self, owner: AttemptOwner) -> bool:
+    def _live(self, owners: Sequence[AttemptOwner]) -> set[AttemptOwner]:
         with self.wiring.engine.connect() as connection:
-            return claims.is_live(connection, owner.step_id, owner.attempt)
+            found = claims.live_attempts(connection, [(owner.step_id, owner.attempt) for owner in owners])
+        return {owner for owner in owners if (owner.step_id, owner.attempt) in found}
 
 
 def attend(workplace: Workplace) -> None:
@@ -132,28 +138,30 @@ def attend(workplace: Workplace) -> None:
 
 
 def _serve(workplace: Workplace, drain: Drain) -> None:
+    ignored = 0
+
     def child_began(**_: Any) -> None:
         drain.begin(workplace.first_slot)
         # The parent's connections are the parent's: two processes on one socket garble both.
         workplace.wiring.engine.dispose(close=False)
         if hasattr(current_process(), "index"):  # the solo pool says that it starts a process, too
+            gc.freeze()  # what was there before the fork stays, stays shared, and needs no looking at
             _begin(workplace, 1)
 
     def worker_began(sender: Any, **_: Any) -> None:
-        controller = sender.controller  # which learns of its pool only after `celeryd_init`
-        match str(controller.pool_cls.__module__).rpartition(".")[2]:
-            case "prefork":
-                return  # each child begins by itself
-            case "solo":
-                _begin(workplace, 1)
-            case _:
-                _begin(workplace, int(controller.concurrency))
+        if slots := _own_slots(sender.controller):
+            _begin(workplace, slots)
 
     def taken(**_: Any) -> None:
         drain.take(workplace.first_slot)
 
-    def put_down(**_: Any) -> None:
+    def put_down(state: str | None = None, **_: Any) -> None:
+        nonlocal ignored
         drain.put_down(workplace.first_slot)
+        if state == IGNORED:
+            ignored += 1
+            if ignored % _IGNORED_AT_MOST == 0:
+                gc.collect()
 
     def ended(**_: Any) -> None:
         workplace.pulse.end()
@@ -164,6 +172,17 @@ def _serve(workplace: Workplace, drain: Drain) -> None:
     signals.task_postrun.connect(put_down, weak=False)
     signals.worker_process_shutdown.connect(ended, weak=False)
     signals.worker_shutdown.connect(ended, weak=False)
+
+
+def _own_slots(controller: Any) -> int:
+    """Of the main process; Celery's controller learns of its pool only after `celeryd_init`."""
+    match str(controller.pool_cls.__module__).rpartition(".")[2]:
+        case "prefork":
+            return 0  # each child begins by itself
+        case "solo":
+            return 1
+        case _:
+            return int(controller.concurrency)
 
 
 def _prepare(workplace: Workplace, *, runs_steps: bool) -> None:

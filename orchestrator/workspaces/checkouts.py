@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -110,12 +110,17 @@ class Workspaces:
         """Whose workspaces are on this disk."""
         return [owner for _, owner in self._folders() if owner is not None]
 
-    def sweep_orphans(self, is_live: Callable[[AttemptOwner], bool]) -> list[str]:
-        """Removes the workspaces whose owner isn't live, and what a killed process left half made."""
+    def sweep_orphans(self, live: Callable[[Sequence[AttemptOwner]], Collection[AttemptOwner]]) -> list[str]:
+        """Removes the workspaces whose owner isn't live, and what a killed process left half made.
+
+        `live` is asked once, for all of them: nobody opens a workspace meanwhile.
+        """
         removed = []
         with held(self._root / ".lock"):
-            for folder, owner in self._folders():
-                if owner is None or not is_live(owner):
+            folders = self._folders()
+            kept = live([owner for _, owner in folders if owner is not None]) if folders else ()
+            for folder, owner in folders:
+                if owner is None or owner not in kept:
                     _remove(folder)
                     removed.append(folder.name)
         return removed

@@ -96,20 +96,29 @@ class Identity:
 
     def kill(self) -> bool:
         """False: it has ended already."""
-        try:
-            handle = os.pidfd_open(self.pid)
-        except (OSError, AttributeError):
-            return False
+        handle = _handle(self.pid)
         try:
             found = _stat(self.pid)  # the handle holds whoever has the id now: is it still the one?
             if found is None or found[1] != self.started:
                 return False
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            if handle is None:
+                os.kill(self.pid, signal.SIGKILL)
+            else:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             return False
         finally:
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
         return True
+
+
+def _handle(pid: int) -> int | None:
+    """None: it has ended, or the kernel is older than 5.3 and has no handles."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return None
 
 
 class Lineage:

@@ -68,6 +68,15 @@ def test_flower_shows_that_a_parked_task_was_cancelled(doors: Doors, start: Star
     doors.until_flower(task["id"], {"1": "REVOKED"})
 
 
+def test_flower_shows_that_a_parked_task_failed_when_its_time_was_over(doors: Doors, tmp_path: Path) -> None:
+    task = doors.create(**recorded("ask", tmp_path / "repository"), budget={"max_duration": "6s"})
+    doors.until_flower(task["id"], {"1": "PENDING_INPUT"})
+    failed = doors.until_status(task["id"], "failed")
+    assert failed["outcome"]["reason"] == "duration-exceeded"
+    seen = doors.until_flower(task["id"], {"1": "FAILURE"})
+    assert "duration-exceeded" in seen["1"]["exception"]
+
+
 def test_flower_shows_that_a_running_task_was_cancelled(doors: Doors, start: Start) -> None:
     task = start("fix-bug")
     doors.until_event(task["id"], "progress", "turn")

@@ -2,7 +2,9 @@
 
     scripts/bench [--only NAME] [--json] [--dags DIR]
 
-NAME is throughput, latency, makespan or growth.
+NAME is throughput, latency, makespan or growth, which a run without it measures, or one of those that take
+minutes more and are measured by name alone: recovery (kill -9 in the middle of a step, about five minutes)
+and parked (a thousand tasks that wait for a person, about three).
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from typing import Any, Final
 
 import structlog
 
-from tests.benchmarks import growth, latency, makespan, throughput
+from tests.benchmarks import growth, latency, makespan, parked, recovery, throughput
 
 NAMES: Final = ("throughput", "latency", "makespan", "growth")
+BY_NAME_ALONE: Final = ("recovery", "parked")
 _ENOUGH_BY_CANVAS: Final = 0.8
 _WORTH_A_WORD_MS: Final = 0.05
 
@@ -74,8 +77,7 @@ def _latency(_: argparse.Namespace) -> Result:
 
 
 def _percentiles(what: str, found: Mapping[str, float], most: float) -> tuple[str, str, str, bool]:
-    shown = f"p50 {found['p50']}  p95 {found['p95']}  n {found['n']:.0f}"
-    return what, shown, f"p50 ≤ {most:g}", found["p50"] <= most
+    return what, _shown(found), f"p50 ≤ {most:g}", found["p50"] <= most
 
 
 def _makespan(options: argparse.Namespace) -> Result:
@@ -124,17 +126,70 @@ def _growth(_: argparse.Namespace) -> Result:
     )
 
 
+def _recovery(_: argparse.Namespace) -> Result:
+    found = recovery.measure()
+    values = recovery.as_json(found)
+    promised = values["recovery_promised_s"]
+    asked_again, others = values["turns_asked_again"], values["recoveries_otherwise_than_expected"]
+    lines = []
+    for name, seconds in values["recovery_s"].items():
+        most = promised["default" if name == "child_default_settings" else "test"]
+        shown = f"p50 {seconds['p50']:.2f}  max {seconds['max']:.2f}  n {seconds['n']}"
+        what = f"kill -9 of {name.replace('_', ' ')} → running, s"
+        lines.append((what, shown, f"max ≤ {most:g}", seconds["max"] <= most))
+    return Result(
+        values,
+        [
+            *lines,
+            ("finished turns that were asked for again", str(asked_again), "0", asked_again == 0),
+            ("went on otherwise than from the last turn", str(others), "0", others == 0),
+        ],
+    )
+
+
+def _parked(_: argparse.Namespace) -> Result:
+    found = parked.measure()
+    values = parked.as_json(found)
+    one = values["parked"]
+    free, alone, rush = (
+        one["slot_free_ms"],
+        one["answer_to_running_ms"],
+        one["answer_in_a_rush_to_running_ms"],
+    )
+    sweeps = f"{one['sweep_ms']['before']} → {one['sweep_ms']['beside']}"
+    return Result(
+        values,
+        [
+            (f"{found.tasks:,} tasks ask and park, s", f"{found.park:.1f}", "", True),
+            ("park → slot free, ms", _shown(free), "p95 ≤ 1000", free["p95"] <= 1000),
+            ("others to their end, before, s", f"{found.others_before:.2f}", "", True),
+            ("others to their end, beside the parked, s", f"{found.others_beside:.2f}", "", True),
+            ("one sweep, before → beside, ms", sweeps, "", True),
+            ("answer → running, idle slot, ms", _shown(alone), "p95 ≤ 2000", alone["p95"] <= 2000),
+            ("answer → running, all answered at once, ms", _shown(rush), "", True),
+            ("all answered → all ended, s", f"{found.finish:.1f}", "", True),
+            ("counts that are wrong", str(found.wrong or "none"), "none", not found.wrong),
+        ],
+    )
+
+
+def _shown(found: Mapping[str, float]) -> str:
+    return f"p50 {found['p50']}  p95 {found['p95']}  n {found['n']:.0f}"
+
+
 _MEASURES: Final[Mapping[str, Callable[[argparse.Namespace], Result]]] = {
     "throughput": _throughput,
     "latency": _latency,
     "makespan": _makespan,
     "growth": _growth,
+    "recovery": _recovery,
+    "parked": _parked,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=NAMES)
+    parser.add_argument("--only", choices=(*NAMES, *BY_NAME_ALONE))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--dags", type=Path, default=makespan.DAGS, help="a folder of *.json plans")
     parser.add_argument(

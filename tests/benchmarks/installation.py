@@ -161,9 +161,9 @@ class Installation:
         self.supervisor.forget(name)
         self.supervisor.launch(self.services[name])
 
-    def leave(self, name: str) -> None:
-        """Ends it in order, for good."""
-        self.supervisor._end([self.supervisor._runs.pop(name)], orderly=True)
+    def leave(self, *names: str) -> None:
+        """Ends them in order, for good."""
+        self.supervisor._end([self.supervisor._runs.pop(name) for name in names], orderly=True)
 
     def strays(self) -> list[Identity]:
         """Processes that bear this installation's mark and descend from none that runs on purpose."""

@@ -45,7 +45,7 @@ SQL: Final[Mapping[str, Mapping[str, str]]] = {
         "failed for no reason of its own": """
             SELECT id, attempt, error FROM steps WHERE status = 'failed' AND coalesce(error ->> 'code', '?')
               NOT IN ('poison', 'repository-unreachable', 'push-refused', 'ref-moved', 'git-failed',
-                'workspace-io', 'artifact-store-unavailable')""",
+                'disk-full', 'workspace-io', 'artifact-store-unavailable')""",
         "failed over files that it has not": """
             SELECT id, attempt, error FROM steps WHERE status = 'failed' AND spec ->> 'files' = 'false'
               AND error ->> 'code' <> 'poison'""",

@@ -33,9 +33,14 @@ FORK_JOIN: Final = (
 """Seven steps, one chord."""
 
 
-def send(wiring: Wiring, task_id: str, steps: Steps) -> None:
-    """The production path of a new task: validated, written, committed, published."""
-    wanted = request.parse({"description": "Measured", "steps": list(steps)})
+def body(steps: Steps, repository: str | None = None) -> dict[str, Any]:
+    at = {"repository": {"path": repository}} if repository else {}
+    return {"description": "Measured", "steps": list(steps), **at}
+
+
+def send(wiring: Wiring, task_id: str, steps: Steps, repository: str | None = None) -> None:
+    """The production path of a new task: validated, written, committed, published. `repository` is a path."""
+    wanted = request.parse(body(steps, repository))
     perform(
         wiring,
         lambda connection: submit.submit(

@@ -5,10 +5,12 @@ A step's script is its spec: {"turns": 3, "seconds": 0.1, "asks": true, "breaks"
 mend; `asks` asks a person before the last turn; `files` opens a real checkout, else files are only imagined;
 `shared` writes a file that its siblings write, too; `eats` runs a command that takes more memory than
 commands may have; `dies` takes its worker's process along at the last turn, whatever the attempt.
+BENCHMARK_REQUESTS names a file in which each request to the script becomes a line.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,11 +48,14 @@ class Script:
     key: str
     attempt: int
     spec: Mapping[str, Any]
+    heard: Callable[[int], None] = lambda _: None
+    """Told the number of the turn that is asked for, before anything else."""
     kind: Literal["live", "recorded"] = "recorded"
     name: str = "script"
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
         turn = 1 + sum(message["role"] == "assistant" for message in request.messages)
+        self.heard(turn)
         if stop.wait_hard(float(self.spec.get("seconds", 0))):
             raise Stopped
         turns = int(self.spec.get("turns", 1))
@@ -137,11 +142,28 @@ def _imagined() -> Iterator[Workspace]:
     yield Imagined()
 
 
+def _ledger(assignment: Assignment) -> Callable[[int], None]:
+    """What a model's server would write down: each request in one write, whatever happens next."""
+    at = os.environ.get("BENCHMARK_REQUESTS")
+
+    def heard(turn: int) -> None:
+        if at is None:
+            return
+        line = json.dumps({"task": assignment.task_id, "fence": assignment.fence, "turn": turn})
+        descriptor = os.open(at, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(descriptor, f"{line}\n".encode())
+        finally:
+            os.close(descriptor)
+
+    return heard
+
+
 def scripted_agent(wiring: Wiring, desk: Desk) -> Agent:
     """The engine, with the script of the assignment's spec for a model."""
 
     def script(assignment: Assignment) -> Script:
-        return Script(assignment.step_key, assignment.attempt, assignment.spec)
+        return Script(assignment.step_key, assignment.attempt, assignment.spec, _ledger(assignment))
 
     def workspace(assignment: Assignment) -> AbstractContextManager[Workspace]:
         return desk.open_workspace(assignment) if assignment.spec.get("files") else _imagined()

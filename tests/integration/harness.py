@@ -118,11 +118,11 @@ class Obedient:
     def _edit(self, name: str, assignment: Assignment, link: Link) -> Verdict:
         """Puts its own key into the file that the others write, too; held by `hold.<task>.<key>.<fence>`."""
         with self.desk.open_workspace(assignment) as workspace:
+            workspace.write("same.txt", f"{assignment.step_key}\n")
             self.notes.write("began", step=f"{name}.{assignment.fence}", context=assignment.context)
             while self.notes.is_held(f"{name}.{assignment.fence}"):
                 if link.stop.wait(0.02):
                     return Yielded(link.stop.reason or StopReason.DRAIN)
-            workspace.write("same.txt", f"{assignment.step_key}\n")
         return Done(f"{assignment.step_key} has written")
 
 

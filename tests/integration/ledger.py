@@ -18,7 +18,7 @@ from orchestrator.core.verdict import Ask
 from orchestrator.db import claims, completion, connect, effects, transitions
 from orchestrator.db.claims import Claimed, Refusal
 from orchestrator.db.models import Base
-from orchestrator.db.sql import StepRef, TaskRef
+from orchestrator.db.sql import Direct, StepRef, TaskRef
 from orchestrator.db.transitions import Applied
 from orchestrator.db.upgrade import upgrade
 
@@ -114,9 +114,9 @@ class Ledger:
         return found
 
     def succeed(self, claimed: Claimed, *, carried: frozenset[str] = frozenset()) -> Applied | None:
-        """As the step's shell does it: quietly if that is all, else in a transaction."""
+        """As the step's shell does it: by one call if that is all, else in a transaction."""
 
-        def work(connection: Connection, *, quietly: bool) -> Applied | None:
+        def work(connection: Connection | Direct) -> Applied | None:
             return completion.succeed(
                 connection,
                 claimed.step,
@@ -124,12 +124,11 @@ class Ledger:
                 summary="done",
                 result={"ok": True},
                 carried=carried,
-                quietly=quietly,
             )
 
         with connect.at_once(self.engine) as connection:
-            applied = work(connection, quietly=True)
-        return applied or self.do(lambda connection: work(connection, quietly=False))
+            applied = work(connection)
+        return applied or self.do(work)
 
     def fail(self, claimed: Claimed) -> Applied | None:
         error = {"code": "no-luck", "message": "It did not work.", "recoverable": True}

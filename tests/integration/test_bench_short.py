@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench, growth, latency, makespan, throughput
+from tests.benchmarks import bench, growth, latency, makespan, parked, recovery, throughput
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -43,6 +43,25 @@ def test_a_step_is_timed_beside_few_and_beside_many_rows() -> None:
     found = growth.measure(few=14, many=140, rounds=1, workflows=2)
     assert found.few[0] > 0
     assert found.many[0] > 0
+
+
+def test_a_killed_worker_s_step_goes_on_after_its_last_finished_turn() -> None:
+    found = recovery.measure(deaths=1, at_defaults=0)
+    assert {victim: len(deaths) for victim, deaths in found.test.items()} == dict.fromkeys(
+        recovery.VICTIMS, 1
+    )
+    for death in found.all:
+        assert death.asked_again == 0, death
+        assert death.as_expected, death
+        assert death.seconds > 0
+
+
+def test_parked_tasks_hold_no_slot_and_go_on_after_all_workers_were_restarted_in_a_chord_too() -> None:
+    found = parked.measure(tasks=12, others=6, members=4, alone=3)
+    assert found.wrong == {}
+    assert found.counts["parked"] == found.counts["completed"] == 12
+    assert found.counts["body_runs"] == 1
+    assert (len(found.slot_free), len(found.answered_alone), len(found.answered_at_once)) == (3, 3, 9)
 
 
 def test_the_table_says_what_missed_its_bound() -> None:

@@ -231,6 +231,8 @@ def test_a_running_agent_stops_and_its_caller_hears_the_code(stack: Stack) -> No
         assert failed.value.args[0] == "deadline-exceeded"
         (ref, _) = stack.ledger.steps("t").values()
         assert stack.ledger.names(ref) == ["claim", "fail"]
+        kept = stack.ledger.rows("SELECT name FROM artifacts WHERE step_id = :step", step=ref.step_id)
+        assert kept == [{"name": "a.partial.patch"}], "what it had changed by then"
         stack.ledger.assert_consistent("t")
 
 

@@ -275,6 +275,23 @@ def test_a_heartbeat_without_the_fence_says_so(ledger: Ledger) -> None:
     assert ledger.do(lambda connection: claims.holds(connection, ref, claimed.fence))
 
 
+def test_attempts_that_may_go_on_are_told_from_those_that_are_over(ledger: Ledger) -> None:
+    parked, again, ended = (ledger.task(name)["work"] for name in ("parked", "again", "ended"))
+    assert ledger.ask(ledger.take(parked))
+    ledger.take(again)
+    ledger.expire(again)
+    ledger.take(again)
+    ledger.succeed(ledger.take(ended))
+    asked = [
+        *((ref.step_id, 1) for ref in (parked, again, ended)),
+        (again.step_id, 2),
+        ("never-heard-of", 1),
+    ]
+    live = ledger.do(lambda connection: claims.live_attempts(connection, asked))
+    assert live == {(parked.step_id, 1), (again.step_id, 2)}
+    assert ledger.do(lambda connection: claims.live_attempts(connection, [])) == set()
+
+
 # --- who makes room -----------------------------------------------------------------------------------------
 
 LANES = {Priority.CRITICAL: "orchestrator.critical", Priority.HIGH: "orchestrator.high"}

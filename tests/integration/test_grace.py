@@ -88,17 +88,40 @@ def test_the_grace_is_over_after_five_seconds_and_only_while_the_agent_works(
 ) -> None:
     stop = Stop()
     grace = Grace(stop)
-    with grace.over_agent():
-        grace.look(0.0)
-        stop.set(StopReason.CANCEL)
-        grace.look(100.0)
-        grace.look(100.0 + GRACE_SECONDS - 0.1)
-        assert child.poll() is None
+    begun, returning, returned, again, ended = (threading.Event() for _ in range(5))
+    theirs: list[subprocess.Popen[bytes]] = []
+
+    def agent() -> None:
+        theirs.append(subprocess.Popen(["sleep", "600"]))
+        with grace.over_agent():
+            begun.set()
+            returning.wait()
+        returned.set()
+        again.wait()
+        with grace.over_agent():
+            begun.set()
+            ended.wait()
+        theirs[0].wait()
+
+    thread = threading.Thread(target=agent)
+    thread.start()
+    begun.wait()
+    grace.look(0.0)
+    stop.set(StopReason.CANCEL)
+    grace.look(100.0)
+    grace.look(100.0 + GRACE_SECONDS - 0.1)
+    returning.set()
+    returned.wait()
     grace.look(100.0 + GRACE_SECONDS)
-    assert child.poll() is None, "the agent has returned: this is the shell's"
-    with grace.over_agent():
-        grace.look(100.0 + GRACE_SECONDS)
-    assert child.wait() == -9
+    assert theirs[0].poll() is None, "the agent has returned: this is the shell's"
+    begun.clear()
+    again.set()
+    begun.wait()
+    grace.look(100.0 + GRACE_SECONDS)
+    ended.set()
+    thread.join()
+    assert theirs[0].returncode == -9
+    assert child.poll() is None, "another thread's"
 
 
 # --- in a worker --------------------------------------------------------------------------------------------

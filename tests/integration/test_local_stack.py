@@ -19,7 +19,8 @@ import pytest
 from redis import Redis
 
 from orchestrator.core.errors import Conflict, Unknown
-from orchestrator.local import control, credentials, postgres, processes, roster
+from orchestrator.local import control, credentials, ports, postgres, processes, roster
+from tests.acceptance.running import READY, Doors, Program
 from tests.integration.repositories import path_without_bubblewrap
 
 if TYPE_CHECKING:
@@ -327,3 +328,42 @@ def _execute(url: str, statement: str) -> None:
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(statement)
         connection.commit()
+
+
+def test_a_port_that_a_stranger_takes_under_our_hands_is_given_up_for_another(
+    up: Callable[..., Up], folder: Path, tmp_path: Path
+) -> None:
+    strangers = tmp_path / "strangers"
+    strangers.mkdir()
+    stack = up(environment={"STRANGERS": str(strangers)})
+    stack.until(" ! model")
+    current = roster.read(folder)
+    assert current is not None
+    for name in ("api", "flower"):
+        lost = int((strangers / name).read_text())
+        assert f":{lost}" not in current.urls[name]
+        assert f":{current.ports[name]}" in current.urls[name]
+        with socket.create_connection(("127.0.0.1", current.ports[name]), timeout=5):
+            pass
+
+
+def test_two_whole_stacks_that_start_at_once_get_ports_of_their_own(tmp_path: Path) -> None:
+    wanted = ports.choose(21_000)
+    words = ("up", "--ephemeral", "--workers", "1", "--port", str(wanted))
+    programs = [Program(words, tmp_path / name) for name in ("one", "other")]
+    try:
+        for program in programs:
+            program.until_said(READY)
+        doors = [Doors(program.data) for program in programs]
+        for name in ("api", "flower"):
+            assert len({door.urls[name] for door in doors}) == 2, [door.urls for door in doors]
+        for door, other in zip(doors, reversed(doors), strict=True):
+            assert door.get("/tasks")["data"] == []
+            key = {"Authorization": f"Bearer {other.secrets['api_key']}"}
+            refused = door.api.get("/api/v1/tasks", headers=key)
+            assert refused.status_code == 401, "each answers for itself"
+            assert door.flower.get("/api/workers").status_code == 200
+            door.close()
+    finally:
+        for program in programs:
+            program.stop()

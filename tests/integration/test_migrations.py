@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
 from orchestrator.db.models import Base
-from orchestrator.db.upgrade import is_current, upgrade
+from orchestrator.db.upgrade import _config, is_current, upgrade
 from tests.integration.ledger import Ledger, opened
 from tests.servers import PostgresServer
 
@@ -39,6 +42,32 @@ def test_models_and_migrations_do_not_drift_apart(ledger: Ledger, postgres_serve
         assert shape(ledger) == shape(described)
     finally:
         described.engine.dispose()
+        postgres_server.drop(url)
+
+
+def test_tasks_of_an_older_schema_keep_the_longest_time_that_they_may_take(
+    postgres_server: PostgresServer,
+) -> None:
+    url = postgres_server.fresh()
+    old = opened(url)
+    with old.engine.connect() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001_first_schema")
+        connection.commit()
+    for task, budget in (("bounded", '{"max_duration": "PT1H30M"}'), ("free", "{}")):
+        old.run(
+            "INSERT INTO tasks (id, root_id, title, description, budget)"
+            " VALUES (:task, :task, 'a', 'a', CAST(:budget AS jsonb))",
+            task=task,
+            budget=budget,
+        )
+    try:
+        assert upgrade(old.engine) == 1
+        found = old.rows("SELECT id, max_duration FROM tasks ORDER BY id")
+        assert [row["max_duration"] for row in found] == [timedelta(minutes=90), None]
+    finally:
+        old.engine.dispose()
         postgres_server.drop(url)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -96,10 +98,11 @@ def test_publications_back_off(stack: Stack) -> None:
     stack.call("Something", task_id="t")
     (ref,) = stack.ledger.steps("t").values()
     grace = stack.wiring.settings.publish_grace
+    assert stack.sweep().published == 0, "the first sweep connects, which takes its time"
     for times in range(5):
         stack.redis.flushdb()
         wait = grace * 2**times
-        stack.ledger.run("UPDATE steps SET published_at = clock_timestamp() - :by", by=wait * 0.7)
+        stack.ledger.run("UPDATE steps SET published_at = clock_timestamp() - :by", by=wait * 0.55)
         assert stack.sweep().published == 0, f"too early for publication {times + 1}"
         stack.ledger.run("UPDATE steps SET published_at = clock_timestamp() - :by", by=wait)
         assert stack.sweep().published == 1
@@ -211,6 +214,25 @@ def test_a_step_that_waits_rises_step_by_step_and_no_faster(stack: Stack) -> Non
 
 
 # --- leases, times, cancels ---------------------------------------------------------------------------------
+
+
+def test_leases_and_cancels_don_t_wait_for_a_broker_that_hangs(stack: Stack) -> None:
+    until(lambda: up_for(stack) > 2.5, "a lease of Postgres")
+    refs = {name: stack.ledger.task(name)["work"] for name in ("expired", "cancelled")}
+    stack.ledger.take(refs["expired"], lease=timedelta(0))
+    stack.ledger.take(refs["cancelled"])
+    stack.ledger.run("UPDATE tasks SET cancel_requested_at = now() - interval '1 h' WHERE id = 'cancelled'")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hung = Stack(stack.database_url, f"redis://127.0.0.1:{silent.getsockname()[1]}/0", stack.folder)
+        began = time.monotonic()
+        swept = hung.sweep()
+        hung.close()
+    assert (swept.expired, swept.cancelled) == (1, 1)
+    assert time.monotonic() - began < 15
+    assert stack.ledger.row("cancelled")["status"] == "cancelled"
+    long_ago(stack)
+    assert stack.sweep().published == 1, "what could not be sent is sent later"
+    assert messages(stack) == [refs["expired"].step_id]
 
 
 def test_an_ended_lease_leads_to_another_attempt(stack: Stack) -> None:
@@ -333,6 +355,58 @@ def test_what_redis_forgot_of_watched_tasks_is_shown_again(stack: Stack) -> None
     assert result.state == "PENDING"
     stack.sweep()
     assert result.state == "running"
+
+
+def ended_a_minute_ago(stack: Stack, *task_ids: str) -> None:
+    """Tasks whose callers should have heard of it by now."""
+    for task_id in task_ids:
+        stack.call("Something", task_id=task_id)
+        assert stack.ledger.succeed(stack.ledger.take(stack.ledger.steps(task_id)["work"]))
+    stack.ledger.run("UPDATE tasks SET finished_at = finished_at - interval '1 minute'")
+    stack.ledger.run(
+        "UPDATE steps SET published_at = published_at - interval '1 minute',"
+        " claimed_at = claimed_at - interval '1 minute'"
+    )
+
+
+def entries(stack: Stack) -> list[str]:
+    return [name for name in messages(stack) if not name.startswith("workflow")]
+
+
+def test_a_caller_s_message_far_behind_in_a_long_queue_is_not_sent_again(stack: Stack) -> None:
+    ended_a_minute_ago(stack, "t1", "t2")
+    assert sorted(entries(stack)) == ["t1", "t2"]
+    assert [stack.sweep().delivered for _ in range(3)] == [0, 0, 0]
+    assert sorted(entries(stack)) == ["t1", "t2"]
+
+
+def test_a_caller_s_message_that_the_broker_lost_is_sent_again_and_backs_off(stack: Stack) -> None:
+    ended_a_minute_ago(stack, "t1", "t2")
+    grace = stack.wiring.settings.publish_grace + timedelta(seconds=1)
+    for times in range(1, 4):
+        stack.redis.flushdb()
+        assert stack.sweep().delivered == 2
+        assert sorted(entries(stack)) == ["t1", "t2"]
+        stack.redis.flushdb()
+        wait = grace * 2**times
+        stack.ledger.run("UPDATE tasks SET entry_published_at = clock_timestamp() - :by", by=wait * 0.7)
+        assert stack.sweep().delivered == 0, f"too early after {times}"
+        stack.ledger.run("UPDATE tasks SET entry_published_at = clock_timestamp() - :by", by=wait)
+    with worker(stack):
+        assert stack.sweep().delivered == 2
+        until(lambda: all(stack.ledger.row(name)["entry_delivered_at"] for name in ("t1", "t2")), "the word")
+
+
+def test_a_caller_s_message_that_later_ones_overtook_is_sent_again(stack: Stack) -> None:
+    ended_a_minute_ago(stack, "t1")
+    stack.redis.flushdb()
+    for name in ("later", "last"):
+        stack.call("Something", task_id=name)
+    assert stack.sweep().delivered == 0, "not before a later one was taken"
+    stack.ledger.take(stack.ledger.steps("later")["work"])
+    assert stack.sweep().delivered == 1
+    assert entries(stack).count("t1") == 1
+    assert stack.sweep().delivered == 0
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's own, when it stores a result

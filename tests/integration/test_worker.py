@@ -610,3 +610,21 @@ def test_a_broker_that_is_away_makes_no_failure_of_a_parked_step() -> None:
     task.push_request(id="s")
     with pytest.raises(Ignore):
         _ignore(task, StepRef("default", "t", "w", "s"), Status.PENDING_INPUT)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="a process's memory is read from /proc")
+def test_a_slot_needs_no_more_memory_the_more_tasks_it_has_parked(stack: Stack) -> None:
+    def park(first: int, count: int) -> int:
+        """Pages of the pool's child after that."""
+        for number in range(first, first + count):
+            stack.call(plan({"id": "a", "spec": {"do": "ask"}}), task_id=f"m{number}")
+        waiting = "SELECT count(*) AS n FROM questions"
+        until(lambda: stack.ledger.rows(waiting)[0]["n"] == first + count, "all questions")
+        (agent,) = stack.ledger.rows("SELECT pid FROM agents")
+        return int(Path(f"/proc/{agent['pid']}/statm").read_text().split()[1])
+
+    with worker(stack, pool="prefork", slots=1):
+        before = park(0, 25)
+        after = park(25, 40)
+    megabytes = (after - before) * os.sysconf("SC_PAGE_SIZE") / 1024**2
+    assert megabytes < 12, "Celery's copies of tracebacks pile up"

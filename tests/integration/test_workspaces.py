@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from orchestrator.workspaces.checkouts import Workspaces
 from orchestrator.workspaces.errors import CommitMissing, MergeConflict, RefMoved
 from orchestrator.workspaces.integrate import Conflict, Integrated, find_step, integrate, move, push
 from orchestrator.workspaces.remotes import Reach
-from orchestrator.workspaces.workspace import Workspace
+from orchestrator.workspaces.workspace import AttemptOwner, Workspace
 from tests.integration.repositories import commit, git, installation, owner, repository, without_bubblewrap
 
 FILES = {"README.md": "hello\n", "src/app.py": "def f():\n    return 1\n", "src/deep/er/x.txt": "x\n"}
@@ -235,7 +236,14 @@ def test_only_what_belongs_to_the_dead_is_swept(workspaces: Workspaces, source: 
     live = workspaces.open(owner("live"), base.mirror, base.commit)
     ran(dead, "mkdir -p a/b/c; chmod 000 a/b; ln -s / a/root; chmod 000 a")
     (dead.tree.parent.parent / "half-made").mkdir()
-    removed = workspaces.sweep_orphans(lambda found: found.step_id == "live")
+    asked: list[list[str]] = []
+
+    def the_live(owners: Sequence[AttemptOwner]) -> list[AttemptOwner]:
+        asked.append([found.step_id for found in owners])
+        return [found for found in owners if found.step_id == "live"]
+
+    removed = workspaces.sweep_orphans(the_live)
+    assert asked == [["dead", "live"]], "one question, however many there are"
     assert removed == ["dead-1", "half-made"]
     assert workspaces.owners() == [live.owner]
     assert live.read("README.md") == "hello\n"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from hypothesis import given, strategies as st
 
+from orchestrator.core import states
 from orchestrator.core.states import (
     LIVE,
     PHASES,
@@ -99,3 +103,24 @@ def test_a_failed_step_fails_its_task_unless_that_goes_on_with_something(
     if Status.FAILED in statuses:
         wanted = Status.COMPLETED if going_on and Status.COMPLETED in statuses else Status.FAILED
         assert task_status(ended, on_failure_continue=going_on) is wanted
+
+
+WAYS_ON = {
+    WaitingOn.QUESTION: "an answer",
+    WaitingOn.PAUSED: "a resume",
+    WaitingOn.ESCALATION: "a resume",
+    WaitingOn.SLOT: "the end of another workflow's step, or the sweep",
+    WaitingOn.RETRY_BACKOFF: "the sweep, when the time has come",
+}
+"""Each is shown by a test on real rows; a cancel and a deadline end them all."""
+
+
+def test_whatever_the_code_sets_a_step_to_wait_for_has_a_way_on() -> None:
+    said = "".join(
+        path.read_text()
+        for folder in ("db", "commands", "tasks")
+        for path in (Path(states.__file__).parents[1] / folder).glob("*.py")
+    )
+    set_by_python = {WaitingOn[name] for name in re.findall(r"WaitingOn\.([A-Z_]+)\b", said)}
+    set_by_sql = {WaitingOn(value) for value in re.findall(r"waiting_on = (?:CASE .*THEN )?'(\w+)'", said)}
+    assert set_by_python | set_by_sql == WAYS_ON.keys()

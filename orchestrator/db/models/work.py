@@ -129,6 +129,9 @@ class Task(Base):
     """The caller's own Celery signature, sent again when the workflow ends."""
     entry_lease_until: Mapped[datetime | None]
     entry_delivered_at: Mapped[datetime | None]
+    entry_published_at: Mapped[datetime | None]
+    """When the sweep sent the caller's message again, which was lost after the end."""
+    entry_publications: Mapped[int] = zero()
     created_at: Mapped[datetime] = now()
     updated_at: Mapped[datetime] = now()
     started_at: Mapped[datetime | None]

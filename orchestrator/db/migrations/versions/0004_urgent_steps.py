@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003_urgent_steps"
-down_revision = "0002_bounds"
+revision = "0004_urgent_steps"
+down_revision = "0003_entry_publications"
 branch_labels = None
 depends_on = None
 
