@@ -63,7 +63,7 @@ def test_tasks_of_an_older_schema_keep_the_longest_time_that_they_may_take(
             budget=budget,
         )
     try:
-        assert upgrade(old.engine) == 1
+        assert upgrade(old.engine)
         found = old.rows("SELECT id, max_duration FROM tasks ORDER BY id")
         assert [row["max_duration"] for row in found] == [timedelta(minutes=90), None]
     finally:

@@ -536,23 +536,32 @@ def test_what_fails_in_the_merge_alone_is_retried_and_never_raised_to_celery(sta
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
-@pytest.mark.parametrize("disk", ["artifacts", "mirrors", "workspaces"])
-def test_a_full_disk_is_waited_for_and_pays_no_reply_twice(stack: Stack, disk: str) -> None:
+@pytest.mark.parametrize(
+    ("disk", "turn", "codes"),
+    [
+        ("artifacts", 3, {"artifact-store-unavailable"}),
+        ("mirrors", 3, {"git-failed", "workspace-io"}),
+        ("workspaces", 2, {"disk-full", "git-failed", "workspace-io"}),
+    ],
+)
+def test_a_full_disk_is_waited_for_and_pays_no_reply_twice(
+    stack: Stack, disk: str, turn: int, codes: set[str]
+) -> None:
     with machine.small_disk(stack.folder / disk) as mounted:
         if not mounted:
             pytest.skip("this account may not mount")
-        stack.notes.hold("t.3")
+        stack.notes.hold(f"t.{turn}")
         with worker(stack) as process:
             stack.call(SCRIPT, task_id="t")
-            child_at(stack, "t", 3)
+            child_at(stack, "t", turn)
             ballast = stack.folder / disk / "ballast"
             machine.fill(ballast, 0)
-            stack.notes.let_go("t.3")
+            stack.notes.let_go(f"t.{turn}")
             (ref,) = stack.ledger.steps("t").values()
             until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
             error = stack.ledger.step(ref)["error"]
             assert error["class"] == "storage", error
-            assert error["code"] in {"artifact-store-unavailable", "git-failed", "workspace-io"}
+            assert error["code"] in codes
             ballast.unlink()
             stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")
             stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
