@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     model: str = "claude-sonnet-5-5"
     """For steps that name none."""
     max_turns: int = 100
-    """Of one step, as are the limits below; a task's budget may lower them."""
+    """Of one step, as are the limits below; a task's budget binds all of its steps together."""
     max_mistakes: int = 3
     """Turns in a row without a call that could be run."""
     max_tokens: int = 2_000_000

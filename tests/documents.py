@@ -286,7 +286,10 @@ NEW_TASK = {
     "on_step_failure": "`stop` (the default), or `continue` with what doesn't need the failed step",
     "agent": "`type`: `engine` or `replay`; `capabilities` are kept",
     "model": "the model of steps that name none",
-    "budget": "`max_cost_usd`, `max_tokens`, `max_turns`: of each step, below the installation's limits; "
+    "budget": "`max_cost_usd`, `max_tokens`, `max_turns`: of all steps together, in one run of the task (a "
+    "retry has it anew), beside the installation's limits of each step. It is asked before each request to "
+    "a model: steps side by side overshoot it by their requests under way at most, and the step that asks "
+    "then fails as `limit-…`; "
     "`max_duration`: of the task, from its first claim on and waiting included; then it fails as "
     "`duration-exceeded`",
     "start": "`false` creates the task paused",

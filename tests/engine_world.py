@@ -27,6 +27,7 @@ from orchestrator.engine.ports import (
     LeaseLost,
     ModelRequest,
     Reply,
+    Spending,
     StreamEvent,
     TextDelta,
     ToolResult,
@@ -113,7 +114,7 @@ class FolderWorkspace:
             except subprocess.TimeoutExpired:
                 waited += 0.05
                 timed_out = timed_out or waited >= timeout.total_seconds()
-                if timed_out or stop.is_set():
+                if timed_out or stop.is_hard():
                     os.killpg(process.pid, signal.SIGKILL)
         text = output.decode("utf-8", "replace")
         on_output(text)
@@ -152,7 +153,9 @@ class FileJournal:
         die_at: int | None = None,
         after: bool = False,
         lost_at: int = 0,
+        elsewhere: Spending = Spending(),  # noqa: B008 - frozen
     ) -> None:
+        self.elsewhere = elsewhere
         self.path = path
         self._mail = [] if mail is None else mail
         self.writes = 0
@@ -184,6 +187,9 @@ class FileJournal:
         if heard:
             self._write("heard", *map(asdict, heard), then=self._mail.clear)
         return heard
+
+    def spent_elsewhere(self) -> Spending:
+        return self.elsewhere
 
     def append_turn(self, turn: Turn, /) -> None:
         self._write("turn", asdict(turn))

@@ -84,7 +84,8 @@ def reclaim(wiring: The, caller: Admin, ask: Asking, body: JsonBody) -> Response
     "/agents/{name:path}/drain", operation_id="agents.drain", openapi_extra=takes(DrainBody, required=False)
 )
 def drain_agent(wiring: The, caller: Admin, name: str, body: JsonBody) -> Response:
-    """An agent, or a worker's agents, finish what they do and take nothing new; `{"on": false}` ends that.
+    """An agent, or a worker's agents, finish their turn, give back what they have and take nothing new;
+    `{"on": false}` ends that.
 
     Asking twice is as good as once, so that no Idempotency-Key is needed.
     """

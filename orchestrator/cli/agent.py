@@ -65,7 +65,7 @@ def drain(
     off: Annotated[bool, typer.Option("--off", help="Let it take work again.")] = False,
     json: Json = False,
 ) -> None:
-    """Lets an agent finish what it does and take nothing new."""
+    """Lets an agent finish its turn, give back what it has, and take nothing new."""
     answer = session.client().post(
         f"/api/v1/agents/{session.segment(name).replace('%2F', '/')}/drain", {"on": not off}
     )

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from orchestrator.commands.publication import Publication, following
 from orchestrator.core.errors import Conflict, Refused, Unknown
+from orchestrator.core.redaction import LOOKS
 from orchestrator.core.states import Event
 from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 from orchestrator.db.waking import wake
@@ -51,15 +52,16 @@ def answer(
 ) -> Answered:
     """Answers a question, named by its id or, if it is the only open one, by its task's.
 
-    `given` is the text, or `{"choice": n}` (from 1, of the options). Raises Unknown, Refused
-    (`answer-invalid`), or Conflict (`already-answered`, which tells the first answer; `question-withdrawn`).
+    `given` is the text, or `{"choice": n}` (from 1, of the options); what looks like a secret is taken out of
+    it. Raises Unknown, Refused (`answer-invalid`), or Conflict (`already-answered`, which tells the first
+    answer; `question-withdrawn`).
     """
     question = one(connection, _FIND, tenant=tenant_id, question=_question_id(connection, tenant_id, subject))
     if question is None:
         raise Unknown(
             "question-unknown", f"There is no question {subject}.", "orchestrator task list --waiting"
         )
-    text = _text(given, question["options"])
+    text = LOOKS.text(_text(given, question["options"]))
     step = StepRef(tenant_id, question["task_id"], question["workflow_id"], question["step_id"])
     woken = wake(
         connection,

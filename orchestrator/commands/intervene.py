@@ -12,6 +12,7 @@ from orchestrator.commands.submit import plan_from_json, write_workflow
 from orchestrator.core.bounds import Bound
 from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.core.flow import compile_plan
+from orchestrator.core.redaction import LOOKS
 from orchestrator.core.states import TERMINAL
 from orchestrator.db import interventions
 from orchestrator.db.events import EventDraft, append_events
@@ -39,7 +40,7 @@ def pause(
     task = _live(connection, tenant_id, task_id, "paused")
     if task.paused:
         raise Conflict("already-paused", f"Task {task_id} is paused.", f"orchestrator task resume {task_id}")
-    done = interventions.pause(connection, task, by, reason)
+    done = interventions.pause(connection, task, by, _clean(reason))
     later = "" if done.applied else " What runs stops at its next turn and is kept."
     return _intervened(task, done, f"Nothing new is started.{later}")
 
@@ -56,10 +57,10 @@ def resume(
     named = ", ".join(escalated.values())
     if task.paused:
         still = f" Escalated, and led on by another resume: {named}." if escalated else ""
-        done = interventions.resume(connection, task, by, reason)
+        done = interventions.resume(connection, task, by, _clean(reason))
         return _intervened(task, done, f"What was paused goes on from where it stopped.{still}")
     if escalated:
-        done = interventions.lead_on(connection, task, list(escalated), by, reason)
+        done = interventions.lead_on(connection, task, list(escalated), by, _clean(reason))
         return _intervened(
             task,
             done,
@@ -79,7 +80,7 @@ def cancel(
     task = _live(connection, tenant_id, task_id, "cancelled")
     if task.cancel_requested:
         return Intervened(task_id, None, task.status, False, NOTHING, "It was cancelled before.")
-    done = interventions.cancel(connection, task, by, reason or f"cancelled by {by}")
+    done = interventions.cancel(connection, task, by, _clean(reason) or f"cancelled by {by}")
     later = "It has ended." if done.applied else "What runs hands in what it has, then the task ends."
     return _intervened(task, done, later)
 
@@ -98,7 +99,7 @@ def retry(
 ) -> Intervened:
     """A new workflow of the same plan, from the start. Raises Conflict: `not-ended` while one is under
     way, `deadline-passed`."""
-    task = _found(connection, tenant_id, task_id)
+    task, reason = _found(connection, tenant_id, task_id), _clean(reason)
     if task.status not in TERMINAL:
         raise Conflict(
             "not-ended",
@@ -137,6 +138,10 @@ def retry(
     )
     publish = Publication(started=started)
     return Intervened(task_id, None, "queued", True, publish, "The same plan runs again, from the start.")
+
+
+def _clean(reason: str | None) -> str | None:
+    return None if reason is None else LOOKS.text(reason)
 
 
 def _found(connection: Connection, tenant_id: str, task_id: str) -> LockedTask:

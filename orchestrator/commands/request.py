@@ -21,6 +21,7 @@ from pydantic import (
 from orchestrator.core.errors import Problem, Refused
 from orchestrator.core.plan import PlanStep
 from orchestrator.core.priority import Priority
+from orchestrator.core.redaction import LOOKS
 
 MAX_DESCRIPTION: Final = 100_000
 MAX_TITLE: Final = 300
@@ -187,7 +188,7 @@ class TaskRequest(_Body):
 
 
 def parse(data: Mapping[str, Any] | str) -> TaskRequest:
-    """Reads a request: a mapping, or the description alone.
+    """Reads a request: a mapping, or the description alone; what looks like a secret is taken out of it.
 
     Raises Refused: `request-invalid` with a JSON pointer for each fault, or `mode-unavailable` for what the
     request may say but this version can't do.
@@ -196,11 +197,19 @@ def parse(data: Mapping[str, Any] | str) -> TaskRequest:
     if not isinstance(body, Mapping):
         raise Refused("request-invalid", "The request must be an object or a text.", "See the reference.")
     try:
-        request = TaskRequest.model_validate(body)
+        request = TaskRequest.model_validate(_without_secrets(body))
     except ValidationError as error:
         raise refused(error) from None
     _only_what_is_built(request)
     return request
+
+
+def _without_secrets(body: Mapping[str, Any]) -> Any:
+    """Here, before anything of it is stored, sent or told."""
+    labels = body.get("labels")
+    if isinstance(labels, Mapping):  # their names are the caller's words, too
+        body = {**body, "labels": {LOOKS.value(name): value for name, value in labels.items()}}
+    return LOOKS.value(body)
 
 
 def refused(error: ValidationError) -> Refused:

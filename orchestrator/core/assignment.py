@@ -9,7 +9,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Protocol
 
-from orchestrator.core.verdict import StopReason, Verdict
+from orchestrator.core.verdict import SOFT, StopReason, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,19 @@ class Limits:
     tokens: int = 2_000_000
     cost_usd: Decimal = Decimal("5.00")
     wall_time: timedelta = timedelta(hours=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What all steps of one run of the task may use together; None: no bound but each step's own limits."""
+
+    turns: int | None = None
+    tokens: int | None = None
+    cost_usd: Decimal | None = None
+
+    @property
+    def binds(self) -> bool:
+        return any(bound is not None for bound in (self.turns, self.tokens, self.cost_usd))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,7 @@ class Assignment:
     agent_type: str
     model: str | None
     limits: Limits
+    budget: Budget = Budget()
     spec: Mapping[str, Any] = field(default_factory=dict)
     """The step's own settings as they came with the plan, e.g. {"recording": "fix-bug/reproduce"}."""
     context: Mapping[str, Any] = field(default_factory=dict)
@@ -50,10 +64,16 @@ class Assignment:
 
 
 class Stop:
-    """Set once by the heartbeat, read by the agent at every boundary; the first reason stays."""
+    """Set by the heartbeat. A soft stop is for the agent, at the end of its turn; a hard one also cuts short
+    whatever is under way: the model's reply, a command, git.
+
+    Of soft reasons the first stays, and of hard ones; a hard one takes the place of a soft one.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._asked = threading.Event()
+        self._cut = threading.Event()
+        self._lock = threading.Lock()
         self._reason: StopReason | None = None
 
     @property
@@ -61,16 +81,29 @@ class Stop:
         return self._reason
 
     def set(self, reason: StopReason) -> None:
-        if self._reason is None:
-            self._reason = reason
-        self._event.set()
+        with self._lock:
+            hard = reason not in SOFT
+            if self._reason is None or (hard and not self._cut.is_set()):
+                self._reason = reason
+            if hard:
+                self._cut.set()
+            self._asked.set()
+
+    def is_set(self) -> bool:
+        """At the end of a turn: whether to go on."""
+        return self._asked.is_set()
 
     def wait(self, seconds: float) -> bool:
         """True as soon as it is set, False after `seconds`."""
-        return self._event.wait(seconds)
+        return self._asked.wait(seconds)
 
-    def is_set(self) -> bool:
-        return self._event.is_set()
+    def is_hard(self) -> bool:
+        """Amid a turn: whether to end at once."""
+        return self._cut.is_set()
+
+    def wait_hard(self, seconds: float) -> bool:
+        """True as soon as it is set hard, False after `seconds`."""
+        return self._cut.wait(seconds)
 
 
 class Link(Protocol):
@@ -91,7 +124,8 @@ class Agent(Protocol):
     """Does one assignment and says how it ended.
 
     Ordinary failure is a `Broke` verdict; an exception is a bug. When `link.stop` is set the agent returns
-    `Yielded` at its next boundary; whatever its thread has started is killed five seconds later.
+    `Yielded` at its turn's end; when it is set hard at once, and whatever its thread has started is killed
+    five seconds later.
     """
 
     def work(self, assignment: Assignment, link: Link) -> Verdict: ...

@@ -2,11 +2,12 @@
 
 The classes are the seeds' six and what real model APIs add; the delays follow the seeds' table (network and
 timeout 5 tries from 2 s, rate limit 3 from 10 s, dependency 2 of 5 s, resource 2 of 30 s, else 3 from 1 s,
-doubling, cap 30 s).
+doubling, cap 30 s); storage, which people have to mend, has the longest breath.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,8 @@ class ErrorClass(StrEnum):
     TIMEOUT = "timeout"
     DEPENDENCY = "dependency"
     RESOURCE = "resource"
+    STORAGE = "storage"
+    """The artifact store is away or a disk is full: nothing is wrong with the work, somebody must mend it."""
     VALIDATION = "validation"
     AGENT = "agent"
     AUTH = "auth"
@@ -42,6 +45,7 @@ class Backoff:
     tries: int
     first: timedelta
     cap: timedelta = timedelta(seconds=30)
+    factor: int = 2
 
 
 _NEVER: Final = Backoff(tries=1, first=timedelta(0))
@@ -54,6 +58,9 @@ BACKOFF: Final[Mapping[ErrorClass, Backoff]] = MappingProxyType(
         ErrorClass.RATE_LIMIT: Backoff(tries=3, first=timedelta(seconds=10), cap=timedelta(minutes=5)),
         ErrorClass.DEPENDENCY: Backoff(tries=2, first=timedelta(seconds=5)),
         ErrorClass.RESOURCE: Backoff(tries=2, first=timedelta(seconds=30)),
+        ErrorClass.STORAGE: Backoff(
+            tries=5, first=timedelta(seconds=30), cap=timedelta(hours=1), factor=5
+        ),  # over an hour in all
         ErrorClass.AGENT: Backoff(tries=3, first=timedelta(seconds=1)),
         ErrorClass.INTERNAL: Backoff(tries=3, first=timedelta(seconds=1)),
         ErrorClass.VALIDATION: _NEVER,
@@ -67,6 +74,14 @@ BACKOFF: Final[Mapping[ErrorClass, Backoff]] = MappingProxyType(
 )
 
 
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def of_os_error(error: OSError) -> ErrorClass:
+    """A disk that is full, or one that is broken."""
+    return ErrorClass.STORAGE if error.errno in _FULL else ErrorClass.RESOURCE
+
+
 def next_delay(
     error: ErrorClass, attempt: int, max_attempts: int, retry_after: timedelta | None = None
 ) -> timedelta | None:
@@ -77,5 +92,5 @@ def next_delay(
     rule = BACKOFF[error]
     if attempt >= min(rule.tries, max_attempts):
         return None
-    ours: timedelta = min(rule.first * 2 ** (attempt - 1), rule.cap)
+    ours: timedelta = min(rule.first * rule.factor ** (attempt - 1), rule.cap)
     return ours if retry_after is None else max(ours, retry_after)

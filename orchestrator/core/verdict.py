@@ -6,23 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.core.recovery import ErrorClass
 
 
 class StopReason(StrEnum):
-    """Why the shell asked an agent to stop."""
+    """Why the shell asked an agent to stop; the first four wait for the turn's end."""
 
-    CANCEL = "cancel"
     PAUSE = "pause"
     DRAIN = "drain"
     SLICE = "slice"
+    URGENT = "urgent"
+    """A more urgent task waits, and every slot that could take it is busy."""
+    CANCEL = "cancel"
     DEADLINE = "deadline"
     DURATION = "duration"
     LEASE_LOST = "lease_lost"
+    SHUTDOWN = "shutdown"
+    """The worker's time to end in order is nearly over."""
     OUTAGE = "outage"
     """The database went away under the agent, which is no attempt that failed."""
+
+
+SOFT: Final = frozenset({StopReason.PAUSE, StopReason.DRAIN, StopReason.SLICE, StopReason.URGENT})
+"""The work goes on later, so the reply that is arriving and the command that runs are worth waiting for."""
+TURN_ABOUT: Final = frozenset({StopReason.SLICE, StopReason.URGENT})
+"""Nobody but other steps gains from it, so a claim that has not moved the step on goes on until it has."""
 
 
 @dataclass(frozen=True, slots=True)

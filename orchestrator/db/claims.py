@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from orchestrator.core.bounds import Bound
+from orchestrator.core.priority import MOST_URGENT_FIRST, Priority
 from orchestrator.core.states import PHASES, RULES, Event, Phase, Status
+from orchestrator.db import agents
 from orchestrator.db.locks import EXCEEDED_SQL, LOCK_SQL, lock_task
 from orchestrator.db.sql import Direct, Prepared, StepRef, dumps, one, rows, statement
 from orchestrator.db.transitions import settle
@@ -61,6 +64,8 @@ class Why(StrEnum):
     PARKED = "parked"
     LATER = "later"
     SLOT = "slot"
+    DRAINING = "draining"
+    """It is the slot that takes nothing; the row waits for another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,8 @@ _CLAIM_SQL: Final = f"""
           AND t.cancel_requested_at IS NULL AND t.paused_at IS NULL AND ({EXCEEDED_SQL}) IS NULL
           AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
           AND (s.attempt < s.max_attempts OR s.given_back)
+          AND NOT EXISTS (
+            SELECT 1 FROM agents g WHERE g.tenant_id = :tenant AND g.id = :agent AND g.drain_requested)
           AND NOT EXISTS (
             SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
             WHERE n.tenant_id = s.tenant_id AND n.step_id = s.id AND r.status <> 'completed')
@@ -242,9 +249,15 @@ _NO_SLOT: Final = statement(
 
 
 def refusal(
-    connection: Connection, step: StepRef, *, signature: Mapping[str, Any] | None, workflows_at_once: int = 0
+    connection: Connection,
+    step: StepRef,
+    *,
+    agent_id: str,
+    signature: Mapping[str, Any] | None,
+    workflows_at_once: int = 0,
 ) -> Refusal:
-    """Why a claim was refused just now. A step that will still run keeps the signature, or waits for a slot.
+    """Why a claim of `agent_id` was refused just now. A step that will still run keeps the signature, or
+    waits for a slot.
 
     Whoever makes it ready meanwhile publishes it: no message of a row that may run is lost by this one's end.
     """
@@ -273,6 +286,8 @@ def refusal(
         )
     if status is not Status.QUEUED:
         return Refusal(Why.PARKED, status)
+    if agents.draining(connection, step.tenant_id, agent_id):
+        return Refusal(Why.DRAINING, status)
     if workflows_at_once and row["ready_at"] is not None and row["not_before"] is None:
         connection.execute(_NO_SLOT, {"tenant": step.tenant_id, "step": step.step_id})
         task = lock_task(connection, step.task)
@@ -299,6 +314,37 @@ def waiting_for_slot(connection: Connection, tenant_id: str) -> list[StepRef]:
 
 # --- keeping it ---------------------------------------------------------------------------------------------
 
+_URGENT_SQL: Final = """
+    coalesce((
+        SELECT w.waiting > (
+            SELECT count(*) FROM steps o
+            JOIN tasks ot ON ot.tenant_id = o.tenant_id AND ot.id = o.task_id
+            JOIN agents oa ON oa.tenant_id = o.tenant_id AND oa.id = o.agent_id
+            WHERE o.lease_until IS NOT NULL AND o.tenant_id = s.tenant_id AND o.id <> s.id
+              AND oa.queues ?| CAST(:urgent_queues AS text[])
+              AND (array_position(CAST(:priorities AS text[]), ot.priority), s.claimed_at, s.id)
+                > (array_position(CAST(:priorities AS text[]), t.priority), o.claimed_at, o.id))
+        FROM (SELECT count(*) AS waiting FROM (
+            SELECT 1 FROM steps u JOIN tasks ut ON ut.tenant_id = u.tenant_id AND ut.id = u.task_id
+            JOIN unnest(CAST(:urgent AS text[]), CAST(:urgent_queues AS text[])) AS q(priority, queue)
+              ON q.priority = ut.priority
+            JOIN agents me ON me.tenant_id = s.tenant_id AND me.id = s.agent_id AND me.queues ? q.queue
+            WHERE u.tenant_id = s.tenant_id AND u.status = 'queued' AND u.ready_at IS NOT NULL
+              AND u.priority IN ('critical', 'high') AND u.not_before IS NULL AND u.waiting_on IS NULL
+              AND u.published_at <= clock_timestamp() - make_interval(secs => :patience)
+              AND ut.cancel_requested_at IS NULL AND ut.paused_at IS NULL
+              AND array_position(CAST(:priorities AS text[]), ut.priority)
+                < array_position(CAST(:priorities AS text[]), t.priority)
+              AND NOT EXISTS (
+                SELECT 1 FROM agents i WHERE i.tenant_id = s.tenant_id AND i.status = 'idle'
+                  AND NOT i.drain_requested AND i.queues ? q.queue
+                  AND i.heartbeat_at > clock_timestamp() - make_interval(secs => :lease))
+            LIMIT 100) found) w
+        WHERE w.waiting > 0), false)
+"""
+"""Whether step `s` of task `t` should make room: steps of more urgent tasks, which its slot could take, have
+waited for longer than the patience, no slot that could take them is idle, and there are more of them than
+steps that should make room before this one (those of less urgent tasks, then those that began earlier)."""
 _BEAT: Final = statement(
     f"""
     UPDATE steps s SET lease_until = clock_timestamp() + make_interval(secs => :lease),
@@ -308,7 +354,7 @@ _BEAT: Final = statement(
     WHERE s.tenant_id = :tenant AND s.id = :step AND s.fence = :fence AND s.status = 'running'
       AND s.lease_until IS NOT NULL AND t.tenant_id = s.tenant_id AND t.id = s.task_id
     RETURNING t.cancel_requested_at IS NOT NULL AS cancel, t.paused_at IS NOT NULL AS pause, s.lease_until,
-        {EXCEEDED_SQL} AS exceeded
+        {EXCEEDED_SQL} AS exceeded, {_URGENT_SQL} AS urgent
     """
 )
 
@@ -322,12 +368,25 @@ class Beat:
     lease_until: datetime
     exceeded: Bound | None
     """The task met a bound in time: the step must stop, and fails."""
+    urgent: bool
+    """A more urgent step needs the slot."""
 
 
 def heartbeat(
-    connection: Connection, step: StepRef, fence: int, lease: timedelta, *, moved: bool
+    connection: Connection,
+    step: StepRef,
+    fence: int,
+    lease: timedelta,
+    *,
+    moved: bool,
+    urgent: Mapping[Priority, str] = MappingProxyType({}),
+    patience: timedelta = timedelta(0),
 ) -> Beat | None:
-    """Prolongs the lease; None: it is lost, whoever works must stop. `moved`: there was progress since."""
+    """Prolongs the lease; None: it is lost, whoever works must stop. `moved`: there was progress since.
+
+    `urgent`: the priorities for whose steps others make room, once they have waited for `patience`, and the
+    queue of each.
+    """
     row = one(
         connection,
         _BEAT,
@@ -336,11 +395,15 @@ def heartbeat(
         fence=fence,
         lease=lease.total_seconds(),
         moved=moved,
+        urgent=[str(priority) for priority in urgent],
+        urgent_queues=list(urgent.values()),
+        priorities=[str(priority) for priority in MOST_URGENT_FIRST],
+        patience=patience.total_seconds(),
     )
     if row is None:
         return None
     exceeded = None if row["exceeded"] is None else Bound(row["exceeded"])
-    return Beat(row["cancel"], row["pause"], row["lease_until"], exceeded)
+    return Beat(row["cancel"], row["pause"], row["lease_until"], exceeded, row["urgent"])
 
 
 _HOLD: Final = statement(

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from orchestrator.core.states import Event
 from orchestrator.db.events import EventDraft
 from orchestrator.db.locks import LockedTask
-from orchestrator.db.sql import StepRef, dumps, one, rows, statement
+from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 from orchestrator.db.transitions import Settled, end_attempts, settle, step_event, withdraw_questions
 
 _RECORD: Final = statement(
@@ -74,7 +74,7 @@ _PAUSE: Final = statement(
     """
     UPDATE tasks SET paused_at = clock_timestamp() WHERE tenant_id = :tenant AND id = :task;
     UPDATE steps SET status = 'pending_input', waiting_on = 'paused', waiting_since = clock_timestamp(),
-        waiting_detail = NULL, not_before = NULL
+        waiting_detail = NULL
     WHERE tenant_id = :tenant AND workflow_id = :workflow AND status = 'queued' AND ready_at IS NOT NULL
     RETURNING id
     """
@@ -97,24 +97,42 @@ _RESUME: Final = statement(
     UPDATE interventions SET state = 'applied', applied_at = clock_timestamp()
     WHERE tenant_id = :tenant AND task_id = :task AND command = 'pause'
       AND state IN ('requested', 'acknowledged');
-    UPDATE steps SET status = 'queued', waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,
+    UPDATE steps SET status = 'queued',
+        waiting_on = CASE WHEN not_before > now() THEN 'retry_backoff' END,
+        waiting_since = CASE WHEN not_before > now() THEN now() END, waiting_detail = NULL,
+        not_before = CASE WHEN not_before > now() THEN not_before END,
         ready_at = now(), published_at = now(), publications = 0, published_by = 'wake',
         published_alone = published_alone OR (signature IS NULL AND canvas IS NULL)
     WHERE tenant_id = :tenant AND workflow_id = :workflow AND status = 'pending_input'
       AND waiting_on = 'paused'
-    RETURNING id
+    RETURNING id, waiting_on IS NULL AS released
     """
 )
 
 
 def resume(connection: Connection, task: LockedTask, by: str, reason: str | None) -> Commanded:
-    """What was paused is queued again and goes on from where it stopped."""
+    """What was paused is queued again and goes on from where it stopped; a back-off that isn't over goes on,
+    too."""
     woken = rows(connection, _RESUME, **_keys(task))
     intervention = record(connection, task, "resume", by, reason, applied=True)
     steps = tuple(_step(task, row["id"]) for row in woken)
     events = [_command_event(task, "resume", by, reason)]
     events += [step_event(Event.RESUME, step, None) for step in steps]
-    return Commanded(intervention, True, settle(connection, task, events), steps)
+    released = tuple(_step(task, row["id"]) for row in woken if row["released"])
+    return Commanded(intervention, True, settle(connection, task, events), released)
+
+
+_ACKNOWLEDGE: Final = statement(
+    """
+    UPDATE interventions SET state = 'acknowledged', acknowledged_at = clock_timestamp()
+    WHERE tenant_id = :tenant AND task_id = :task AND command = :command AND state = 'requested'
+    """
+)
+
+
+def acknowledge(connection: Connection, task: TaskRef, command: str) -> None:
+    """A running step has heard it."""
+    connection.execute(_ACKNOWLEDGE, {"tenant": task.tenant_id, "task": task.task_id, "command": command})
 
 
 _ESCALATED: Final = statement(

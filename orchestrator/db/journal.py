@@ -81,6 +81,18 @@ _CONSUME: Final = statement(
 )
 
 
+_ELSEWHERE: Final = statement(
+    """
+    SELECT count(*) AS turns, coalesce(sum(u.cost_usd), 0) AS cost_usd,
+        coalesce(sum(u.input_tokens + u.output_tokens + u.cache_read_tokens + u.cache_write_tokens), 0)
+            AS tokens
+    FROM usage u JOIN steps s ON s.tenant_id = u.tenant_id AND s.id = u.step_id
+    WHERE u.tenant_id = :tenant AND u.task_id = :task AND s.workflow_id = :workflow
+      AND (u.step_id, u.conversation) <> (:step, :conversation)
+    """
+)
+
+
 class FenceLost(Exception):
     """The claim that writes is not the latest, or its step doesn't run any more."""
 
@@ -182,6 +194,14 @@ def finish_call(
     if finished is None:
         raise FenceLost
     connection.execute(_CONSUME, {**scope.keys, "call": call_id})
+
+
+def spent_elsewhere(connection: Connection, scope: Scope) -> dict[str, Any]:
+    """Turns, tokens and cost_usd of the workflow, without this conversation's."""
+    step = scope.step
+    row = one(connection, _ELSEWHERE, **scope.keys, task=step.task_id, workflow=step.workflow_id)
+    assert row is not None  # noqa: S101 - sums without GROUP BY
+    return row
 
 
 @dataclass(frozen=True, slots=True)

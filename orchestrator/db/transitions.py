@@ -469,7 +469,7 @@ def end_attempts(connection: Connection, tenant_id: str, steps: Sequence[str], o
 _PAUSE_QUEUED: Final = statement(
     f"""
     UPDATE steps SET status = '{RULES[Event.PAUSE].to}', waiting_on = 'paused',
-        waiting_since = clock_timestamp(), waiting_detail = NULL, not_before = NULL
+        waiting_since = clock_timestamp(), waiting_detail = NULL
     WHERE tenant_id = :tenant AND id = :step AND status = 'queued'
     RETURNING id
     """

@@ -16,8 +16,8 @@ from decimal import Decimal
 from typing import Any, Final
 
 from orchestrator.core.assignment import Assignment, Link
-from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
+from orchestrator.core.recovery import ErrorClass, of_os_error
+from orchestrator.core.verdict import TURN_ABOUT, Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.engine import prompt
 from orchestrator.engine.dialogue import Dialogue, tool_calls
@@ -32,6 +32,7 @@ from orchestrator.engine.ports import (
     ModelError,
     ModelRequest,
     Reply,
+    Spending,
     Stopped,
     StreamEvent,
     TextDelta,
@@ -87,7 +88,7 @@ def work(
     except WorkspaceFault as fault:
         return Broke(fault.code, fault.message, fault.error)
     except OSError as error:
-        return Broke("workspace-io", f"the workspace failed: {error.strerror or error}", ErrorClass.RESOURCE)
+        return Broke("workspace-io", f"the workspace failed: {error.strerror or error}", of_os_error(error))
 
 
 class _Work:
@@ -105,6 +106,7 @@ class _Work:
         command_timeout: timedelta,
     ) -> None:
         self._limits = assignment.limits
+        self._budget = assignment.budget
         self._link = link
         self._model = model
         self._journal = journal
@@ -116,6 +118,7 @@ class _Work:
         self._calls: dict[str, Call] = {}
         self._answers: Mapping[str, str] = {}
         self._mark = time.monotonic()
+        self._moved = False
 
     def carry_on(self) -> Verdict:
         turn = self._pick_up()
@@ -123,9 +126,15 @@ class _Work:
             if turn is not None and (verdict := self._carry_out(turn)) is not None:
                 return verdict
             self._boundary()
-            if broke := exceeded(self._limits, self._dialogue, self._since_mark()):
+            if broke := self._exceeded():
                 return broke
             turn = self._take_turn()
+
+    def _exceeded(self) -> Broke | None:
+        """Asked anew before each turn: steps that run beside this one spend of the same budget, so that it is
+        overshot by the requests under way at most."""
+        elsewhere = self._journal.spent_elsewhere() if self._budget.binds else Spending()
+        return exceeded(self._limits, self._budget, self._dialogue, elsewhere, self._since_mark())
 
     def _pick_up(self) -> Turn | None:
         """Rebuilds the dialogue from the journal and the files from its checkpoint; the last turn, if any."""
@@ -151,14 +160,21 @@ class _Work:
             self._dialogue.add_result(block["id"], (call and call.result) or INTERRUPTED)
 
     def _boundary(self) -> None:
-        if self._link.stop.is_set():
+        """The end of a turn, or the beginning of a claim. A claim that gave its slot back before it had moved
+        would do so for ever, where what it has to open takes longer than a slice."""
+        stop = self._link.stop
+        if stop.is_set() and (self._moved or stop.reason not in TURN_ABOUT):
+            raise Stopped
+
+    def _unless_hard(self) -> None:
+        if self._link.stop.is_hard():
             raise Stopped
 
     def _since_mark(self) -> timedelta:
         return timedelta(seconds=time.monotonic() - self._mark)
 
     def _take_turn(self) -> Turn:
-        """One request, one reply, appended. A reply that a stop cut short leaves no trace."""
+        """One request, one reply, appended. A reply that a hard stop cut short leaves no trace."""
         number = self._dialogue.turns + 1
         for heard in self._journal.hear(number):
             self._dialogue.hear(heard.text)
@@ -166,6 +182,7 @@ class _Work:
         reply = self._model.reply(request, self._listen, self._link.stop)
         turn = self._as_turn(number, reply)
         self._journal.append_turn(turn)
+        self._moved = True
         self._mark = time.monotonic()
         self._dialogue.add_turn(turn)
         self._tell(turn)
@@ -236,7 +253,7 @@ class _Work:
         if call is not None and call.result is not None:
             ended = tool.run(self._workspace, arguments, context) if tool and tool.touches_nothing else None
             return ended if isinstance(ended, Done) and not call.result.is_error else call.result
-        self._boundary()
+        self._unless_hard()
         if call is not None and not (tool and tool.touches_nothing):
             return self._finish(call_id, INTERRUPTED)
         self._journal.begin_call(turn.number, call_id, name, arguments)
@@ -258,10 +275,7 @@ class _Work:
         failed: bool,
     ) -> Outcome:
         noted = {"name": tool.name, "call_id": call_id, "risk": tool.risk.value}
-        shown = {
-            key: cut(value, 200) if isinstance(value, str) else value for key, value in arguments.items()
-        }
-        self._link.note("tool", {**noted, "state": "started", "arguments": shown})
+        self._link.note("tool", {**noted, "state": "started", "arguments": arguments})
         outcome = tool.run(self._workspace, arguments, context)
         if isinstance(outcome, Ask):
             if call_id not in self._answers:
@@ -276,6 +290,7 @@ class _Work:
 
     def _finish(self, call_id: str, result: ToolResult, checkpoint: str | None = None) -> ToolResult:
         self._journal.finish_call(call_id, result, checkpoint)
+        self._moved = True
         self._calls[call_id] = Call(call_id, result, checkpoint)
         return result
 

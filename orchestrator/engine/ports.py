@@ -29,7 +29,7 @@ class LeaseLost(Exception):
 
 
 class Stopped(Exception):
-    """The stop was set while the model was answering; the stream is closed, nothing of the reply is kept."""
+    """The stop was set hard while the model was answering; the stream is closed, nothing of it is kept."""
 
 
 class ModelError(Exception):
@@ -113,7 +113,7 @@ class Model(Protocol):
     def name(self) -> str: ...
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
-        """Raises `ModelError`, or `Stopped` as soon as `stop` is set."""
+        """Raises `ModelError`, or `Stopped` as soon as `stop` is set hard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,15 @@ class Conversation:
         return next((call.checkpoint for call in reversed(self.calls) if call.checkpoint), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What conversations have used."""
+
+    turns: int = 0
+    tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+
+
 class Journal(Protocol):
     """The conversation's durable home, one per step. It only grows: nothing written is rewritten.
 
@@ -185,6 +194,9 @@ class Journal(Protocol):
     def hear(self, before_turn: int, /) -> Sequence[Heard]:
         """Steering messages that nobody has taken up, in order: each is taken and appended in the same
         transaction, so that it is heard once, whoever dies."""
+
+    def spent_elsewhere(self) -> Spending:
+        """What the task's other steps have used in this run, and this step in earlier conversations."""
 
     def append_turn(self, turn: Turn, /) -> None: ...
 
@@ -218,7 +230,7 @@ class Workspace(Protocol):
     def run(
         self, command: str, *, timeout: timedelta, on_output: Callable[[str], None], stop: Stop
     ) -> CommandResult:
-        """One shell command in the root; `on_output` gets its output in pieces; a set `stop` kills it."""
+        """One shell command in the root; `on_output` gets its output in pieces; a hard `stop` kills it."""
 
     def checkpoint(self, label: str, /) -> str | None:
         """Commits the tree to a hidden ref; None if it is as at the last checkpoint or restore."""

@@ -7,14 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.local import ports, postgres_programs, probes, processes, redis, roster
+from orchestrator.workspaces.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -53,14 +56,14 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> tuple[Finding
     return (
         _python(),
         _git(),
-        _bubblewrap(strict=settings.strict_sandbox),
+        sandbox(settings),
         _postgres(settings),
         _redis(settings),
         *(_ports(settings) if not up else ()),
         _disk(settings.data_dir),
         _key(settings),
         *_entry_points(environment),
-        *_rabbitmq(settings),
+        *rabbitmq(settings, environment),
     )
 
 
@@ -91,8 +94,9 @@ def _git() -> Finding:
     return Finding(Level.OK, said)
 
 
-def _bubblewrap(*, strict: bool) -> Finding:
-    bad = Level.ERROR if strict else Level.WARNING
+def sandbox(settings: Settings) -> Finding:
+    """What agents' commands would run in here, by the probe that workers make."""
+    bad = Level.ERROR if settings.strict_sandbox else Level.WARNING
     said = _said("bwrap", "--version")
     if said is None:
         return Finding(
@@ -101,17 +105,21 @@ def _bubblewrap(*, strict: bool) -> Finding:
             "not on PATH: agents' commands run with your own rights",
             "apt-get install bubblewrap (Linux only)",
         )
-    tried = _run("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
-    if tried is None or tried.returncode != 0:
-        reason = tried.stderr.strip() if tried else "it does not run"
-        return Finding(
-            bad,
-            f"{said}, which can't make a sandbox",
-            reason,
-            "allow unprivileged user namespaces: sysctl kernel.unprivileged_userns_clone=1 "
-            "or, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns=0",
+    with tempfile.TemporaryDirectory(prefix="orchestrator-doctor-") as folder:
+        found = Sandbox(
+            Path(folder), path=os.environ.get("PATH", os.defpath), read_only=settings.sandbox_read_only
         )
-    return Finding(Level.OK, said)
+    if found.warning is None:
+        return Finding(Level.OK, said)
+    if found.kind == "bubblewrap":
+        return Finding(Level.WARNING, said, found.warning, "install bubblewrap 0.8 or later")
+    return Finding(
+        bad,
+        f"{said}, which can't make a sandbox",
+        found.warning,
+        "allow unprivileged user namespaces: sysctl kernel.unprivileged_userns_clone=1 "
+        "or, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns=0",
+    )
 
 
 def _postgres(settings: Settings) -> Finding:
@@ -185,15 +193,45 @@ def _entry_points(environment: Mapping[str, str]) -> Iterator[Finding]:
             )
 
 
-def _rabbitmq(settings: Settings) -> Iterator[Finding]:
-    url = settings.broker_url.get_secret_value() if settings.broker_url else ""
-    if urlsplit(url).scheme in {"amqp", "amqps"}:
-        yield Finding(
-            Level.WARNING,
-            "RabbitMQ's consumer_timeout",
-            "it closes a channel whose message is unacknowledged for 30 minutes, and a step may take longer",
-            "in rabbitmq.conf: consumer_timeout = 86400000",
-        )
+_RABBITMQCTL: Final = ("/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl")
+"""Debian's wrapper on PATH insists on its own user."""
+_ASK_RABBITMQ: Final = (
+    "{application:get_env(rabbit, consumer_timeout),"
+    " [element(7, L) || L <- rabbit_networking:active_listeners(), element(4, L) =/= clustering]}."
+)
+_LONGEST_STEP: Final = timedelta(days=1)
+
+
+def rabbitmq(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """A channel whose message is unacknowledged for longer is closed, and its worker stops consuming."""
+    url = urlsplit(settings.broker_url.get_secret_value() if settings.broker_url else "")
+    if url.scheme not in {"amqp", "amqps"}:
+        return
+    what, fix = "RabbitMQ's consumer_timeout", "in rabbitmq.conf: consumer_timeout = 86400000"
+    timeout = _consumer_timeout(url, environment)
+    if timeout is None:
+        why = "can't be asked from here: by default a message may be unacknowledged for 30 minutes only"
+        yield Finding(Level.WARNING, what, f"{why}, and a step may take longer", fix)
+    elif timeout < _LONGEST_STEP:
+        why = f"a message may be unacknowledged for {timeout.total_seconds() / 60:g} minutes only"
+        yield Finding(Level.WARNING, what, f"{why}, and a step may take longer", fix)
+    else:
+        yield Finding(Level.OK, f"{what} is {timeout}" if timeout < timedelta.max else f"{what} is off")
+
+
+def _consumer_timeout(url: SplitResult, environment: Mapping[str, str]) -> timedelta | None:
+    """The node itself says it, by its own program on its own machine; None: it isn't here."""
+    if url.hostname not in {"127.0.0.1", "::1", "localhost"}:
+        return None
+    for program in _RABBITMQCTL:
+        done = _run(program, "eval", _ASK_RABBITMQ, environment=environment)
+        found = re.search(r"\{(undefined|\{ok,\s*(\w+)\}),\s*\[([\d,\s]*)\]\}", done.stdout if done else "")
+        if found is None or str(url.port or 5672) not in re.findall(r"\d+", found[3]):
+            continue
+        if found[2] is None or not found[2].isdigit():
+            return timedelta.max
+        return timedelta(milliseconds=int(found[2]))
+    return None
 
 
 def _available(look: Callable[[], str]) -> Finding:
@@ -208,11 +246,19 @@ def _said(*command: str) -> str | None:
     return done.stdout.strip() if done and done.returncode == 0 else None
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str] | None:
+def _run(
+    *command: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str] | None:
     """None when there is no such program."""
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=20, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+            stdin=subprocess.DEVNULL,
+            env=environment,
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    except (FileNotFoundError, PermissionError, subprocess.TimeoutExpired):
         return None

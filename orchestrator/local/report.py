@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from orchestrator.config import Settings
+    from orchestrator.local.doctor import Finding
 
 SHARED: Final = ("DATABASE_URL", "BROKER_URL", "RESULT_URL", "MESSAGE_SECRET")
 """The settings, without their prefix, that all machines of an installation have in common."""
@@ -33,6 +34,11 @@ class Report:
     def line(self, name: str, what: str, seconds: float | None = None) -> None:
         took = f" {seconds:4.1f}s" if seconds is not None else ""
         self.say(f" ✓ {name:<10} {what:<52}{took}".rstrip())
+
+    def sandbox(self, found: Finding) -> None:
+        """Nothing while it is as it should be."""
+        if found.why:
+            self.say(f" ! sandbox    {found.what}: {found.why}. {found.fix}")
 
     def model(self, settings: Settings) -> None:
         if settings.anthropic_api_key:

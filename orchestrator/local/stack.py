@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from orchestrator.core.errors import Conflict, OrchestratorError, Unavailable
-from orchestrator.local import control, credentials, ports, postgres, probes, redis, roster
+from orchestrator.local import control, credentials, doctor, ports, postgres, probes, redis, roster
+from orchestrator.local.doctor import Level
 from orchestrator.local.interrupts import Interrupts, StopAsked
 from orchestrator.local.report import Report, short
 from orchestrator.local.services import PROGRAM, Processes
@@ -113,6 +114,9 @@ class Stack:
     def start(self) -> None:
         """Starts it all, a line for each part. Raises OrchestratorError, or StopAsked when interrupted."""
         self._report.greet(self.data_dir, ephemeral=self._options.ephemeral)
+        sandbox = doctor.sandbox(self._settings)
+        if sandbox.level is Level.ERROR:
+            raise Unavailable("sandbox-unavailable", f"{sandbox.what}: {sandbox.why}", sandbox.fix)
         self._heal()
         self.credentials = credentials.load_or_make(self.data_dir)
         supervisor = Supervisor(self.data_dir, say=self._say, wait=self._interrupts.wait)
@@ -122,6 +126,7 @@ class Stack:
         self.environment = self._environment(self.urls)
         self._migrate()
         self._start_processes(supervisor)
+        self._report.sandbox(sandbox)
         self._report.model(self._settings)
         if self._options.listen:
             self._report.other_machines(self._options.listen, self.environment, self._settings.artifact_url)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
 
 import structlog
 
 from orchestrator.bootstrap import Wiring
-from orchestrator.core.assignment import Assignment, Limits
+from orchestrator.core.assignment import Assignment, Budget, Limits
 from orchestrator.core.errors import OrchestratorError
-from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.verdict import Broke, Done, StopReason, Verdict, Yielded
+from orchestrator.core.recovery import ErrorClass, of_os_error
+from orchestrator.core.redaction import Redactor
+from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db import connect, effects
 from orchestrator.db.claims import Claimed
@@ -26,7 +27,7 @@ from orchestrator.engine.ports import Journal, LeaseLost
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
 from orchestrator.workspaces import integrate
-from orchestrator.workspaces.errors import MergeConflict
+from orchestrator.workspaces.errors import ArtifactStoreUnavailable, MergeConflict
 from orchestrator.workspaces.integrate import Conflict, Integrated
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace, patch
 
@@ -63,7 +64,8 @@ class Desk:
     def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
-        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor)
+        alone = claimed.total == 1 and not claimed.conflicts
+        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone)
 
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
@@ -144,8 +146,8 @@ class Desk:
         if self._workspace is not None:
             try:
                 self._wiring.workspaces.remove(self._owner)
-            except WorkspaceFault as fault:
-                log.warning("workspace_left", step=self._claimed.step.step_id, error=fault.message)
+            except FAULTS as fault:
+                log.warning("workspace_left", step=self._claimed.step.step_id, error=type(fault).__name__)
 
     def _store(self, commit: str) -> None:
         assert self._mirror is not None  # noqa: S101 - callers opened it
@@ -159,15 +161,17 @@ class Desk:
 
 
 def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
-    """What the agent is told. Budgets of the request lower the installation's limits, never raise them."""
-    settings, budget = wiring.settings, claimed.budget
+    """What the agent is told: the installation's limits of each step, the request's budget of all of them."""
+    settings, asked = wiring.settings, claimed.budget
     limits = Limits(
-        turns=min(settings.max_turns, budget.get("max_turns") or settings.max_turns),
+        turns=settings.max_turns,
         consecutive_mistakes=settings.max_mistakes,
-        tokens=min(settings.max_tokens, budget.get("max_tokens") or settings.max_tokens),
-        cost_usd=min(settings.max_cost_usd, Decimal(budget.get("max_cost_usd") or settings.max_cost_usd)),
+        tokens=settings.max_tokens,
+        cost_usd=settings.max_cost_usd,
         wall_time=settings.max_wall_time,
     )
+    cost = asked.get("max_cost_usd")
+    budget = Budget(asked.get("max_turns"), asked.get("max_tokens"), None if cost is None else Decimal(cost))
     return Assignment(
         tenant_id=claimed.step.tenant_id,
         task_id=claimed.step.task_id,
@@ -184,6 +188,7 @@ def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
         agent_type=claimed.agent_type or claimed.task_agent_type or wiring.policy.default_agent,
         model=claimed.model or claimed.task_model,
         limits=limits,
+        budget=budget,
         spec=claimed.spec,
         context=_context(claimed),
     )
@@ -206,38 +211,56 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
             return push(wiring, claimed, link), None
         agent = wiring.make_agent(wiring, desk)
         with link.grace.over_agent():
-            verdict = agent.work(assignment_of(wiring, claimed), link)
+            verdict = without_secrets(agent.work(assignment_of(wiring, claimed), link), wiring.redactor)
         if isinstance(verdict, Done):
             finished = desk.finish(verdict.summary)
         else:
             desk.hand_over()
     except FAULTS as fault:
+        if link.stop.is_hard() and link.stop.reason is not None:
+            return Yielded(link.stop.reason), None  # a git that the stop ended
         return broke(fault), None
     except Exception as error:
         if connect.is_lost(error):
             log.warning("database_lost", step=claimed.step.step_id, error=type(error).__name__)
             return Yielded(StopReason.OUTAGE), None
         log.exception("agent_crashed", step=claimed.step.step_id)
-        text = wiring.redactor.text(f"{type(error).__name__}: {error}")
-        return Broke("agent-crashed", text[:2000], ErrorClass.INTERNAL), None
+        return broke(error), None
     return verdict, finished
+
+
+def without_secrets(verdict: Verdict, redactor: Redactor) -> Verdict:
+    """Before anything is made of what an agent says: a row, an event, the subject of a commit."""
+    match verdict:
+        case Done(summary, result):
+            return Done(redactor.text(summary), redactor.value(dict(result)))
+        case NeedsInput(Ask(call_id, text, options)):
+            return NeedsInput(Ask(call_id, redactor.text(text), tuple(map(redactor.text, options))))
+        case Broke():
+            return replace(verdict, message=redactor.text(verdict.message))
+        case Yielded():
+            return verdict
 
 
 FAULTS: Final = (WorkspaceFault, OrchestratorError, OSError)
 """What goes wrong with the machine and the stores around an agent: disk full, store away, git broke."""
 
 
-def broke(fault: BaseException) -> Broke:
+def broke(fault: Exception) -> Broke:
+    """What went wrong, as a verdict; its message isn't redacted yet."""
     match fault:
         case WorkspaceFault():
             return Broke(fault.code, fault.message, fault.error)
+        case ArtifactStoreUnavailable():
+            return Broke(fault.code, fault.message, ErrorClass.STORAGE)
         case OrchestratorError():
             kind = ErrorClass.RESOURCE if fault.retryable else ErrorClass.VALIDATION
             return Broke(fault.code, fault.message, kind)
         case OSError():
             text = f"the workspace failed: {fault.strerror or fault}"
-            return Broke("workspace-io", text, ErrorClass.RESOURCE)
-    raise AssertionError(fault)
+            return Broke("workspace-io", text, of_os_error(fault))
+        case _:
+            return Broke("agent-crashed", f"{type(fault).__name__}: {fault}", ErrorClass.INTERNAL)
 
 
 def push(wiring: Wiring, claimed: Claimed, link: StepLink) -> Verdict:

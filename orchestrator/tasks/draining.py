@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import threading
 import time
@@ -9,6 +10,9 @@ from typing import Final
 
 _CHILDREN: Final = 4096
 _LOOK_SECONDS: Final = 0.05
+_GIVING_BACK_SECONDS: Final = 6.0
+"""Of a worker's last seconds so many are for giving back, the five of grace included; until then replies and
+commands may still end."""
 
 
 class Drain:
@@ -17,11 +21,16 @@ class Drain:
     def __init__(self) -> None:
         fork = multiprocessing.get_context("fork")
         self._asked = fork.Event()
+        self._hard_at = fork.RawValue("d", math.inf)
         self._in_hand = fork.RawArray("i", _CHILDREN)
         self._lock = threading.Lock()
 
     def is_asked(self) -> bool:
         return self._asked.is_set()
+
+    def is_late(self) -> bool:
+        """Whether what isn't at its turn's end must be cut short now, while there is time to give it back."""
+        return bool(time.monotonic() >= self._hard_at.value)
 
     def begin(self, child: int) -> None:
         """A child of the pool starts; one that was killed before it took nothing along."""
@@ -38,7 +47,9 @@ class Drain:
 
     def ask(self, patience_seconds: float) -> None:
         """Asks all to give back what they carry, and returns when they have, or are out of time."""
+        now = time.monotonic()
+        self._hard_at.value = now + patience_seconds - min(_GIVING_BACK_SECONDS, patience_seconds / 2)
         self._asked.set()
-        deadline = time.monotonic() + patience_seconds
+        deadline = now + patience_seconds
         while any(self._in_hand) and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)

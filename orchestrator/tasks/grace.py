@@ -1,4 +1,4 @@
-"""Five seconds after a stop nothing that the agent started runs any more, whether it looks or not."""
+"""Five seconds after a hard stop nothing that the agent started runs any more, whether it looks or not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Grace:
 
     def look(self, now: float) -> None:
         """Called twice a second, with the monotonic clock, by a thread that waits for nobody."""
-        if not self._stop.is_set():
+        if not self._stop.is_hard():
             return
         if self._seen_at is None:
             self._seen_at = now

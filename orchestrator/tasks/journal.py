@@ -13,7 +13,7 @@ from orchestrator.core.redaction import Redactor
 from orchestrator.db import effects, journal
 from orchestrator.db.connect import Connection, Engine
 from orchestrator.db.journal import FenceLost, Scope, Spent
-from orchestrator.engine.ports import Call, Conversation, Heard, LeaseLost, ToolResult, Turn, Usage
+from orchestrator.engine.ports import Call, Conversation, Heard, LeaseLost, Spending, ToolResult, Turn, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class PostgresJournal:
     engine: Engine
     scope: Scope
     redactor: Redactor
+    alone: bool = False
+    """The step's first conversation, and the plan has no other step: nobody else spends."""
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -61,6 +63,13 @@ class PostgresJournal:
             for message in heard:
                 journal.append(connection, scope, "heard", before_turn, {"text": message.text})
         return heard
+
+    def spent_elsewhere(self) -> Spending:
+        if self.alone:
+            return Spending()
+        with self.engine.connect() as connection:
+            found = journal.spent_elsewhere(connection, self.scope)
+        return Spending(int(found["turns"]), int(found["tokens"]), Decimal(found["cost_usd"]))
 
     def append_turn(self, turn: Turn, /) -> None:
         spent = Spent(

@@ -50,7 +50,7 @@ class StepLink:
         event = EventDraft(
             "progress",
             kind,
-            self._wiring.redactor.value(_shortened(data)),
+            _shortened(self._wiring.redactor.value(data)),  # a secret that is cut in two is not found
             step.workflow_id,
             step.step_id,
             self._claimed.fence,
@@ -100,7 +100,7 @@ class StepLink:
                     self._logs = [*logs, *self._logs]
 
 
-def _shortened(data: Mapping[str, Any], most: int = 500) -> dict[str, Any]:
+def _shortened(data: Mapping[str, Any], most: int = 200) -> dict[str, Any]:
     """Observations are for people who watch: a file's whole content is in the conversation, not here."""
     return {key: _cut(value, most) for key, value in data.items()}
 

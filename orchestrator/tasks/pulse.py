@@ -12,10 +12,11 @@ from typing import Final
 import structlog
 
 from orchestrator.bootstrap import Wiring
+from orchestrator.core.priority import Priority
 from orchestrator.core.verdict import StopReason
-from orchestrator.db import agents, claims
+from orchestrator.db import agents, claims, interventions
 from orchestrator.db.agents import Slot
-from orchestrator.db.claims import Claimed
+from orchestrator.db.claims import Beat, Claimed
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.tasks.branches import follow_rows
 from orchestrator.tasks.link import StepLink
@@ -35,27 +36,37 @@ class _Carried:
     agent_id: str
     since: float
     heard: float = field(default=0.0)
+    acknowledged: set[str] = field(default_factory=set)
 
 
 class Pulse:
     """Registers slots, beats for them and for the steps in them, and passes on what people want.
 
-    `introduce` makes the row of slot n; `draining` is set in all processes of a worker when it is told to
-    end.
+    `introduce` makes the row of slot n; `draining` says, in all processes of a worker that is told to end,
+    how they are to stop; `rest` makes the worker stop taking messages, or begin again.
     """
 
     def __init__(
         self,
         wiring: Wiring,
         introduce: Callable[[int], Slot],
-        draining: Callable[[], bool],
+        draining: Callable[[], StopReason | None],
         clean: Callable[[], None],
+        rest: Callable[[bool], None],
     ) -> None:
         self._wiring = wiring
         self._introduce = introduce
         self._draining = draining
         self._clean = clean
+        self._rest = rest
+        self._rests = False
+        self._urgent = {
+            priority: wiring.topology.destination(priority).queue.value
+            for priority in (Priority.CRITICAL, Priority.HIGH)
+        }
+        self._telling: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._registering = threading.Lock()
         self._slots: dict[int, Slot] = {}
         self._taken: set[int] = set()
         self._carried: dict[str, _Carried] = {}
@@ -83,12 +94,15 @@ class Pulse:
                 log.warning("slots_not_released", error=type(error).__name__)
 
     def register(self, number: int) -> None:
-        """Makes slot `number` known before it has anything to do."""
-        slot = self._introduce(number)
-        with self._wiring.engine.begin() as connection:
-            agents.register(connection, slot)
-        with self._lock:
-            self._slots[number] = slot
+        """Makes slot `number` known before it has anything to do; once, or it would lose what it has."""
+        with self._registering:
+            if number in self._slots:
+                return
+            slot = self._introduce(number)
+            with self._wiring.engine.begin() as connection:
+                agents.register(connection, slot)
+            with self._lock:
+                self._slots[number] = slot
 
     def take_slot(self, first: int) -> tuple[int, str]:
         """A free slot from number `first` on: its number and its agent's id.
@@ -163,8 +177,8 @@ class Pulse:
         now = time.monotonic()
         lease, slice_ = self._wiring.settings.lease, self._wiring.settings.slice
         for carried in self._all():
-            if self._draining():
-                carried.link.stop.set(StopReason.DRAIN)
+            if (told := self._draining()) is not None:
+                carried.link.stop.set(told)
             elif timedelta(seconds=now - carried.since) >= slice_:
                 carried.link.stop.set(StopReason.SLICE)
             if now - carried.heard >= lease.total_seconds() * _OWN_END:
@@ -179,21 +193,38 @@ class Pulse:
                 moved = carried.link.take_moved()
                 with self._wiring.engine.begin() as connection:
                     beat = claims.heartbeat(
-                        connection, carried.claimed.step, carried.claimed.fence, lease, moved=moved
+                        connection,
+                        carried.claimed.step,
+                        carried.claimed.fence,
+                        lease,
+                        moved=moved,
+                        urgent=self._urgent,
+                        patience=self._wiring.settings.publish_grace,
                     )
                 if beat is None:
                     self._lost(carried)
                     continue
                 carried.heard = before
+                self._acknowledge(carried, beat)
                 if beat.cancel:
                     carried.link.stop.set(StopReason.CANCEL)
                 elif beat.exceeded:
                     carried.link.stop.set(StopReason(beat.exceeded))
                 elif beat.pause:
                     carried.link.stop.set(StopReason.PAUSE)
+                elif beat.urgent:
+                    carried.link.stop.set(StopReason.URGENT)
             self._beat_for_slots()
         except SQLAlchemyError as error:
             log.warning("heartbeat_missed", error=type(error).__name__)
+
+    def _acknowledge(self, carried: _Carried, beat: Beat) -> None:
+        """Once for each command, in a transaction of its own: nobody may wait for it with the lease's row."""
+        for command, is_asked in (("cancel", beat.cancel), ("pause", beat.pause)):
+            if is_asked and command not in carried.acknowledged:
+                with self._wiring.engine.begin() as connection:
+                    interventions.acknowledge(connection, carried.claimed.step.task, command)
+                carried.acknowledged.add(command)
 
     def _lost(self, carried: _Carried) -> None:
         with self._lock:
@@ -209,3 +240,23 @@ class Pulse:
         for carried in self._all():
             if asked.get(carried.agent_id):
                 carried.link.stop.set(StopReason.DRAIN)
+        self._follow(any(asked.values()))
+
+    def _follow(self, asked_to_rest: bool) -> None:
+        """The worker's list of queues follows the rows: it may have missed the word that was sent to it.
+
+        In a thread of its own, since a broker that is away must not hold up the beat; said again with the
+        next one, if it didn't get through.
+        """
+        if asked_to_rest == self._rests or (self._telling is not None and self._telling.is_alive()):
+            return
+
+        def tell() -> None:
+            try:
+                self._rest(asked_to_rest)
+                self._rests = asked_to_rest
+            except Exception as error:  # noqa: BLE001 - whatever the broker throws
+                log.warning("worker_not_told", rest=asked_to_rest, error=type(error).__name__)
+
+        self._telling = threading.Thread(target=tell, name="rest", daemon=True)
+        self._telling.start()

@@ -95,10 +95,20 @@ def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) ->
         if claimed is not None:
             return claimed
         with wiring.engine.begin() as connection:
-            return claims.refusal(connection, step, signature=signature, workflows_at_once=at_once)
+            return claims.refusal(
+                connection, step, agent_id=agent_id, signature=signature, workflows_at_once=at_once
+            )
+
+    def claim_or_wait() -> Claimed | Refusal:
+        found = claim()
+        if isinstance(found, Refusal) and found.why is Why.SLOT:
+            # Whoever gave a slot back meanwhile may have looked for waiting rows before this one said that it
+            # waits; whoever does from now on finds it.
+            return claim()
+        return found
 
     try:
-        return patiently(claim, wiring.settings.lease)
+        return patiently(claim_or_wait, wiring.settings.lease)
     except SQLAlchemyError as error:
         # The row says that it is ready, so the sweep sends it again when Postgres is back.
         log.warning("claim_impossible", step=step.step_id, error=type(error).__name__)
@@ -138,8 +148,10 @@ def _record(
     def apply() -> tuple[Applied | None, Status]:
         try:
             return _apply(task, wiring, claimed, desk, verdict, finished)
-        except attempt.FAULTS as fault:  # the result could not be put where it belongs
-            log.warning("result_not_kept", step=claimed.step.step_id, error=type(fault).__name__)
+        except SQLAlchemyError:
+            raise
+        except Exception as fault:  # the result could not be put where it belongs, and the row is to say so
+            log.exception("result_not_kept", step=claimed.step.step_id)
             return _break(wiring, claimed, attempt.broke(fault))
 
     try:
@@ -212,8 +224,8 @@ def _complete(
             connection,
             step,
             fence,
-            summary=wiring.redactor.text(done.summary),
-            result=wiring.redactor.value(dict(done.result)),
+            summary=done.summary,
+            result=done.result,
             commit=finished.result if finished else None,
             branch_commit=branch_commit,
             carried=carried(task),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from billiard.process import current_process
@@ -23,18 +23,21 @@ from celery.states import IGNORED
 from orchestrator.agents.types import usable
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.verdict import StopReason
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db import claims
 from orchestrator.db.agents import Slot
 from orchestrator.db.connect import SQLAlchemyError
-from orchestrator.tasks import logs
+from orchestrator.queues.names import QueueName
+from orchestrator.tasks import fleet, logs
 from orchestrator.tasks.draining import Drain
 from orchestrator.tasks.evidence import check_store
 from orchestrator.tasks.pulse import Pulse
-from orchestrator.workspaces.errors import ArtifactStoreUnavailable
+from orchestrator.workspaces.errors import ArtifactStoreUnavailable, SandboxUnavailable
 from orchestrator.workspaces.workspace import AttemptOwner
 
 log: Final = structlog.get_logger(__name__)
+T = TypeVar("T")
 VERSION: Final = installed("orchestrator")
 _IGNORED_AT_MOST: Final = 10
 """Of each `Ignore` Celery copies the whole traceback, a megabyte in a cycle of few objects; Python, which
@@ -49,7 +52,6 @@ class Workplace:
     wiring: Wiring
     name: str = ""
     queues: tuple[str, ...] = ()
-    prefork: bool = False
     drain: Drain | None = None
     """Only in a process that became a worker."""
 
@@ -60,15 +62,17 @@ class Workplace:
 
     @cached_property
     def pulse(self) -> Pulse:
-        return Pulse(self.wiring, self._introduce, self._is_draining, self._clean)
+        return Pulse(self.wiring, self._introduce, self._draining, self._clean, self._rest)
 
-    def _is_draining(self) -> bool:
-        return self.drain is not None and self.drain.is_asked()
+    def _draining(self) -> StopReason | None:
+        if self.drain is None or not self.drain.is_asked():
+            return None
+        return StopReason.SHUTDOWN if self.drain.is_late() else StopReason.DRAIN
 
     @property
     def first_slot(self) -> int:
         """A prefork child is one slot, named after its place in the pool; threads count up from 1."""
-        return int(getattr(current_process(), "index", 0)) + 1 if self.prefork else 1
+        return int(getattr(current_process(), "index", 0)) + 1
 
     @contextmanager
     def slot(self) -> Iterator[str]:
@@ -96,6 +100,9 @@ class Workplace:
             (settings.model,) if has_key else (),
         )
 
+    def _rest(self, rest: bool) -> None:
+        fleet.tell(self.wiring, self.queues, [self.name], rest=rest)
+
     def _clean(self) -> None:
         """Workspaces of this machine whose attempt is over, by their own record of whose they are."""
         try:
@@ -115,17 +122,16 @@ class Workplace:
 def attend(workplace: Workplace) -> None:
     """Ties a workplace to the life of the Celery worker that this process becomes."""
 
-    def named(sender: Any, conf: Any, instance: Any, **_: Any) -> None:
+    def named(sender: Any, conf: Any, instance: Any, options: Any, **_: Any) -> None:
         if instance.app is not workplace.wiring.app:
             return  # another wiring's worker
         workplace.name = str(sender)
-        workplace.prefork = _is_prefork(instance)
         workplace.drain = drain = Drain()
         # Celery sleeps for all of the time, and says that it shuts down only after it.
         instance.wait_for_soft_shutdown = lambda: drain.ask(conf.worker_soft_shutdown_timeout)
         # A producer is answered at once when the broker is away; a worker has nobody who waits.
         conf.task_publish_retry = True
-        _prepare(workplace)
+        _prepare(workplace, runs_steps=set(options.get("queues") or ()) != {str(QueueName.SYSTEM)})
         _serve(workplace, drain)
 
     signals.celeryd_init.connect(named, weak=False)
@@ -138,12 +144,13 @@ def _serve(workplace: Workplace, drain: Drain) -> None:
         drain.begin(workplace.first_slot)
         # The parent's connections are the parent's: two processes on one socket garble both.
         workplace.wiring.engine.dispose(close=False)
-        gc.freeze()  # what was there before the fork stays, stays shared, and needs no looking at
-        _begin(workplace)
+        if hasattr(current_process(), "index"):  # the solo pool says that it starts a process, too
+            gc.freeze()  # what was there before the fork stays, stays shared, and needs no looking at
+            _begin(workplace, 1)
 
-    def worker_began(**_: Any) -> None:
-        if not workplace.prefork:
-            _begin(workplace)
+    def worker_began(sender: Any, **_: Any) -> None:
+        if slots := _own_slots(sender.controller):
+            _begin(workplace, slots)
 
     def taken(**_: Any) -> None:
         drain.take(workplace.first_slot)
@@ -167,17 +174,39 @@ def _serve(workplace: Workplace, drain: Drain) -> None:
     signals.worker_shutdown.connect(ended, weak=False)
 
 
-def _is_prefork(instance: Any) -> bool:
-    pool = getattr(instance, "pool_cls", None) or getattr(instance, "pool", None) or "prefork"
-    return "prefork" in str(getattr(pool, "__module__", pool)) or str(pool) == "processes"
+def _own_slots(controller: Any) -> int:
+    """Of the main process; Celery's controller learns of its pool only after `celeryd_init`."""
+    match str(controller.pool_cls.__module__).rpartition(".")[2]:
+        case "prefork":
+            return 0  # each child begins by itself
+        case "solo":
+            return 1
+        case _:
+            return int(controller.concurrency)
 
 
-def _prepare(workplace: Workplace) -> None:
-    """Before the pool starts: logs without secrets, and the store that all workers share, or no start."""
+def _prepare(workplace: Workplace, *, runs_steps: bool) -> None:
+    """Before the pool starts: logs without secrets, the store that all workers share and, in strict mode, a
+    sandbox, or no start."""
     logs.configure(workplace.wiring.redactor)
     wrong = _asked_apart(lambda: _wrong_store(workplace.wiring))
+    if runs_steps and not wrong:
+        wrong, weak = _asked_apart(lambda: _sandbox(workplace.wiring)) or ("", "")
+        if weak:
+            log.warning("sandbox_weak", reason=weak, see="orchestrator doctor")
     if wrong:
         sys.exit(f"This worker can't start: {wrong}")
+
+
+def _sandbox(wiring: Wiring) -> tuple[str, str]:
+    """Why no command may run here, and what is weaker than intended where some may."""
+    try:
+        return "", wiring.workspaces.sandbox.warning or ""
+    except SandboxUnavailable as unavailable:
+        return unavailable.message, ""
+    except (OSError, OrchestratorError) as error:
+        log.warning("sandbox_not_checked", error=type(error).__name__)
+        return "", ""
 
 
 def _wrong_store(wiring: Wiring) -> str:
@@ -191,26 +220,28 @@ def _wrong_store(wiring: Wiring) -> str:
     return ""
 
 
-def _asked_apart(question: Callable[[], str]) -> str:
-    """The answer of a process of its own: the store's threads don't survive the forks of the pool."""
+def _asked_apart(question: Callable[[], T]) -> T | None:
+    """The answer of a process of its own: the store's threads don't survive the forks of the pool. None: it
+    died."""
     fork = multiprocessing.get_context("fork")
     theirs, ours = fork.Pipe(duplex=False)
     asked = fork.Process(target=lambda: ours.send(question()))
     asked.start()
     ours.close()
     try:
-        answer: str = theirs.recv()
+        answer: T | None = theirs.recv()
     except EOFError:
-        answer = ""
+        answer = None
     asked.join()
     return answer
 
 
-def _begin(workplace: Workplace) -> None:
-    """Makes itself known. Without a database it works as soon as there is one."""
+def _begin(workplace: Workplace, slots: int) -> None:
+    """Makes this process's slots known. Without a database it works as soon as there is one."""
     workplace.queues = tuple(workplace.wiring.app.amqp.queues.consume_from)
     try:
-        workplace.pulse.register(workplace.first_slot)
+        for number in range(workplace.first_slot, workplace.first_slot + slots):
+            workplace.pulse.register(number)
     except SQLAlchemyError as error:
         log.warning("slot_not_registered", error=type(error).__name__)
     workplace.pulse.start()

@@ -146,7 +146,7 @@ def _read(
         if ready and now - looked < TICK and seen <= most_bytes and process.poll() is None:
             continue
         looked = now
-        ended = _verdict(process, kin, late=now >= until, stopped=stop.is_set(), flooded=seen > most_bytes)
+        ended = _verdict(process, kin, late=now >= until, stopped=stop.is_hard(), flooded=seen > most_bytes)
         if ended is not None:
             _kill(process, kin)
             until = monotonic() + LINGER

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
+from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.workspace import WorkspaceFault, WorkspaceRefusal
 
 MAX_READ: Final = 4 * 1024**2
@@ -302,9 +303,9 @@ def _refusing(path: str) -> Iterator[None]:
         if error.errno in (errno.EXDEV, errno.ELOOP):
             raise WorkspaceRefusal(f"{path} leads outside the workspace, or through a link") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-            raise WorkspaceFault(
-                "disk-full" if error.errno != errno.EIO else "disk-broken", str(error)
-            ) from error
+            if error.errno == errno.EIO:
+                raise WorkspaceFault("disk-broken", str(error)) from error
+            raise WorkspaceFault("disk-full", str(error), ErrorClass.STORAGE) from error
         raise WorkspaceRefusal(f"{path}: {(error.strerror or 'it failed').lower()}") from error
 
 

@@ -125,7 +125,7 @@ class Git:
         timeout: timedelta = LOCAL,
         stop: Stop | None = None,
     ) -> Output:
-        """Raises `GitError` when its code isn't in `accept`, it takes too long, or `stop` is set."""
+        """Raises `GitError` when its code isn't in `accept`, it takes too long, or `stop` is set hard."""
         options = [option for setting in (*SETTINGS, *settings) for option in ("-c", setting)]
         inherited = INHERITED + (INHERITED_BY_NETWORK if network else ())
         return run(
@@ -234,7 +234,9 @@ def run(
             raise
     complaint = redact(errors.decode("utf-8", "replace").strip())[-2000:]
     if process.returncode not in accept:
-        raise GitError(complaint or f"git ended with code {process.returncode}")
+        full = "No space left on device" in complaint or "Disk quota exceeded" in complaint
+        kind = ErrorClass.STORAGE if full else ErrorClass.RESOURCE
+        raise GitError(complaint or f"git ended with code {process.returncode}", kind)
     return Output(process.returncode, data, complaint)
 
 
@@ -245,7 +247,7 @@ def _wait(
         try:
             return process.communicate(given, timeout=max(0.0, min(0.25, until - monotonic())))
         except subprocess.TimeoutExpired:
-            if stop is not None and stop.is_set():
+            if stop is not None and stop.is_hard():
                 raise GitError("git was stopped", ErrorClass.TIMEOUT) from None
             if monotonic() >= until:
                 raise GitError("git took too long", ErrorClass.TIMEOUT) from None

@@ -15,7 +15,7 @@ from orchestrator.workspaces.errors import GitError
 
 @contextmanager
 def held(path: Path, stop: Stop | None = None) -> Iterator[None]:
-    """Waits for its turn; `GitError` when `stop` is set meanwhile. The file stays: its inode is the lock."""
+    """Waits for its turn; `GitError` at a hard `stop` meanwhile. The file stays: its inode is the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     waiting = stop or Stop()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -25,7 +25,7 @@ def held(path: Path, stop: Stop | None = None) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if waiting.wait(0.02):
+                if waiting.wait_hard(0.02):
                     raise GitError("stopped while waiting for another fetch", ErrorClass.TIMEOUT) from None
         yield
     finally:

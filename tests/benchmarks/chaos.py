@@ -57,6 +57,7 @@ WORKERS: Final = ("agent-1", "agent-2")
 PROCESSES: Final = (*WORKERS, "system", "beat")
 SLOTS: Final = 3
 QUIET_SECONDS: Final = 120.0
+LONGEST_BACKOFF_SECONDS: Final = 30
 FILES: Final = 0.15
 LONG: Final = 0.02
 LONG_IN_CONTROL: Final = 0.25
@@ -193,9 +194,22 @@ def _suffer(faults: Faults, people: People, wiring: Wiring, pace: float) -> None
         time.sleep(0.02)
 
 
+_HASTEN: Final = text(
+    f"""
+    UPDATE steps SET not_before = clock_timestamp() + interval '{LONGEST_BACKOFF_SECONDS} seconds'
+    WHERE (tenant_id, id) IN (
+        SELECT tenant_id, id FROM steps WHERE status = 'queued'
+          AND not_before > clock_timestamp() + interval '{LONGEST_BACKOFF_SECONDS} seconds'
+        FOR UPDATE SKIP LOCKED)
+    """
+)
+"""A disk is full for a second or two here, and its class of errors waits for up to an hour."""
+
+
 def _progress(wiring: Wiring) -> tuple[int, int, int]:
     try:
-        with wiring.engine.connect() as connection:
+        with wiring.engine.begin() as connection:
+            connection.execute(_HASTEN)
             ended, written, live = connection.execute(_PROGRESS).one()
             return int(ended), int(written), int(live)
     except SQLAlchemyError:

@@ -56,7 +56,7 @@ class Script:
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
         turn = 1 + sum(message["role"] == "assistant" for message in request.messages)
         self.heard(turn)
-        if stop.wait(float(self.spec.get("seconds", 0))):
+        if stop.wait_hard(float(self.spec.get("seconds", 0))):
             raise Stopped
         turns = int(self.spec.get("turns", 1))
         if self.spec.get("dies") and turn >= turns:

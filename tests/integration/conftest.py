@@ -7,20 +7,25 @@ from pathlib import Path
 import pytest
 
 from tests.integration.ledger import Ledger, migrate, opened
-from tests.integration.rabbitmq import serve_rabbitmq
+from tests.integration.rabbitmq import Node, serve_rabbitmq
 from tests.integration.stack import Stack
 from tests.servers import PostgresServer, RedisServer
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def rabbitmq_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A private node; what a test leaves in its queues, the next one finds."""
     if shutil.which("rabbitmq-server") is None and not Path("/usr/sbin/rabbitmq-server").exists():
         pytest.skip(
             "NOT TESTED ON RABBITMQ: there is no rabbitmq-server on PATH (apt-get install rabbitmq-server)"
         )
-    with serve_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as url:
-        yield url
+    with serve_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(rabbitmq_node: Node) -> str:
+    return rabbitmq_node.url
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,13 @@ from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent,
 from orchestrator.tasks.registry import register
 
 FOLDER = "HARNESS_FOLDER"
+SECRET = "sk-ant-api03-thisIsWhatNobodyMayEverRead-0123456789"
+"""Looks like one; told by the model alone, since a request would be cleared of it."""
+TWO_FILES = (
+    ("write_file", {"path": "one.txt", "content": "one\n"}),
+    ("write_file", {"path": "two.txt", "content": "two\n"}),
+    ("attempt_completion", {"summary": "Wrote two files."}),
+)
 STUBBORN = "setsid sh -c 'sleep 600; :' {word} & sh -c 'sleep 600; :' {word}"
 """A child in a session of its own, and one that is waited for; both have the word on their command line."""
 
@@ -121,10 +128,12 @@ class Obedient:
 
 @dataclass(frozen=True, slots=True)
 class Scripted:
-    """A model that writes a file, runs a command, and is done; each request is written down; held by turn."""
+    """A model that makes the spec's `calls` one after the other (else it writes two files and is done), and
+    says SECRET where they say $SECRET; each request is written down; held by turn."""
 
     notes: Notes
     task_id: str
+    calls: Sequence[tuple[str, dict[str, Any]]] = ()
     kind: Literal["live", "recorded"] = "recorded"
     name: str = "script"
 
@@ -133,14 +142,10 @@ class Scripted:
         turn = 1 + sum(message["role"] == "assistant" for message in request.messages)
         self.notes.write("asked", task=self.task_id, turn=turn)
         while self.notes.is_held(f"{self.task_id}.{turn}"):
-            if stop.wait(0.02):
+            if stop.wait_hard(0.02):
                 raise Stopped
-        calls = {
-            1: ("write_file", {"path": "one.txt", "content": "one\n"}),
-            2: ("write_file", {"path": "two.txt", "content": "two\n"}),
-            3: ("attempt_completion", {"summary": "Wrote two files."}),
-        }
-        name, arguments = calls[turn]
+        name, arguments = (self.calls or TWO_FILES)[turn - 1]
+        arguments = json.loads(json.dumps(arguments).replace("$SECRET", SECRET))
         call = {"type": "tool_use", "id": f"call_{turn}", "name": name, "input": arguments}
         return Reply((call,), "tool_use", Usage(10, 1), self.name)
 
@@ -153,7 +158,7 @@ def agent(wiring: Wiring, desk: Desk) -> Agent:
         def work(self, assignment: Assignment, link: Link) -> Verdict:
             if assignment.spec.get("do") != "script":
                 return Obedient(desk, notes).work(assignment, link)
-            model = Scripted(notes, assignment.task_id)
+            model = Scripted(notes, assignment.task_id, assignment.spec.get("calls", ()))
             engine = EngineAgent(lambda _: model, desk.open_journal, desk.open_workspace)
             return engine.work(assignment, link)
 

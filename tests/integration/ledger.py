@@ -102,7 +102,9 @@ class Ledger:
             )
             if claimed is not None:
                 return claimed
-            return claims.refusal(connection, ref, signature=signature, workflows_at_once=workflows_at_once)
+            return claims.refusal(
+                connection, ref, agent_id=agent, signature=signature, workflows_at_once=workflows_at_once
+            )
 
         return self.do(work)
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from kombu import Connection
@@ -19,9 +20,17 @@ PATIENCE_SECONDS = 60
 PROGRAMS = ("/usr/lib/rabbitmq/bin/rabbitmq-server",)
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """`environment` is what RabbitMQ's own programs need to find it, and nobody else's."""
+
+    url: str
+    environment: Mapping[str, str]
+
+
 @contextmanager
-def serve_rabbitmq(folder: Path) -> Iterator[str]:
-    """The URL of a node that keeps everything in `folder` and ends with the block."""
+def serve_rabbitmq(folder: Path) -> Iterator[Node]:
+    """A node that keeps everything in `folder` and ends with the block."""
     node, distribution, mapper = (_free_port() for _ in range(3))
     environment = _environment(folder, node, distribution, mapper)
     url = f"amqp://guest:guest@127.0.0.1:{node}//"
@@ -38,7 +47,7 @@ def serve_rabbitmq(folder: Path) -> Iterator[str]:
         )
     try:
         _await(url, server, folder)
-        yield url
+        yield Node(url, environment)
     finally:
         _end(server)
         epmd.terminate()

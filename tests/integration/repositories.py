@@ -53,15 +53,20 @@ def commit(at: Path, files: Mapping[str, str], message: str = "some work") -> st
     return git(at, "rev-parse", "HEAD")
 
 
-def without_bubblewrap(root: Path) -> Sandbox:
-    """The fallback, chosen as on a machine where no `bwrap` is on PATH."""
+def path_without_bubblewrap(root: Path) -> str:
+    """A PATH with all that is on ours, but for one program."""
     programs = root / "programs"
     programs.mkdir(parents=True)
     for folder in os.environ["PATH"].split(os.pathsep):
         for program in Path(folder).glob("*"):
             if program.name != "bwrap" and not (programs / program.name).is_symlink():
                 (programs / program.name).symlink_to(program)
-    return Sandbox(root / "sandbox", path=str(programs), bounds=Bounds())
+    return str(programs)
+
+
+def without_bubblewrap(root: Path) -> Sandbox:
+    """The fallback, chosen as on a machine where no `bwrap` is on PATH."""
+    return Sandbox(root / "sandbox", path=path_without_bubblewrap(root), bounds=Bounds())
 
 
 def installation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -11,8 +12,10 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator.commands import intervene
+from orchestrator.core.priority import Priority
 from orchestrator.core.states import Event, WaitingOn
-from orchestrator.db import claims, transitions
+from orchestrator.db import agents, claims, transitions
+from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Claimed, Refusal, Why
 from orchestrator.db.sql import StepRef
 from orchestrator.db.waking import due, wake
@@ -287,3 +290,139 @@ def test_attempts_that_may_go_on_are_told_from_those_that_are_over(ledger: Ledge
     live = ledger.do(lambda connection: claims.live_attempts(connection, asked))
     assert live == {(parked.step_id, 1), (again.step_id, 2)}
     assert ledger.do(lambda connection: claims.live_attempts(connection, [])) == set()
+
+
+# --- who makes room -----------------------------------------------------------------------------------------
+
+LANES = {Priority.CRITICAL: "orchestrator.critical", Priority.HIGH: "orchestrator.high"}
+ALL = [f"orchestrator.{lane}" for lane in ("critical", "high", "medium", "low")]
+
+
+def slot(ledger: Ledger, number: int, queues: list[str] = ALL, **more: str) -> str:
+    agent = f"agent@host/{number}"
+    with ledger.engine.begin() as connection:
+        found = Slot(TENANT, agent, "agent", "host", 1, "boot", "1", queues, (), ())
+        agents.register(connection, found)
+    if more:
+        ledger.run("UPDATE agents SET status = :status WHERE id = :id", id=agent, **more)
+    return agent
+
+
+def makes_room(ledger: Ledger, claimed: Claimed, patience: timedelta = timedelta(0)) -> bool:
+    beat = ledger.do(
+        lambda connection: claims.heartbeat(
+            connection, claimed.step, claimed.fence, LEASE, moved=True, urgent=LANES, patience=patience
+        )
+    )
+    assert beat is not None
+    return beat.urgent
+
+
+def test_the_least_urgent_step_that_began_first_makes_room_for_one_that_is_more_urgent(
+    ledger: Ledger,
+) -> None:
+    running = {}
+    for number, (task, priority) in enumerate(
+        [("m1", "medium"), ("l1", "low"), ("l2", "low"), ("h", "high")], 1
+    ):
+        ref = ledger.task(task, priority=priority)["work"]
+        running[task] = ledger.take(ref, agent=slot(ledger, number))
+
+    def asked() -> set[str]:
+        return {task for task, claimed in running.items() if makes_room(ledger, claimed)}
+
+    assert asked() == set(), "nobody waits"
+    ledger.task("urgent1", priority="high")
+    assert asked() == {"l1"}
+    ledger.task("urgent2", priority="critical")
+    assert asked() == {"l1", "l2"}
+    for number in (3, 4, 5):
+        ledger.task(f"urgent{number}", priority="critical")
+    assert asked() == {"l1", "l2", "m1", "h"}
+    assert not makes_room(ledger, running["l1"], timedelta(hours=1)), "they have not waited for long"
+
+
+def test_nobody_makes_room_for_a_step_that_an_idle_slot_could_take_or_its_own_could_not(
+    ledger: Ledger,
+) -> None:
+    claimed = ledger.take(ledger.task("low", priority="low")["work"], agent=slot(ledger, 1))
+    ledger.task("critical", priority="critical")
+    assert makes_room(ledger, claimed)
+    slot(ledger, 2, ["orchestrator.medium"])
+    assert makes_room(ledger, claimed), "that one doesn't serve it"
+    slot(ledger, 3, status="draining")
+    assert makes_room(ledger, claimed), "nor does that one"
+    slot(ledger, 4)
+    assert not makes_room(ledger, claimed)
+    ledger.run("UPDATE agents SET heartbeat_at = now() - interval '1 hour' WHERE id = 'agent@host/4'")
+    assert makes_room(ledger, claimed), "it is gone"
+    ledger.run("UPDATE agents SET queues = '[\"orchestrator.low\"]' WHERE id = 'agent@host/1'")
+    assert not makes_room(ledger, claimed)
+
+
+@pytest.mark.parametrize(
+    "held", ["UPDATE tasks SET paused_at = now()", "UPDATE steps SET waiting_on = 'slot'"]
+)
+def test_nobody_makes_room_for_a_step_that_could_not_run(ledger: Ledger, held: str) -> None:
+    claimed = ledger.take(ledger.task("low", priority="low")["work"], agent=slot(ledger, 1))
+    ledger.task("critical", priority="critical")
+    assert makes_room(ledger, claimed)
+    ledger.run(f"{held} WHERE priority = 'critical'")
+    assert not makes_room(ledger, claimed)
+
+
+def test_a_step_that_rose_by_waiting_displaces_nobody(ledger: Ledger) -> None:
+    claimed = ledger.take(ledger.task("medium", priority="medium")["work"], agent=slot(ledger, 1))
+    ledger.task("aged", priority="low")
+    ledger.run("UPDATE steps SET priority = 'critical' WHERE task_id = 'aged'")
+    assert not makes_room(ledger, claimed)
+
+
+def test_beside_a_hundred_thousand_that_wait_a_heartbeat_finds_the_urgent_ones_by_their_index(
+    ledger: Ledger,
+) -> None:
+    claimed = ledger.take(ledger.task("low", priority="low")["work"], agent=slot(ledger, 1))
+    ledger.task("many", priority="medium")
+    ledger.run(
+        "INSERT INTO steps (id, task_id, workflow_id, number, key, description, priority, max_attempts,"
+        "   ready_at, published_at)"
+        " SELECT 'x' || i, s.task_id, s.workflow_id, 1 + i, 'x' || i, 'x', 'medium', 3, now(), now()"
+        " FROM steps s, generate_series(1, 100000) AS i WHERE s.task_id = 'many'"
+    )
+    ledger.task("critical", priority="critical")
+    ledger.run("ANALYZE steps")
+    values = {
+        "tenant": TENANT,
+        "step": claimed.step.step_id,
+        "fence": claimed.fence,
+        "lease": 60,
+        "patience": 0,
+    }
+    with ledger.engine.connect() as connection:
+        explained = connection.execute(
+            text(f"EXPLAIN {claims._BEAT.text}"),
+            {
+                **values,
+                "moved": True,
+                "urgent": [str(priority) for priority in LANES],
+                "urgent_queues": list(LANES.values()),
+                "priorities": [str(priority) for priority in Priority],
+            },
+        )
+        plan = "\n".join(explained.scalars())
+    assert "ix_steps_urgent" in plan, plan
+    assert "Seq Scan on steps" not in plan, plan
+    began = time.perf_counter()
+    assert makes_room(ledger, claimed)
+    assert time.perf_counter() - began < 0.1, plan
+
+
+def test_a_draining_slot_is_refused_and_the_step_stays_as_it_was(ledger: Ledger) -> None:
+    ref = ledger.task()["work"]
+    agent = slot(ledger, 1)
+    ledger.run("UPDATE agents SET drain_requested = true")
+    assert refusal(ledger.claim(ref, agent=agent, signature={"a": 1}, workflows_at_once=1)) is Why.DRAINING
+    row = ledger.step(ref)
+    assert (row["status"], row["fence"], row["waiting_on"]) == ("queued", 0, None)
+    assert row["signature"] == {"a": 1}, "or its canvas would go with the message"
+    ledger.take(ref, agent=slot(ledger, 2))

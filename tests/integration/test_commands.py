@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from threading import Barrier
 from typing import Any
 
@@ -13,8 +14,9 @@ from orchestrator.commands import answer, intervene
 from orchestrator.core.errors import Conflict, Refused, Unknown
 from orchestrator.core.states import Event, WaitingOn
 from orchestrator.db import effects, transitions
-from orchestrator.db.claims import Claimed
+from orchestrator.db.claims import Claimed, Refusal
 from orchestrator.db.sql import StepRef
+from orchestrator.db.waking import due
 from orchestrator.tasks.step import carried
 from tests.integration.ledger import TENANT, Ledger, opened, step
 
@@ -387,3 +389,48 @@ def test_what_a_request_carries_is_read_from_its_chain_chord_and_links() -> None
         request = Request()
 
     assert carried(Asked()) == {"linked", "g1", "g2", "body"}  # type: ignore[arg-type]
+
+
+# --- a back-off outlives a pause ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pause_first", [False, True])
+def test_a_pause_and_a_resume_keep_a_retry_s_back_off(ledger: Ledger, pause_first: bool) -> None:
+    """Paused while it waits, or while it still runs and then breaks."""
+    ref = ledger.task()["work"]
+    claimed = ledger.take(ref)
+
+    def broke() -> None:
+        later = timedelta(hours=1)
+        ledger.do(lambda c: transitions.retry_later(c, ref, claimed.fence, {"code": "x"}, later))
+
+    if pause_first:
+        say(ledger, intervene.pause)
+        broke()
+    else:
+        broke()
+        say(ledger, intervene.pause)
+    before = ledger.step(ref)
+    assert (before["status"], before["waiting_on"]) == ("pending_input", "paused")
+    done = say(ledger, intervene.resume)
+    assert done.publish.released == (), "it isn't due"
+    after = ledger.step(ref)
+    assert (after["status"], after["waiting_on"]) == ("queued", "retry_backoff")
+    assert after["not_before"] == before["not_before"]
+    assert isinstance(ledger.claim(ref), Refusal)
+    ledger.run("UPDATE steps SET not_before = now() - interval '1 second'")
+    assert ledger.do(lambda c: due(c, ref)) is not None
+    ledger.take(ref)
+    ledger.assert_consistent()
+
+
+def test_a_back_off_that_ended_during_the_pause_is_over(ledger: Ledger) -> None:
+    ref = ledger.task()["work"]
+    claimed = ledger.take(ref)
+    ledger.do(lambda c: transitions.retry_later(c, ref, claimed.fence, {"code": "x"}, timedelta(hours=1)))
+    say(ledger, intervene.pause)
+    ledger.run("UPDATE steps SET not_before = now() - interval '1 second'")
+    assert say(ledger, intervene.resume).publish.released == (ref,)
+    assert ledger.step(ref)["not_before"] is None
+    ledger.take(ref)
+    ledger.assert_consistent()

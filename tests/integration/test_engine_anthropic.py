@@ -289,7 +289,7 @@ def stopping(server: MessagesServer, stop: Stop, reason: StopReason) -> threadin
 def test_a_stop_closes_the_connection_at_once(answer: Answer) -> None:
     stop = Stop()
     with serving(answer) as server:
-        setter = stopping(server, stop, StopReason.PAUSE)
+        setter = stopping(server, stop, StopReason.CANCEL)
         with pytest.raises(Stopped):
             model(server, Deadlines(overall=timedelta(seconds=60))).reply(REQUEST, lambda _: None, stop)
         assert server.gone.wait(10)
@@ -337,8 +337,19 @@ def test_an_error_of_the_model_is_a_verdict_and_the_next_claim_goes_on_after_the
 def test_a_reply_cut_short_by_a_stop_leaves_no_trace(tmp_path: Path) -> None:
     wire = Wire()
     with serving(Answer([opening(), *text_block(0, "half")], then="hang"), FINISH) as server:
-        setter = stopping(server, wire.stop, StopReason.DRAIN)
-        assert work(server, tmp_path, wire) == Yielded(StopReason.DRAIN)
+        setter = stopping(server, wire.stop, StopReason.SHUTDOWN)
+        assert work(server, tmp_path, wire) == Yielded(StopReason.SHUTDOWN)
         setter.join()
         assert FileJournal(tmp_path / "journal").load().entries == ()
         assert work(server, tmp_path, Wire()) == Done("Done.")
+
+
+def test_a_soft_stop_waits_for_the_reply_which_nobody_pays_for_again(tmp_path: Path) -> None:
+    wire = Wire()
+    with serving(WRITE, FINISH) as server:
+        setter = stopping(server, wire.stop, StopReason.PAUSE)
+        assert work(server, tmp_path, wire) == Yielded(StopReason.PAUSE)
+        setter.join()
+        assert (tmp_path / "workspace" / "a").read_text() == "b"
+        assert work(server, tmp_path, Wire()) == Done("Done.")
+    assert len(server.requests) == 2

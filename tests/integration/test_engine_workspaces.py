@@ -145,13 +145,13 @@ def test_a_command_that_a_stop_kills_is_left_unfinished(
     def stop_when_begun(stream: str, text: str) -> None:
         log(stream, text)
         if "begun" in text:
-            threading.Thread(target=wire.stop.set, args=(StopReason.DRAIN,)).start()
+            threading.Thread(target=wire.stop.set, args=(StopReason.SHUTDOWN,)).start()
 
     wire.log = stop_when_begun  # type: ignore[method-assign]
     opened = workspaces.open(owner("stopped"), base.mirror, base.commit)
     journal = FileJournal(tmp_path / "journal")
     verdict = loop.work(assignment(), wire, model=script, journal=journal, workspace=opened)
-    assert verdict == Yielded(StopReason.DRAIN)
+    assert verdict == Yielded(StopReason.SHUTDOWN)
     assert journal.load().calls[0].result is None
     verdict = loop.work(assignment(), Wire(), model=script, journal=journal, workspace=opened)
     assert verdict == Done("Done.")

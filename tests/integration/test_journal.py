@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from threading import Barrier
@@ -18,7 +19,7 @@ from orchestrator.core.redaction import Redactor
 from orchestrator.db import journal
 from orchestrator.db.claims import Claimed
 from orchestrator.db.journal import Scope
-from orchestrator.engine.ports import Call, Heard, LeaseLost, ToolResult, Turn, Usage
+from orchestrator.engine.ports import Call, Heard, LeaseLost, Spending, ToolResult, Turn, Usage
 from orchestrator.tasks.journal import PostgresJournal
 from tests.integration.ledger import TENANT, Ledger, opened, step
 
@@ -207,3 +208,18 @@ def test_a_thousand_turns_are_appended_never_rewritten(ledger: Ledger) -> None:
     )
     assert (table["rows"], table["writers"]) == (1000, 1)
     assert table["most"] - table["least"] < 16
+
+
+def test_what_others_spend_is_all_of_the_workflow_but_this_conversation(ledger: Ledger) -> None:
+    refs = ledger.task("t", step("a"), step("b"))
+    a, b = (kept(ledger, ledger.take(refs[key])) for key in "ab")
+    a.append_turn(turn(1))
+    a.append_turn(turn(2))
+    b.append_turn(turn(1))
+    assert a.spent_elsewhere() == Spending(1, 19, Decimal("0.0125"))
+    assert b.spent_elsewhere() == Spending(2, 38, Decimal("0.0250"))
+    again = replace(a, scope=replace(a.scope, conversation=1))
+    assert again.spent_elsewhere() == Spending(3, 57, Decimal("0.0375")), "after a conflict"
+    other = ledger.task("other")["work"]
+    assert kept(ledger, ledger.take(other)).spent_elsewhere() == Spending()
+    assert replace(again, alone=True).spent_elsewhere() == Spending(), "nobody is asked"

@@ -21,6 +21,7 @@ from redis import Redis
 from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.local import control, credentials, ports, postgres, processes, roster
 from tests.acceptance.running import READY, Doors, Program
+from tests.integration.repositories import path_without_bubblewrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -115,6 +116,19 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     yield stack
     stack.stop()
     postgres.remove(folder / "postgres")
+
+
+def test_a_missing_sandbox_is_said_and_in_strict_mode_nothing_starts(
+    up: Callable[..., Up], tmp_path: Path
+) -> None:
+    path = path_without_bubblewrap(tmp_path / "bare")
+    refused = up(environment={"PATH": path, "ORCHESTRATOR_STRICT_SANDBOX": "true"})
+    assert refused.process.wait() == 1
+    assert "[sandbox-unavailable]" in refused.said
+    assert "apt-get install bubblewrap" in refused.said
+    assert " ✓ postgres" not in refused.said
+    said = up(environment={"PATH": path}).until(" ! model")
+    assert " ! sandbox    bubblewrap: not on PATH: agents' commands run with your own rights" in said
 
 
 def test_it_starts_all_parts_and_ctrl_c_leaves_none_of_them(up: Callable[..., Up], folder: Path) -> None:

@@ -21,7 +21,8 @@ from orchestrator.db.sql import StepRef
 from orchestrator.queues.app import create_app
 from orchestrator.tasks.entry import TaskResult
 from orchestrator.tasks.step import _ignore
-from tests.integration.repositories import commit, git, repository
+from tests.benchmarks.faults import machine
+from tests.integration.repositories import commit, git, path_without_bubblewrap, repository
 from tests.integration.stack import PATIENCE_SECONDS, Stack, WorkerProcess, until, worker
 
 
@@ -103,6 +104,134 @@ def test_a_worker_that_is_told_to_end_gives_its_step_back_at_a_turn_s_end(stack:
     assert stack.ledger.names(step) == ["claim", "yield", "claim", "succeed"]
     assert stack.ledger.step(step)["published_by"] == "wake", "no sweep was needed"
     stack.ledger.assert_consistent("drained")
+
+
+def test_a_reply_that_ends_before_the_worker_must_is_kept(stack: Stack) -> None:
+    stack.notes.hold("kept.2")
+    result = stack.call(SCRIPT, task_id="kept")
+    with worker(stack, pool="prefork", slots=1) as process:
+        child_at(stack, "kept", 2)
+        process.process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)  # of the four seconds in which it may still end
+        stack.notes.let_go("kept.2")
+        process.process.wait(PATIENCE_SECONDS)
+    with worker(stack):
+        assert result.get(timeout=PATIENCE_SECONDS)["status"] == "completed"
+    assert asked(stack, "kept") == [1, 2, 3]
+    (step,) = stack.ledger.steps("kept").values()
+    assert stack.ledger.names(step) == ["claim", "yield", "claim", "succeed"]
+
+
+def test_a_reply_longer_than_a_slice_is_waited_for_and_paid_once(stack: Stack) -> None:
+    short = Stack(stack.database_url, stack.redis_url, stack.folder, {"ORCHESTRATOR_SLICE": "PT0.2S"})
+    for turn in (1, 2):
+        short.notes.hold(f"sliced.{turn}")
+    short.call(SCRIPT, task_id="sliced")
+    with worker(short):
+        for turn in (1, 2):
+            child_at(short, "sliced", turn)
+            time.sleep(1.5)  # several looks at the clock, which must not cut it
+            short.notes.let_go(f"sliced.{turn}")
+        assert short.ends("sliced") == "completed"
+    assert asked(short, "sliced") == [1, 2, 3]
+    assert short.ledger.rows("SELECT count(*) AS n FROM usage") == [{"n": 3}]
+    (step,) = short.ledger.steps("sliced").values()
+    assert short.ledger.names(step)[:4] == ["claim", "yield", "claim", "yield"]
+    assert short.ledger.step(step)["attempt"] == 1
+    short.ledger.assert_consistent("sliced")
+    short.close()
+
+
+def test_a_pause_waits_for_the_turn_s_end_and_a_cancel_does_not(stack: Stack) -> None:
+    with worker(stack):
+        stack.notes.hold("p.2")
+        stack.call(SCRIPT, task_id="p")
+        child_at(stack, "p", 2)
+        stack.command(intervene.pause, "p")
+        heard = until(
+            lambda: stack.ledger.rows("SELECT * FROM interventions WHERE state = 'acknowledged'"), "an ear"
+        )
+        assert heard[0]["acknowledged_at"] > heard[0]["requested_at"]
+        assert heard[0]["applied_at"] is None
+        time.sleep(1.5)  # three heartbeats
+        assert stack.ledger.row("p")["status"] == "running"
+        stack.notes.let_go("p.2")
+        until(lambda: stack.ledger.row("p")["status"] == "pending_input", "the pause")
+        stack.notes.hold("p.3")
+        stack.command(intervene.resume, "p")
+        child_at(stack, "p", 3)
+        stack.command(intervene.cancel, "p")
+        assert stack.ends("p") == "cancelled"
+    kept = stack.ledger.rows(
+        "SELECT command, state, acknowledged_at FROM interventions ORDER BY requested_at"
+    )
+    assert [(row["command"], row["state"]) for row in kept] == [
+        ("pause", "applied"),
+        ("resume", "applied"),
+        ("cancel", "applied"),
+    ]
+    assert all(row["acknowledged_at"] for row in kept)
+    assert asked(stack, "p") == [1, 2, 3]
+
+
+def test_a_more_urgent_task_gets_the_slot_at_the_turn_s_end(stack: Stack) -> None:
+    stack.notes.hold("low.2")
+    stack.call({**SCRIPT, "priority": "low"}, task_id="low")
+    with worker(stack, slots=1):
+        child_at(stack, "low", 2)
+        stack.call({"description": "Now", "priority": "critical"}, task_id="urgent")
+        time.sleep(1.5)  # the grace of 0.4 s, and a heartbeat
+        assert stack.ledger.row("urgent")["status"] == "queued"
+        stack.notes.let_go("low.2")
+        assert stack.ends("urgent") == "completed"
+        assert stack.ends("low") == "completed"
+    assert asked(stack, "low") == [1, 2, 3], "no reply was cut"
+    (low,) = stack.ledger.steps("low").values()
+    assert stack.ledger.names(low) == ["claim", "yield", "claim", "succeed"]
+    (given,) = stack.ledger.rows("SELECT data FROM events WHERE name = 'yield'")
+    assert given["data"]["why"] == "urgent"
+    urgent, back = (stack.ledger.row(task)["finished_at"] for task in ("urgent", "low"))
+    assert urgent < back
+
+
+@pytest.mark.parametrize(("pool", "slots"), [("threads", 3), ("prefork", 2), ("solo", 1)])
+def test_every_slot_is_known_and_beats_before_its_first_message(stack: Stack, pool: str, slots: int) -> None:
+    with worker(stack, pool=pool, slots=slots):
+        until(lambda: agents(stack) == [("idle", None)] * slots, "all slots")
+        (first,) = stack.ledger.rows("SELECT max(heartbeat_at) AS at FROM agents")
+        until(
+            lambda: stack.ledger.rows(
+                "SELECT 1 FROM agents HAVING min(heartbeat_at) > :first", first=first["at"]
+            ),
+            "another beat of all of them",
+        )
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_that_missed_the_word_to_drain_claims_nothing_and_stops_consuming(
+    stack: Stack, pool: str
+) -> None:
+    with worker(stack, pool=pool, slots=2):
+        until(lambda: agents(stack) == [("idle", None)] * 2, "its slots")
+        stack.notes.hold("runs.work")
+        stack.call("Something", task_id="runs")
+        stack.began("runs.work")
+        stack.ledger.run("UPDATE agents SET drain_requested = true, status = 'draining'")
+        stack.call("Something", task_id="early")
+        (running,) = stack.ledger.steps("runs").values()
+        until(lambda: stack.ledger.names(running) == ["claim", "yield"], "what ran is given back")
+        time.sleep(1)  # two heartbeats
+        stack.call("Something", task_id="late")
+        time.sleep(2)
+        assert stack.redis.llen("orchestrator.medium"), "nobody consumes"
+        (early,), (late,) = stack.ledger.steps("early").values(), stack.ledger.steps("late").values()
+        assert stack.ledger.names(early) == stack.ledger.names(late) == []
+        assert stack.ledger.names(running) == ["claim", "yield"], "it goes round no more"
+        stack.notes.let_go("runs.work")
+        stack.ledger.run("UPDATE agents SET drain_requested = false, status = 'idle'")
+        for task in ("runs", "early", "late"):
+            stack.healed(lambda task=task: stack.ledger.row(task)["finished_at"], task)  # type: ignore[misc]
+            assert stack.ledger.row(task)["status"] == "completed"
 
 
 def test_a_slot_is_known_from_its_worker_s_start_to_its_end(stack: Stack) -> None:
@@ -201,6 +330,19 @@ def test_a_pause_gives_the_slot_back_and_a_resume_goes_on_with_the_attempt(stack
     stack.ledger.assert_consistent("paused")
 
 
+def test_the_budget_binds_all_steps_of_a_task_together(stack: Stack) -> None:
+    """Each turn has 11 tokens, each step three turns."""
+    two = plan({"id": "a", "spec": {"do": "script"}}, {"id": "b", "needs": ["a"], "spec": {"do": "script"}})
+    with worker(stack):
+        stack.call({**two, "budget": {"max_tokens": 50}}, task_id="poor")
+        assert stack.ends("poor") == "failed"
+        stack.call({**two, "budget": {"max_tokens": 67}}, task_id="rich")
+        assert stack.ends("rich") == "completed"
+    assert asked(stack, "poor") == [1, 2, 3, 1, 2]
+    (failed,) = stack.ledger.rows("SELECT key, error FROM steps WHERE status = 'failed'")
+    assert (failed["key"], failed["error"]["code"]) == ("b", "limit-tokens")
+
+
 def test_a_full_installation_hands_its_slot_to_the_next_without_a_sweep(stack: Stack) -> None:
     few = Stack(
         stack.database_url,
@@ -222,6 +364,36 @@ def test_a_full_installation_hands_its_slot_to_the_next_without_a_sweep(stack: S
         for number in range(3):
             assert few.ends(f"q{number}") == "completed"
     few.close()
+
+
+FREED_MEANWHILE = """
+    CREATE FUNCTION free_slot() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        UPDATE steps SET status = 'queued', lease_until = NULL, not_before = now() + interval '1 hour',
+            waiting_on = 'retry_backoff', waiting_since = now() WHERE task_id = 'holder';
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER frees BEFORE UPDATE ON steps FOR EACH ROW
+        WHEN (NEW.waiting_on = 'slot' AND OLD.waiting_on IS NULL) EXECUTE FUNCTION free_slot()
+"""
+
+
+def test_a_slot_that_gets_free_while_a_step_is_refused_it_is_taken_without_a_sweep(stack: Stack) -> None:
+    """Whoever freed it looked for waiting rows before the refused one was one."""
+    few = Stack(
+        stack.database_url,
+        stack.redis_url,
+        stack.folder,
+        {"ORCHESTRATOR_MAX_CONCURRENT_WORKFLOWS": "1"},
+    )
+    stack.ledger.take(stack.ledger.task("holder")["work"])
+    stack.ledger.run(FREED_MEANWHILE)
+    try:
+        with worker(few, slots=1):
+            few.call("Something", task_id="late")
+            assert few.ends("late") == "completed"
+    finally:
+        stack.ledger.run("DROP TRIGGER frees ON steps; DROP FUNCTION free_slot")
+        few.close()
 
 
 def test_a_task_that_runs_again_replaces_what_it_pushed_and_nobody_else_s_branch(
@@ -246,6 +418,35 @@ def test_a_task_that_runs_again_replaces_what_it_pushed_and_nobody_else_s_branch
     assert stack.ledger.rows("SELECT error ->> 'code' AS code FROM steps WHERE status = 'failed'") == [
         {"code": "ref-moved"}
     ]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_without_a_sandbox_says_so_when_it_starts(stack: Stack, pool: str) -> None:
+    bare = Stack(
+        stack.database_url, stack.redis_url, stack.folder, {"PATH": path_without_bubblewrap(stack.folder)}
+    )
+    with worker(bare, pool=pool) as process:
+        assert "sandbox_weak" in process.text()
+        assert "commands run as ordinary processes" in process.text()
+    bare.close()
+
+
+def test_in_strict_mode_a_worker_without_a_sandbox_does_not_start_unless_it_runs_no_steps(
+    stack: Stack,
+) -> None:
+    path = path_without_bubblewrap(stack.folder)
+    strict = Stack(
+        stack.database_url,
+        stack.redis_url,
+        stack.folder,
+        {"PATH": path, "ORCHESTRATOR_STRICT_SANDBOX": "true"},
+    )
+    refused = pytest.raises(AssertionError, match="This worker can't start: strict mode needs bubblewrap")
+    with refused, worker(strict):
+        pass
+    with worker(strict, queues="orchestrator.system"):
+        pass
+    strict.close()
 
 
 # --- what is around the agent fails -------------------------------------------------------------------------
@@ -303,6 +504,63 @@ def test_a_result_that_can_t_be_put_on_the_branch_is_tried_again_and_says_why(st
         assert result.get(timeout=PATIENCE_SECONDS)["status"] == "completed"
 
 
+@pytest.mark.parametrize("room", ["artifacts/content", "mirrors"])
+def test_what_fails_in_the_merge_alone_is_retried_and_never_raised_to_celery(stack: Stack, room: str) -> None:
+    """The patch of the whole task, and the branch's reference, are made by the merge."""
+    stack.notes.hold("t.3")
+    with worker(stack) as process:
+        stack.call(SCRIPT, task_id="t")
+        child_at(stack, "t", 3)
+        (mirror,) = (stack.folder / "mirrors").glob("*.git")
+        inside = {"artifacts/content": stack.folder / room, "mirrors": mirror / "refs/heads/agent"}[room]
+        assert not inside.exists()
+        inside.touch()  # a file where a folder should be made
+        stack.notes.let_go("t.3")
+        (ref,) = stack.ledger.steps("t").values()
+        until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
+        error = stack.ledger.step(ref)["error"]
+        expected = {
+            "artifacts/content": ("artifact-store-unavailable", "storage"),
+            "mirrors": ("git-failed", "resource"),
+        }
+        assert (error["code"], error["class"]) == expected[room]
+        state = TaskResult(ref.step_id, app=stack.wiring.app)
+        until(lambda: state.state == "QUEUED", "what Celery hears")
+        inside.unlink()
+        stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")
+        stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
+        assert "raised unexpected" not in process.text()
+    assert stack.ledger.row("t")["status"] == "completed"
+    assert asked(stack, "t") == [1, 2, 3], "the model is not paid again"
+    stack.ledger.assert_consistent("t")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
+@pytest.mark.parametrize("disk", ["artifacts", "mirrors", "workspaces"])
+def test_a_full_disk_is_waited_for_and_pays_no_reply_twice(stack: Stack, disk: str) -> None:
+    with machine.small_disk(stack.folder / disk) as mounted:
+        if not mounted:
+            pytest.skip("this account may not mount")
+        stack.notes.hold("t.3")
+        with worker(stack) as process:
+            stack.call(SCRIPT, task_id="t")
+            child_at(stack, "t", 3)
+            ballast = stack.folder / disk / "ballast"
+            machine.fill(ballast, 0)
+            stack.notes.let_go("t.3")
+            (ref,) = stack.ledger.steps("t").values()
+            until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
+            error = stack.ledger.step(ref)["error"]
+            assert error["class"] == "storage", error
+            assert error["code"] in {"artifact-store-unavailable", "git-failed", "workspace-io"}
+            ballast.unlink()
+            stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")
+            stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
+            assert "raised unexpected" not in process.text()
+        assert stack.ledger.row("t")["status"] == "completed"
+        assert asked(stack, "t") == [1, 2, 3]
+
+
 def test_a_store_that_is_away_is_no_fault_of_the_agent(stack: Stack) -> None:
     stack.notes.hold("t.3")
     store, away = stack.folder / "artifacts", stack.folder / "artifacts-away"
@@ -314,7 +572,8 @@ def test_a_store_that_is_away_is_no_fault_of_the_agent(stack: Stack) -> None:
         stack.notes.let_go("t.3")
         (ref,) = stack.ledger.steps("t").values()
         until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
-        assert stack.ledger.step(ref)["error"]["code"] == "artifact-store-unavailable"
+        error = stack.ledger.step(ref)["error"]
+        assert (error["code"], error["class"]) == ("artifact-store-unavailable", "storage")
         store.unlink()
         away.rename(store)
         stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")

@@ -7,11 +7,21 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.assignment import Limits
+from orchestrator.core.assignment import Budget, Limits, Stop
 from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
+from orchestrator.core.verdict import (
+    SOFT,
+    TURN_ABOUT,
+    Ask,
+    Broke,
+    Done,
+    NeedsInput,
+    StopReason,
+    Verdict,
+    Yielded,
+)
 from orchestrator.engine import loop, prompt
-from orchestrator.engine.ports import ModelRequest, Usage
+from orchestrator.engine.ports import ModelRequest, Spending, Usage
 from orchestrator.engine.prices import Price, cost
 from tests.engine_world import (
     FileJournal,
@@ -235,7 +245,7 @@ def test_a_question_parks_and_its_answer_goes_to_the_model(world: World) -> None
     assert len(script.requests) == 2
 
 
-@pytest.mark.parametrize("reason", list(StopReason))
+@pytest.mark.parametrize("reason", set(StopReason) - TURN_ABOUT)
 def test_a_stop_is_obeyed_before_the_model_is_asked(world: World, reason: StopReason) -> None:
     script = Script([[done()]])
     world.wire.stop.set(reason)
@@ -243,7 +253,63 @@ def test_a_stop_is_obeyed_before_the_model_is_asked(world: World, reason: StopRe
     assert script.requests == []
 
 
-def test_a_stop_between_two_calls_leaves_the_second_for_the_next_claim(world: World) -> None:
+@pytest.mark.parametrize("reason", TURN_ABOUT)
+def test_a_claim_that_is_late_before_it_has_begun_still_takes_its_turn(
+    world: World, reason: StopReason
+) -> None:
+    """Else a step whose workspace takes longer to open than a slice lasts would go round for ever."""
+    script = Script([[call("a", "list_files")], [call("b", "list_files")], [done()]])
+    for _ in range(2):
+        world.wire = Wire()
+        world.wire.stop.set(reason)
+        assert world.claim(script) == Yielded(reason)
+    assert world.claim(script) == Done("Done.")
+    assert script.turns_asked == [1, 2, 3]
+
+
+@pytest.mark.parametrize("reason", SOFT)
+def test_a_soft_stop_lets_the_turn_end_with_all_of_its_calls(world: World, reason: StopReason) -> None:
+    script = Script(
+        [
+            [
+                call("a", "run_command", command="sleep 0.5; echo slept"),
+                call("b", "write_file", path="x", content="y"),
+            ],
+            [done()],
+        ]
+    )
+    note = world.wire.note
+
+    def stop_at_start(kind: str, data: Any) -> None:
+        note(kind, data)
+        if data.get("state") == "started":
+            world.wire.stop.set(reason)
+
+    world.wire.note = stop_at_start  # type: ignore[method-assign]
+    assert world.claim(script) == Yielded(reason)
+    assert (world.workspace.root / "x").read_text() == "y"
+    world.wire = Wire()
+    assert world.claim(script) == Done("Done.")
+    assert [block.get("is_error", False) for block in results(script.requests[1])] == [False, False]
+    assert script.turns_asked == [1, 2]
+
+
+def test_a_hard_stop_takes_the_place_of_a_soft_one_and_the_first_of_a_kind_stays() -> None:
+    stop = Stop()
+    for reason, expected in (
+        (StopReason.SLICE, StopReason.SLICE),
+        (StopReason.DRAIN, StopReason.SLICE),
+        (StopReason.CANCEL, StopReason.CANCEL),
+        (StopReason.LEASE_LOST, StopReason.CANCEL),
+        (StopReason.PAUSE, StopReason.CANCEL),
+    ):
+        stop.set(reason)
+        assert stop.reason is expected
+        assert stop.is_set()
+        assert stop.is_hard() is (expected not in SOFT)
+
+
+def test_a_hard_stop_between_two_calls_leaves_the_second_for_the_next_claim(world: World) -> None:
     script = Script(
         [
             [
@@ -258,10 +324,10 @@ def test_a_stop_between_two_calls_leaves_the_second_for_the_next_claim(world: Wo
     def stop_at_output(stream: str, text: str) -> None:
         log(stream, text)
         if stream == "stdout":
-            world.wire.stop.set(StopReason.PAUSE)
+            world.wire.stop.set(StopReason.SHUTDOWN)
 
     world.wire.log = stop_at_output  # type: ignore[method-assign]
-    assert world.claim(script) == Yielded(StopReason.PAUSE)
+    assert world.claim(script) == Yielded(StopReason.SHUTDOWN)
     assert not (world.workspace.root / "x").exists()
     world.wire = Wire()
     assert world.claim(script) == Done("Done.")
@@ -276,10 +342,10 @@ def test_a_command_killed_by_a_stop_is_left_unfinished(world: World) -> None:
     def stop_at_start(kind: str, data: Any) -> None:
         note(kind, data)
         if data.get("state") == "started":
-            world.wire.stop.set(StopReason.DRAIN)
+            world.wire.stop.set(StopReason.SHUTDOWN)
 
     world.wire.note = stop_at_start  # type: ignore[method-assign]
-    assert world.claim(script) == Yielded(StopReason.DRAIN)
+    assert world.claim(script) == Yielded(StopReason.SHUTDOWN)
     world.wire = Wire()
     assert world.claim(script) == Done("Done.")
     assert "outcome unknown" in results(script.requests[1])[0]["content"]
@@ -352,6 +418,26 @@ def test_each_limit_ends_the_step_for_good(world: World, limits: Limits, code: s
     assert (verdict.code, verdict.error, verdict.retryable) == (code, ErrorClass.LIMIT, False)
     assert len(script.requests) == (0 if code == "limit-wall-time" else 2)
     assert world.claim(script, limits=limits) == verdict or code == "limit-wall-time"
+
+
+@pytest.mark.parametrize(
+    ("budget", "code"),
+    [
+        (Budget(turns=12), "limit-turns"),
+        (Budget(tokens=1020), "limit-tokens"),
+        (Budget(cost_usd=Decimal(27)), "limit-cost"),
+    ],
+)
+def test_the_budget_is_the_task_s_and_what_other_steps_have_used_counts(
+    world: World, budget: Budget, code: str
+) -> None:
+    looks = [[call(f"c{number}", "list_files")] for number in range(9)]
+    script = Script(looks, kind="live", name="priced", usage=Usage(5, 5))
+    journal = world.journal(elsewhere=Spending(10, 1000, Decimal(7)))
+    broke = world.claim(script, journal, budget=budget, limits=Limits(cost_usd=Decimal(1000)))
+    assert isinstance(broke, Broke)
+    assert (broke.code, broke.retryable) == (code, False)
+    assert script.turns_asked == [1, 2], "two turns of ten tokens and ten dollars each"
 
 
 def test_turns_without_a_usable_call_end_the_step_also_over_a_resume(world: World) -> None:

@@ -88,7 +88,7 @@ def test_a_long_departure_is_shown_in_part(recording: ReplayModel) -> None:
 
 def test_a_stop_is_obeyed_before_it_answers(recording: ReplayModel) -> None:
     stop = Stop()
-    stop.set(StopReason.PAUSE)
+    stop.set(StopReason.CANCEL)
     with pytest.raises(Stopped):
         recording.reply(FIRST, lambda _: None, stop)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import timedelta
 
 import pytest
 from hypothesis import given, strategies as st
 
-from orchestrator.core.recovery import BACKOFF, ErrorClass, next_delay
+from orchestrator.core.recovery import BACKOFF, ErrorClass, next_delay, of_os_error
 
 SECOND = timedelta(seconds=1)
 
@@ -20,6 +21,7 @@ SECOND = timedelta(seconds=1)
         (ErrorClass.RATE_LIMIT, [10, 20, None]),
         (ErrorClass.DEPENDENCY, [5, None]),
         (ErrorClass.RESOURCE, [30, None]),
+        (ErrorClass.STORAGE, [30, 150, 750, 3600, None]),
         (ErrorClass.AGENT, [1, 2, None]),
         (ErrorClass.VALIDATION, [None]),
         (ErrorClass.AUTH, [None]),
@@ -30,6 +32,19 @@ def test_each_class_is_tried_as_often_and_as_late_as_the_table_says(
 ) -> None:
     found = [next_delay(error, attempt, 9) for attempt in range(1, len(delays) + 1)]
     assert found == [None if delay is None else delay * SECOND for delay in delays]
+
+
+@pytest.mark.parametrize(
+    ("number", "found"),
+    [
+        (errno.ENOSPC, ErrorClass.STORAGE),
+        (errno.EDQUOT, ErrorClass.STORAGE),
+        (errno.EIO, ErrorClass.RESOURCE),
+        (None, ErrorClass.RESOURCE),
+    ],
+)
+def test_a_full_disk_is_given_more_time_than_a_broken_one(number: int | None, found: ErrorClass) -> None:
+    assert of_os_error(OSError(number, "it is so") if number else OSError("so")) is found
 
 
 def test_every_class_has_a_rule() -> None:

@@ -224,6 +224,13 @@ class Step(Base):
             "published_at",
             postgresql_where=text("status = 'queued' AND ready_at IS NOT NULL"),
         ),
+        Index(
+            "ix_steps_urgent",
+            "published_at",
+            postgresql_where=text(
+                "status = 'queued' AND ready_at IS NOT NULL AND priority IN ('critical', 'high')"
+            ),
+        ),
         Index("ix_steps_leases", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index(
             "ix_steps_not_before",

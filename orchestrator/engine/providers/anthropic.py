@@ -53,18 +53,18 @@ class AnthropicModel:
     _tls: SSLContext = field(default_factory=httpx2.create_ssl_context, repr=False, compare=False)
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
-        if stop.is_set():
+        if stop.is_hard():
             raise Stopped
         return asyncio.run(self._until_stopped(request, listen, stop))
 
     async def _until_stopped(
         self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop
     ) -> Reply:
-        """The reply, or `Stopped` as soon as `stop` is set: the connection is closed then, at once."""
+        """The reply, or `Stopped` as soon as `stop` is set hard: the connection is closed then, at once."""
         answering = asyncio.ensure_future(self._within_deadline(request, listen))
         while not answering.done():
             await asyncio.wait({answering}, timeout=_STOP_LOOKED_AT_EVERY)
-            if stop.is_set() and not answering.done():
+            if stop.is_hard() and not answering.done():
                 answering.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ModelError):
                     await answering

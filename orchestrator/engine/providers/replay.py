@@ -50,7 +50,7 @@ class ReplayModel:
     kind: Literal["recorded"] = "recorded"
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
-        if stop.is_set():
+        if stop.is_hard():
             raise Stopped
         asked = digest(canonical(request))
         line = next((line for line in self.lines if line["request"] == asked), None)

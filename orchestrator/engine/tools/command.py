@@ -21,7 +21,7 @@ class RunCommand(Arguments):
 def _run(workspace: Workspace, asked: RunCommand, context: ToolContext) -> ToolResult:
     timeout = min(timedelta(seconds=asked.timeout_seconds), context.command_timeout)
     result = workspace.run(asked.command, timeout=timeout, on_output=context.on_output, stop=context.stop)
-    if result.exit_code is None and not result.timed_out and context.stop.is_set():
+    if result.exit_code is None and not result.timed_out and context.stop.is_hard():
         raise Stopped
     note = "\n(more output was thrown away)" if result.truncated else ""
     output = marked("output of the command", cut(result.output)) if result.output else "(no output)"
