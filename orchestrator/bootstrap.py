@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from celery import Celery
 
-from orchestrator.agents.types import AGENT_TYPES, usable
+from orchestrator.agents.types import AGENT_TYPES, LATER, usable
 from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment
@@ -126,6 +126,8 @@ class Wiring:
             allow_local_repositories=self.settings.allow_local_repositories,
             agent_types=frozenset(AGENT_TYPES),
             default_agent=usable(has_key=has_key)[0] if has_key else "engine",
+            later_agent_types=LATER,
+            allow_private_addresses=self.settings.allow_private_addresses,
         )
 
     @cached_property

@@ -12,6 +12,7 @@ from typing import Any, Final
 import structlog
 
 from orchestrator.bootstrap import Wiring
+from orchestrator.core import task_id as task_ids
 from orchestrator.core.assignment import Assignment, Limits
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.recovery import ErrorClass
@@ -191,6 +192,8 @@ def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
 
 def _context(claimed: Claimed) -> dict[str, Any]:
     context: dict[str, Any] = {"needs": {row["key"]: row["summary"] or "" for row in claimed.needs}}
+    if claimed.requirements:
+        context["requirements"] = list(claimed.requirements)
     if claimed.previous is not None:
         context["previous"] = claimed.previous
     if claimed.conflicts:
@@ -246,7 +249,7 @@ def push(wiring: Wiring, claimed: Claimed, link: StepLink) -> Verdict:
     task_id, tip = claimed.step.task_id, claimed.tip_commit
     if tip is None or claimed.repository_url is None or claimed.base_commit is None:
         return Done("There was nothing to push.")
-    ref, key = f"refs/heads/agent/{task_id}", f"push:{claimed.step.step_id}"
+    ref, key = f"refs/heads/{task_ids.branch(task_id)}", f"push:{claimed.step.step_id}"
     workspaces = wiring.workspaces
     mirror = workspaces.mirrors.prepare(claimed.repository_url, claimed.base_commit, stop=link.stop)
     workspaces.bundles.ensure(mirror, tip)
@@ -295,7 +298,7 @@ def merge(
             return merged
         case Integrated(commit, created=False) if commit == tip and row.tip is None:
             return None
-    ref = f"refs/heads/agent/{step.task_id}"
+    ref = f"refs/heads/{task_ids.branch(step.task_id)}"
     integrate.move(git, ref, merged.commit, git.ref(ref))
     workspaces.mirrors.keep(finished.mirror, merged.commit)
     workspaces.bundles.store(finished.mirror, merged.commit, row.base)
