@@ -148,7 +148,7 @@ id-is-the-calls | The id belongs to the call
     A task that is submitted by .delay() has the id of that Celery call, not one of the request.
     Leave `id` out, or choose it with apply_async(…, task_id=…).
 invalid-priority | There is no such priority
-    The priority isn't one of critical, high, medium and low.
+    The priority isn't one of critical, high, medium and low; `errors` of a request that is not valid says so.
     Use one of these four.
 branch-unknown | The repository has no such branch
     The repository answers, but has no branch or tag of this name.
@@ -324,6 +324,9 @@ cursor-mismatch | The cursor belongs to another filter
 filter-invalid | The filter is not valid
     A value isn't one that this field can have.
     The error lists those that it can have.
+parameter-unknown | There is no such query parameter
+    The route doesn't know a parameter of the query; ignoring it would answer another question.
+    Leave it out, or correct its name; docs/reference/rest.md lists those that there are.
 database-unavailable | The database can't be reached
     Postgres is away, starting or shutting down. Nothing was written in part.
     Try again in a moment. orchestrator ps shows whether it runs.

@@ -134,6 +134,7 @@ async def logs(
                 lambda after: read(after, streams.BATCH),
                 lambda mark: mark.log,
                 lambda: _progress(wiring, ref),
+                whole=wanted == LogFilter(),
             )
         )
     limit = max(1, min(tail or limit, rows.MOST_LOGS))
