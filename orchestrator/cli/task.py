@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,6 +24,7 @@ from orchestrator.core.errors import OrchestratorError, Refused, Unavailable
 
 app = typer.Typer(no_args_is_help=True)
 
+Heard = tuple[str, dict[str, Any]]
 TaskId = Annotated[str, typer.Argument(help="The task's id, with or without task_.")]
 Reason = Annotated[str | None, typer.Option("--reason", "-r", help="Why; kept with the command.")]
 
@@ -187,7 +192,9 @@ def watch(task_id: TaskId, json: Json = False) -> None:
 @app.command()
 def wait(
     task_ids: Annotated[list[str], typer.Argument(help="One or several.")],
-    timeout: Annotated[str | None, typer.Option(help="At most that long, such as 10m.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="At most that long for all of them, such as 10m; then exit 3.")
+    ] = None,
     until: Annotated[
         str, typer.Option("--for", help="input: also stop when it needs a person; terminal: wait on.")
     ] = "input",
@@ -196,7 +203,8 @@ def wait(
     """Waits until tasks have ended. The exit code is that of the first one that didn't complete."""
     if until not in {"input", "terminal"}:
         raise Refused("option-invalid", f"--for is input or terminal, not {until!r}.", "See --help.")
-    codes = [_waited(task_id, timeout, until, json=json) for task_id in task_ids]
+    deadline = time.monotonic() + seconds(timeout) if timeout else None
+    codes = [_waited(task_id, deadline, until, json=json) for task_id in task_ids]
     raise typer.Exit(next((code for code in codes if code), ExitCode.OK))
 
 
@@ -323,18 +331,15 @@ def _watched(task_id: str, *, json: bool) -> ExitCode:
     return Watch(client, found, json=json, asks=may_ask()).run()
 
 
-def _waited(task_id: str, timeout: str | None, until: str, *, json: bool) -> ExitCode:
-    """Follows the progress, which a dropped connection doesn't end."""
-    import time
-
+def _waited(task_id: str, deadline: float | None, until: str, *, json: bool) -> ExitCode:
+    """Follows the progress, which a dropped connection doesn't end. `deadline` is of the monotonic clock."""
     client = session.client()
-    deadline = time.monotonic() + seconds(timeout) if timeout else None
     try:
-        for kind, data in client.follow(_path(task_id, "progress")):
+        for kind, data in _before(deadline, client.follow(_path(task_id, "progress"))):
             if kind == "end" or (until == "input" and data["status"] == "pending_input"):
                 break
-            if deadline is not None and time.monotonic() > deadline:
-                raise _too_long(task_id)
+    except TimeoutError:
+        raise _too_long(task_id) from None
     except KeyboardInterrupt:
         say(f"{task_id} keeps running.")
         return ExitCode.INTERRUPTED
@@ -344,6 +349,38 @@ def _waited(task_id: str, timeout: str | None, until: str, *, json: bool) -> Exi
     else:
         out(f"{task['id']}\t{task['status']}")
     return code_of_task(task)
+
+
+def _before(deadline: float | None, source: Iterator[Heard]) -> Iterator[Heard]:
+    """What comes of it until then. Raises TimeoutError also while nothing comes at all.
+
+    A thread listens: the server's keep-alives would prolong any time-out of a read.
+    """
+    if deadline is None:
+        yield from source
+        return
+    heard: queue.SimpleQueue[Heard | OrchestratorError | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            for each in source:
+                heard.put(each)
+        except OrchestratorError as error:
+            heard.put(error)
+        else:
+            heard.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        try:
+            found = heard.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(found, OrchestratorError):
+            raise found
+        if found is None:
+            return
+        yield found
 
 
 def _too_long(task_id: str) -> OrchestratorError:
