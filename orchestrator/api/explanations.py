@@ -125,7 +125,7 @@ plan-too-large | The plan has too many steps
     Split the work into several tasks.
 repository-forbidden | The repository's address is not allowed
     Only https, ssh and, where it is allowed, local paths may be used, without credentials in the address.
-    Use an address of those kinds; credentials are configured where the workers run.
+    Use an address of those kinds; a password is named by `repository.credential`.
 repository-unreachable | The repository can't be reached
     The worker could not fetch it: no such repository, no right to read it, or no network.
     Try `git ls-remote <url>` where the worker runs, then: orchestrator task retry <id>
@@ -150,6 +150,9 @@ id-is-the-calls | The id belongs to the call
 invalid-priority | There is no such priority
     The priority isn't one of critical, high, medium and low; `errors` of a request that is not valid says so.
     Use one of these four.
+credential-unusable | The credential can't be used
+    The worker that took the step has no credential of this name, or has it for another address.
+    Set ORCHESTRATOR_CREDENTIALS where the workers run, restart them, then: orchestrator task retry <id>
 branch-unknown | The repository has no such branch
     The repository answers, but has no branch or tag of this name.
     See what it has: git ls-remote <url>

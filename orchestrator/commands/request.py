@@ -137,17 +137,23 @@ class _Body(BaseModel):
 
 
 class RepositoryRequest(_Body):
-    """Where the code is. `push` asks for the branch to be pushed back to it at the end."""
+    """Where the code is. `push` asks for the branch to be pushed back to it at the end.
+
+    `credential` is the name of one that the workers have for that address.
+    """
 
     url: Annotated[str, Field(min_length=1, max_length=2048), AfterValidator(_one_line)] | None = None
     branch: Line | None = None
     path: Annotated[str, Field(min_length=1, max_length=2048), AfterValidator(_one_line)] | None = None
     push: bool = False
+    credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if (self.url is None) == (self.path is None):
             raise ValueError("give either url or path")
+        if self.credential is not None and not (self.url or "").lower().startswith("https://"):
+            raise ValueError("a credential is for an https url; ssh has keys of its own")
         return self
 
 
