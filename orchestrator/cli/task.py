@@ -6,9 +6,10 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import typer
@@ -50,6 +51,9 @@ def create(
     ] = None,
     branch: Annotated[str | None, typer.Option(help="What to start from.")] = None,
     push: Annotated[bool, typer.Option("--push", help="Push the branch with the result at the end.")] = False,
+    credential: Annotated[
+        str | None, typer.Option(help="The name of the workers' credential for the repository.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="One line; else the description's first.")] = None,
     priority: Annotated[str | None, typer.Option(help="critical, high, medium, low.")] = None,
     mode: Annotated[str | None, typer.Option(help="auto, strict, dry-run.")] = None,
@@ -61,6 +65,14 @@ def create(
     label: Annotated[list[str] | None, typer.Option(help="key=value; repeatable.")] = None,
     budget: Annotated[str | None, typer.Option(help="At most that many US dollars.")] = None,
     timeout: Annotated[str | None, typer.Option(help="At most that long, such as 2h.")] = None,
+    gate: Annotated[list[str] | None, typer.Option(help="A quality gate; not in this version.")] = None,
+    depends_on: Annotated[
+        list[str] | None, typer.Option(help="A task to wait for; not in this version.")
+    ] = None,
+    project: Annotated[str | None, typer.Option(help="Its project; not in this version.")] = None,
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", help="Only say what is wrong; not in this version.")
+    ] = False,
     external_id: Annotated[str | None, typer.Option(help="Its id in another system.")] = None,
     task_id: Annotated[
         str | None, typer.Option("--id", help="Its id; the same request twice is one task.")
@@ -79,6 +91,11 @@ def create(
             "repo": repo,
             "branch": branch,
             "push": push,
+            "credential": credential,
+            "gates": gate,
+            "depends_on": depends_on,
+            "project": project,
+            "validate_only": validate_only,
             "title": title,
             "priority": priority,
             "mode": mode,
@@ -303,16 +320,31 @@ def cancel(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
 
 
 @app.command()
-def retry(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
+def retry(
+    task_id: TaskId,
+    reason: Reason = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Where to start: `start`; other places not in this version.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Runs an ended task again, as a new workflow of the same plan."""
-    _intervene(task_id, "retry", reason, json=json, then="watch")
+    _intervene(task_id, "retry", reason, json=json, then="watch", more={"from": start} if start else {})
 
 
 # ---- what they share
 
 
-def _intervene(task_id: str, command: str, reason: str | None, *, json: bool, then: str) -> None:
-    body = {"reason": reason} if reason else None
+def _intervene(
+    task_id: str,
+    command: str,
+    reason: str | None,
+    *,
+    json: bool,
+    then: str,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    body = {**({"reason": reason} if reason else {}), **more}
     accepted = session.client().post(_path(task_id, command), body)
     if json:
         print_json(accepted)
