@@ -69,7 +69,10 @@ async def events(
     after_seq: After = 0,
     limit: int = 200,
 ) -> Response:
-    """What happened, by number; with `Accept: text/event-stream` followed until the task has ended."""
+    """What happened, by number; with `Accept: text/event-stream` followed until the task has ended.
+
+    Where events of before are archived the stream begins with `reset` and how the task stands.
+    """
     ref = await run_in_threadpool(_ref, wiring, caller.tenant_id, task_id)
     after = max(after, after_seq)
     if not streams.wants_stream(request):

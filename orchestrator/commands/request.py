@@ -358,7 +358,7 @@ def unavailable(pointer: str, value: object) -> Refused:
     name = pointer.lstrip("/").replace("/", ".")
     return Refused(
         "mode-unavailable",
-        f"{name} {value!r} is understood, but this version can't do it yet.",
+        f"{name} {repr(value)[:200]} is understood, but this version can't do it yet.",
         f"Leave {name} out.",
         problems=(Problem(pointer, "mode-unavailable", "not available in this version"),),
     )
