@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from celery import Celery
 
-from orchestrator.agents.types import AGENT_TYPES, usable
+from orchestrator.agents.types import AGENT_TYPES, LATER, usable
 from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment
@@ -33,6 +33,7 @@ from orchestrator.queues.topology import Topology, topology
 if TYPE_CHECKING:
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
+    from orchestrator.workspaces.credentials import Credentials
 
 _LOCAL_REDIS = "redis://127.0.0.1:6379/0"
 
@@ -126,6 +127,8 @@ class Wiring:
             allow_local_repositories=self.settings.allow_local_repositories,
             agent_types=frozenset(AGENT_TYPES),
             default_agent=usable(has_key=has_key)[0] if has_key else "engine",
+            later_agent_types=LATER,
+            allow_private_addresses=self.settings.allow_private_addresses,
         )
 
     @cached_property
@@ -139,7 +142,22 @@ class Wiring:
             settings.anthropic_api_key,
             settings.api_key,
         )
-        return Redactor([secret.get_secret_value() for secret in secrets if secret is not None])
+        from orchestrator.workspaces.credentials import passwords
+
+        known = [secret.get_secret_value() for secret in secrets if secret is not None]
+        return Redactor([*known, *passwords(self._named_credentials)])
+
+    @property
+    def _named_credentials(self) -> dict[str, str]:
+        return {name: secret.get_secret_value() for name, secret in self.settings.credentials.items()}
+
+    @cached_property
+    def credentials(self) -> Credentials:
+        """What logs this machine in where repositories are private."""
+        from orchestrator.workspaces.credentials import Credentials
+
+        self.settings.data_dir.mkdir(parents=True, exist_ok=True)
+        return Credentials(self._named_credentials, self.settings.data_dir)
 
     @cached_property
     def artifacts(self) -> Artifacts:

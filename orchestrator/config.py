@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEFAULT_TENANT: Final = "default"
 """The one tenant of an installation that has no others."""
@@ -26,7 +28,11 @@ class Settings(BaseSettings):
     """Everything that may differ between two installations."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ORCHESTRATOR_", extra="ignore", populate_by_name=True, frozen=True
+        env_prefix="ORCHESTRATOR_",
+        extra="ignore",
+        populate_by_name=True,
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     data_dir: Path = Path("~/.local/share/orchestrator/default")
@@ -112,6 +118,26 @@ class Settings(BaseSettings):
     """Whether a task may name a path of the worker's machine."""
     allow_private_addresses: bool = False
     """Whether repository hosts may resolve to loopback, private or link-local addresses."""
+
+    credentials: Annotated[dict[str, SecretStr], NoDecode] = {}
+    """Of private repositories, as JSON: `{"forge": "https://user:token@forge.example/team/"}`. A task names
+    one (`repository.credential`), and it is used at that address and below it alone."""
+
+    @field_validator("credentials", mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        """Compose passes on an empty text where nothing is set."""
+        return (json.loads(value) if value.strip() else {}) if isinstance(value, str) else value
+
+    @field_validator("credentials")
+    @classmethod
+    def _log_in_somewhere(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, secret in value.items():
+            found = urlsplit(secret.get_secret_value())
+            lines = len(unquote(found.netloc).splitlines()) + len(str(found.port).splitlines())
+            if found.scheme != "https" or not found.password or lines != 2:  # noqa: PLR2004 - one each
+                raise ValueError(f"{name} is not https://user:password@host/…")
+        return value
 
     @field_validator("data_dir")
     @classmethod

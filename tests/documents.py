@@ -278,13 +278,17 @@ def rest() -> str:
 
 NEW_TASK = {
     "description": "what is to be done; the only field that is required, at most 100,000 characters",
-    "id": "an id of your own; the same id with the same request gives the same task again",
+    "id": "an id of your own: at most 80 letters, digits or any of `_ . : -`, beginning with a letter or "
+    "digit; the same id with the same request gives the same task again",
     "title": "one line; by default the description's first",
     "priority": "`critical`, `high`, `medium` (the default) or `low`",
-    "repository": "`url` or `path`, `branch`, and `push`: whether `agent/<task id>` is pushed back",
-    "steps": "a plan: a list of `id`, `description`, `needs` (ids), `agent`, `model`, `estimate`, `spec`",
+    "repository": "`url` or `path`, `branch`, `credential`: the name of one that [the workers "
+    "hold](../how-to/private-repositories.md), and `push`: whether `agent/<task id>` is pushed back (in the "
+    "branch's name `:` is `+`, and a dot that git forbids there `=`)",
+    "steps": "a plan: a list of `id`, `description`, `needs` (ids), `agent`, `model`, `estimate`, `spec` (an "
+    "object of at most 65,536 bytes)",
     "on_step_failure": "`stop` (the default), or `continue` with what doesn't need the failed step",
-    "agent": "`type`: `engine` or `replay`; `capabilities` are kept",
+    "agent": "`type`: `engine` or `replay`",
     "model": "the model of steps that name none",
     "budget": "`max_cost_usd`, `max_tokens`, `max_turns`: of all steps together, in one run of the task (a "
     "retry has it anew), beside the installation's limits of each step. It is asked before each request to "
@@ -293,7 +297,7 @@ NEW_TASK = {
     "`max_duration`: of the task, from its first claim on and waiting included; then it fails as "
     "`duration-exceeded`",
     "start": "`false` creates the task paused",
-    "requirements": "a list of texts, kept with the task",
+    "requirements": "a list of texts: what the result must be, told to the agent of each step",
     "stakeholders": "a list of names, kept with the task",
     "labels": "names and values, kept with the task",
     "deadline": "a date or time after which the task may not go on and fails as `deadline-exceeded`; one "
@@ -301,7 +305,10 @@ NEW_TASK = {
     "external_id": "a name of yours by which the task can be asked for, too",
     "execution_mode": "`auto`; others are refused as `mode-unavailable`",
 }
-UNAVAILABLE = ("callback_url", "depends_on", "gates", "on_question_timeout", "parent_id", "project")
+UNAVAILABLE = (
+    *("callback_url", "depends_on", "gates", "on_question_timeout", "parent_id", "project"),
+    "validate_only",
+)
 
 
 def _new_task() -> Iterator[str]:
@@ -313,8 +320,11 @@ def _new_task() -> Iterator[str]:
     yield from (
         "",
         (
-            f"Understood, but refused as `mode-unavailable` in this version: {named}. Fields that begin with "
-            "`x_` are yours; any other unknown field is an error."
+            f"Understood, but refused as `mode-unavailable` in this version: {named}, `agent.capabilities`, "
+            "and agents of later versions. Fields that begin with `x_` are yours; any other unknown field is "
+            "an error, as is an unknown parameter of a query. A request is at most "
+            "`ORCHESTRATOR_MAX_BODY_BYTES` long and holds no control characters but tabs and line ends; for "
+            "`.delay()` the same holds, and for what a chain hands on the same length."
         ),
         "",
     )
@@ -347,7 +357,8 @@ def command_line() -> str:
     return page(
         "Command line",
         "Data goes to standard output, everything else to standard error; `--json` prints what the API "
-        "answers. Off a terminal there are no colours and no bars, but one line per event. See also "
+        "answers; only the commands that become a process of their own (worker, beat, api, flower) write "
+        "logs instead. Off a terminal there are no colours and no bars, but one line per event. See also "
         "[exit codes](exit-codes.md).",
         _command("orchestrator", root),
         {"Exit codes": "exit-codes.md", "Settings": "settings.md", "First run": "../tutorials/first-run.md"},

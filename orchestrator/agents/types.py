@@ -36,6 +36,10 @@ AGENT_TYPES: Final[Mapping[str, AgentType]] = MappingProxyType(
 )
 
 
+LATER: Final = frozenset({"agentapi", "aider", "claude-code", "codex", "goose"})
+"""Names of agents that a later version drives."""
+
+
 def usable(*, has_key: bool) -> tuple[str, ...]:
     """Names of the agent types that can work here, the preferred one first."""
     return tuple(kind.name for kind in AGENT_TYPES.values() if has_key or not kind.needs_key)

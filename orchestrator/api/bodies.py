@@ -11,11 +11,10 @@ from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from orchestrator.commands.request import refused
+from orchestrator.commands.request import check_depth, refused
 from orchestrator.core.errors import Refused
 
 M = TypeVar("M", bound=BaseModel)
-_DEEPEST: Final = 64
 
 
 async def _json_body(request: Request) -> Any:
@@ -46,8 +45,7 @@ def parse_json(raw: bytes) -> Any:
         raise Refused(
             "request-malformed", f"The body is not JSON in UTF-8{where}.", "Send a JSON object."
         ) from None
-    if _depth(value) > _DEEPEST:
-        raise Refused("request-malformed", f"The body is nested deeper than {_DEEPEST}.", "Flatten it.")
+    check_depth(value)
     return value
 
 
@@ -77,16 +75,3 @@ def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None)
 
 def _no_constant(name: str) -> Never:
     raise ValueError(name)
-
-
-def _depth(value: Any) -> int:
-    deepest, level = 0, [value]
-    while level:
-        deepest += 1
-        level = [
-            item
-            for each in level
-            if isinstance(each, dict | list)
-            for item in (each.values() if isinstance(each, dict) else each)
-        ]
-    return deepest

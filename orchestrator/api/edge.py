@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.api.ids import new_id
 from orchestrator.api.problems import problem
+from orchestrator.commands.request import too_large
 from orchestrator.core.errors import OrchestratorError, Refused
 
 log: Final = structlog.get_logger(__name__)
@@ -88,7 +89,7 @@ class Edge:
             return receive
         declared = headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
-            raise self._too_large()
+            raise too_large(self._max_body_bytes)
         chunks: list[bytes] = []
         size, more = 0, True
         while more:
@@ -99,15 +100,8 @@ class Edge:
             size += len(chunks[-1])
             more = message.get("more_body", False)
             if size > self._max_body_bytes:
-                raise self._too_large()
+                raise too_large(self._max_body_bytes)
         return _replay({"type": "http.request", "body": b"".join(chunks), "more_body": False}, receive)
-
-    def _too_large(self) -> Refused:
-        return Refused(
-            "body-too-large",
-            f"The body is longer than {self._max_body_bytes} bytes.",
-            "Shorten it, or raise ORCHESTRATOR_MAX_BODY_BYTES.",
-        )
 
 
 def _replay(first: Message, then: Receive | None = None) -> Receive:

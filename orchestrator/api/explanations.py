@@ -125,7 +125,7 @@ plan-too-large | The plan has too many steps
     Split the work into several tasks.
 repository-forbidden | The repository's address is not allowed
     Only https, ssh and, where it is allowed, local paths may be used, without credentials in the address.
-    Use an address of those kinds; credentials are configured where the workers run.
+    Use an address of those kinds; a password is named by `repository.credential`.
 repository-unreachable | The repository can't be reached
     The worker could not fetch it: no such repository, no right to read it, or no network.
     Try `git ls-remote <url>` where the worker runs, then: orchestrator task retry <id>
@@ -148,8 +148,11 @@ id-is-the-calls | The id belongs to the call
     A task that is submitted by .delay() has the id of that Celery call, not one of the request.
     Leave `id` out, or choose it with apply_async(…, task_id=…).
 invalid-priority | There is no such priority
-    The priority isn't one of critical, high, medium and low.
+    The priority isn't one of critical, high, medium and low; `errors` of a request that is not valid says so.
     Use one of these four.
+credential-unusable | The credential can't be used
+    The worker that took the step has no credential of this name, or has it for another address.
+    Set ORCHESTRATOR_CREDENTIALS where the workers run, restart them, then: orchestrator task retry <id>
 branch-unknown | The repository has no such branch
     The repository answers, but has no branch or tag of this name.
     See what it has: git ls-remote <url>
@@ -324,6 +327,9 @@ cursor-mismatch | The cursor belongs to another filter
 filter-invalid | The filter is not valid
     A value isn't one that this field can have.
     The error lists those that it can have.
+parameter-unknown | There is no such query parameter
+    The route doesn't know a parameter of the query; ignoring it would answer another question.
+    Leave it out, or correct its name; docs/reference/rest.md lists those that there are.
 database-unavailable | The database can't be reached
     Postgres is away, starting or shutting down. Nothing was written in part.
     Try again in a moment. orchestrator ps shows whether it runs.

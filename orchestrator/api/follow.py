@@ -69,7 +69,10 @@ async def events(
     after_seq: After = 0,
     limit: int = 200,
 ) -> Response:
-    """What happened, by number; with `Accept: text/event-stream` followed until the task has ended."""
+    """What happened, by number; with `Accept: text/event-stream` followed until the task has ended.
+
+    Where events of before are archived the stream begins with `reset` and how the task stands.
+    """
     ref = await run_in_threadpool(_ref, wiring, caller.tenant_id, task_id)
     after = max(after, after_seq)
     if not streams.wants_stream(request):
@@ -134,6 +137,7 @@ async def logs(
                 lambda after: read(after, streams.BATCH),
                 lambda mark: mark.log,
                 lambda: _progress(wiring, ref),
+                whole=wanted == LogFilter(),
             )
         )
     limit = max(1, min(tail or limit, rows.MOST_LOGS))

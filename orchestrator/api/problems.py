@@ -31,6 +31,7 @@ _BY_CODE: Final[Mapping[str, int]] = {
     "cursor-invalid": 400,
     "cursor-mismatch": 400,
     "filter-invalid": 400,
+    "parameter-unknown": 400,
     "host-not-allowed": 400,
     "idempotency-key-invalid": 400,
     "key-missing": 401,

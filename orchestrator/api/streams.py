@@ -91,10 +91,13 @@ async def numbered(
     read: Callable[[int], Sequence[TaskEvent | LogLine]],
     reach: Callable[[Mark], int],
     snapshot: Callable[[], Progress],
+    *,
+    whole: bool = True,
 ) -> AsyncIterator[str]:
     """All rows above `after`, in order and without a gap, until the task has ended.
 
-    `reach` says how far the rows go. Rows that are there no more are told by `reset`, with a snapshot.
+    `reach` says how far the rows go. Rows that are there no more are told by `reset`, with a snapshot; where
+    `read` leaves rows out that aren't wanted, nobody can tell (`whole` False).
     """
     seen = after
     async for mark in _marks(wakeups, ref):
@@ -107,7 +110,7 @@ async def numbered(
                 yield _KEEP_ALIVE
                 await wakeups.rest()
                 continue
-            if found and isinstance(found[0], TaskEvent) and found[0].seq > seen + 1:
+            if whole and (not found or found[0].seq > seen + 1):
                 yield frame("reset", asdict(await run_in_threadpool(snapshot)))
             for row in found:
                 yield frame(row.type if isinstance(row, TaskEvent) else "log", asdict(row), row.seq)

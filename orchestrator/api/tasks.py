@@ -68,6 +68,14 @@ class ReasonBody(BaseModel):
     reason: Annotated[Text, Field(max_length=2000)] | None = None
 
 
+class RetryBody(ReasonBody):
+    """`from`: where to start; this version starts from the beginning alone."""
+
+    start_from: Annotated[
+        str, Field(alias="from", pattern=r"^(start|failed[-_]step|step:\d{1,4}|checkpoint:[\w.:-]{1,80})$")
+    ] = intervene.FROM_START
+
+
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """A command over a task. `requested`: what runs takes it up at its next heartbeat."""
@@ -199,11 +207,11 @@ def list_interventions(wiring: The, caller: Reader, task_id: str) -> Response:
 def _intervention(
     wiring: Wiring, caller: Caller, ask: Ask, task_id: str, command: str, body: Any
 ) -> Response:
-    reason = read(ReasonBody, body).reason
+    said = read(RetryBody if command == "retry" else ReasonBody, body).model_dump()
 
     def work(connection: Connection) -> Reply:
         found = resolve(connection, caller.tenant_id, task_id)
-        done = _COMMANDS[command](connection, caller.tenant_id, found, by=caller.name, reason=reason)
+        done = _COMMANDS[command](connection, caller.tenant_id, found, by=caller.name, **said)
         state = "applied" if done.applied else "requested"
         accepted = Accepted(done.intervention_id, found, command, state, done.status, done.message)
         return Reply(202, plain(accepted), publish=done.publish)
@@ -252,7 +260,7 @@ def cancel(wiring: The, caller: Writer, ask: Asking, task_id: str, body: JsonBod
     operation_id="tasks.retry",
     status_code=202,
     response_model=Accepted,
-    openapi_extra=takes(ReasonBody, required=False),
+    openapi_extra=takes(RetryBody, required=False),
 )
 def retry(wiring: The, caller: Writer, ask: Asking, task_id: str, body: JsonBody) -> Response:
     """A new workflow of the same plan, from the start."""

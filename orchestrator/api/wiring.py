@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 
+from orchestrator.api import parameters
 from orchestrator.api.wakeups import Wakeups
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands import keys
@@ -45,6 +46,7 @@ def _needing(scope: Scope) -> Callable[..., Caller]:
             )
         found = identify(_wiring(request), key)
         found.require(scope)
+        parameters.check(request)
         return found
 
     return caller

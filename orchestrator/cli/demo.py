@@ -9,15 +9,15 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from orchestrator.cli.local import Data, settings
-from orchestrator.cli.terminal import out
+from orchestrator.cli.local import AsJson, Data, ready, settings
+from orchestrator.cli.terminal import out, print_line, say
 
 if TYPE_CHECKING:
     from orchestrator.cli.client import Client
@@ -39,32 +39,39 @@ def demo(
         bool, typer.Option("--memory", help="Measure the processes' memory at the end.")
     ] = False,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="Without Flower.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start everything, run a recorded task on a bundled repository, show it live, stop everything.
 
-    A stack that runs already is used, and goes on running.
+    A stack that runs already is used, and goes on running. With --json a line for `ready`, for each event,
+    and for the `task` as it ended.
     """
     from orchestrator.cli.client import Client
     from orchestrator.local.interrupts import StopAsked
     from orchestrator.local.stack import Options, Stack
 
     found = settings(data)
-    if not ephemeral and (running := _running(found.data_dir)) is not None:
-        raise typer.Exit(_show(running, found.data_dir, memory=memory))
+    speak = say if as_json else typer.echo
+    show = _print_events if as_json else _show
+    if not ephemeral and (running := _running(found.data_dir, speak)) is not None:
+        raise typer.Exit(show(running, found.data_dir, memory))
     options = Options(ephemeral=ephemeral, flower=not no_flower)
     try:
-        with Stack(options, found, say=typer.echo) as stack:
+        with Stack(options, found, say=speak) as stack:
             began = time.monotonic()
             stack.start()
-            typer.echo(f"\n ready in {time.monotonic() - began:.1f} s\n")
+            took = time.monotonic() - began
+            speak(f"\n ready in {took:.1f} s\n")
+            if as_json:
+                print_line(ready(stack.data_dir, took))
             client = Client(stack.api_url, stack.environment["ORCHESTRATOR_API_KEY"])
-            code = stack.run(lambda: _show(client, stack.data_dir, memory=memory))
+            code = stack.run(lambda: show(client, stack.data_dir, memory))
     except StopAsked:
         code = 130
     raise typer.Exit(code)
 
 
-def _running(data_dir: Path) -> Client | None:
+def _running(data_dir: Path, speak: Callable[[str], None]) -> Client | None:
     """The API of the stack that runs on this folder, if one does."""
     from orchestrator.cli.client import Client
     from orchestrator.local.joining import environment
@@ -72,27 +79,44 @@ def _running(data_dir: Path) -> Client | None:
     found = environment(data_dir)
     if "ORCHESTRATOR_API_URL" not in found:
         return None
-    typer.echo(f" Using the stack that runs: {found['ORCHESTRATOR_API_URL']}\n")
+    speak(f" Using the stack that runs: {found['ORCHESTRATOR_API_URL']}\n")
     return Client(found["ORCHESTRATOR_API_URL"], found["ORCHESTRATOR_API_KEY"])
 
 
-def _show(client: Client, data_dir: Path, *, memory: bool) -> int:
+def _submitted(client: Client, data_dir: Path) -> tuple[dict[str, Any], Path]:
+    """The demonstration's task, and the repository that it works on."""
     plan = json.loads((_DATA / "recordings/fix-bug/plan.json").read_text("utf-8"))
     repository = _sample(plan["sample"], data_dir / "demo")
+    body = {
+        "description": plan["description"],
+        "title": "Fix failing tests in textstats",
+        "repository": {"path": str(repository)},
+        "agent": {"type": "replay"},
+        "steps": plan["steps"],
+    }
+    return client.post("/api/v1/tasks", body), repository
+
+
+def _print_events(client: Client, data_dir: Path, memory: bool) -> int:
+    task, _ = _submitted(client, data_dir)
+    for kind, event in client.follow(f"/api/v1/tasks/{task['id']}/events"):
+        print_line({"event": kind, **event})
+    ended = client.get(f"/api/v1/tasks/{task['id']}")
+    print_line({"event": "task", "task": ended})
+    if memory:
+        from orchestrator.local import control
+
+        measured = {row.name: row.pss_bytes for row in control.ps(data_dir, measure=True)}
+        print_line({"event": "memory", "pss_bytes": measured})
+    return 0 if ended["status"] == "completed" else 10
+
+
+def _show(client: Client, data_dir: Path, memory: bool) -> int:
+    task, repository = _submitted(client, data_dir)
     typer.echo(' Demo "fix-bug" · REPLAY: a recorded model conversation; no model is called, cost $0.00.')
     typer.echo(f" Tools, tests, git and state are real. Repository: {repository}\n")
-    task = client.post(
-        "/api/v1/tasks",
-        {
-            "description": plan["description"],
-            "title": "Fix failing tests in textstats",
-            "repository": {"path": str(repository)},
-            "agent": {"type": "replay"},
-            "steps": plan["steps"],
-        },
-    )
     typer.echo(f" {task['id']}  {task['title']}  (REPLAY)")
-    for line in _live(client, task["id"], len(plan["steps"])):
+    for line in _live(client, task["id"], task["steps_total"]):
         out(f" {line}")
     ended = client.get(f"/api/v1/tasks/{task['id']}")
     _tell(client, ended)

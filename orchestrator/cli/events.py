@@ -23,6 +23,8 @@ _LONGEST: Final = 140
 
 def told(kind: str, event: Mapping[str, Any]) -> str | None:
     """One event as a line; None when it says nothing to people."""
+    if kind == "reset":
+        return f"what was before is archived; it is {event['status']}, {event['progress_percent']} % done"
     data = event["data"]
     match kind:
         case "step":
@@ -52,8 +54,8 @@ def doing(event: Mapping[str, Any]) -> str | None:
 
 
 def clock(event: Mapping[str, Any]) -> str:
-    """The time of day of an event, in UTC."""
-    return f"{event['at'][11:19]}Z"
+    """The time of day of an event, in UTC; dashes for what has none."""
+    return f"{event['at'][11:19]}Z" if "at" in event else "--------Z"
 
 
 def _place(event: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli import session
+from orchestrator.cli.terminal import print_json, print_line, say
 
 if TYPE_CHECKING:
     from orchestrator.config import Settings
@@ -36,35 +37,58 @@ def up(
     listen: Annotated[
         str | None, typer.Option(help="Also open Postgres and Redis on this address of this machine.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Start everything on this machine and keep it running until Ctrl-C."""
+    """Start everything on this machine and keep it running until Ctrl-C.
+
+    With --json a line for `ready`, with where everything is, and one for `stopped`; the rest is said on
+    standard error.
+    """
     from orchestrator.local.interrupts import StopAsked
     from orchestrator.local.stack import Options, Stack
 
     options = Options(
         workers=workers, concurrency=concurrency, flower=not no_flower, ephemeral=ephemeral, listen=listen
     )
+    speak = say if as_json else typer.echo
+    began = time.monotonic()
     try:
-        with Stack(options, settings(data, api_port=port), say=typer.echo) as stack:
+        with Stack(options, settings(data, api_port=port), say=speak) as stack:
             stack.start()
-            typer.echo(f'\n Submit a task    orchestrator task create -d "…" --repo . --watch{_where(data)}')
-            typer.echo(" Ctrl-C stops everything; what is running goes on at the next start.\n")
+            if as_json:
+                print_line(ready(stack.data_dir, time.monotonic() - began))
+            speak(f'\n Submit a task    orchestrator task create -d "…" --repo . --watch{_where(data)}')
+            speak(" Ctrl-C stops everything; what is running goes on at the next start.\n")
             code = stack.run()
     except StopAsked:
         code = 130
+    if as_json:
+        print_line({"event": "stopped", "exit_code": code})
     raise typer.Exit(code)
+
+
+def ready(data_dir: Path, seconds: float) -> dict[str, Any]:
+    """Where a stack that has just started is."""
+    from orchestrator.local import roster
+
+    running = roster.read(data_dir)
+    urls = running.urls if running else {}
+    return {"event": "ready", "seconds": round(seconds, 3), "data_dir": str(data_dir), "urls": dict(urls)}
 
 
 def _where(data: Path | None) -> str:
     return "" if data is None else f"   (with ORCHESTRATOR_DATA_DIR={data})"
 
 
-def down(data: Data = None) -> None:
+def down(data: Data = None, as_json: AsJson = False) -> None:
     """Stop the stack that runs on this data folder, in order."""
     from orchestrator.local import control
 
     stopped = control.down(settings(data).data_dir)
-    typer.echo("stopped" if stopped else "nothing was running")
+    if as_json:
+        print_json({"stopped": stopped})
+    else:
+        typer.echo("stopped" if stopped else "nothing was running")
 
 
 def ps(
@@ -103,11 +127,16 @@ def ps(
 def restart(
     service: Annotated[str, typer.Argument(help="A service's name (agent-1) or kind (worker).")],
     data: Data = None,
+    as_json: AsJson = False,
 ) -> None:
     """Restart one service, or all of a kind; workers take a new ANTHROPIC_API_KEY along."""
     from orchestrator.local import control
 
-    for name in control.restart(settings(data).data_dir, service, os.environ):
+    restarted = control.restart(settings(data).data_dir, service, os.environ)
+    if as_json:
+        print_json({"restarted": restarted})
+        return
+    for name in restarted:
         typer.echo(f"restarted {name}")
 
 
@@ -116,12 +145,16 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
     tail: Annotated[int, typer.Option(min=0, help="Lines of each at first.")] = 100,
     data: Data = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show the processes' own logs (a task's log: orchestrator task logs ID)."""
     from orchestrator.local import control
 
     for name, line in control.logs(settings(data).data_dir, tuple(services or ()), tail=tail, follow=follow):
-        typer.echo(f"{name:<10} {line}")
+        if as_json:
+            print_line({"service": name, "line": line})
+        else:
+            typer.echo(f"{name:<10} {line}")
 
 
 def doctor(data: Data = None, as_json: AsJson = False) -> None:

@@ -14,7 +14,8 @@ import typer
 
 from orchestrator.cli import session
 from orchestrator.cli.spans import seconds
-from orchestrator.cli.terminal import clean, out, say
+from orchestrator.cli.system import Json
+from orchestrator.cli.terminal import clean, out, print_json, say
 from orchestrator.core.errors import OrchestratorError, Refused, Unavailable
 
 queue = typer.Typer(no_args_is_help=True)
@@ -34,7 +35,9 @@ def joined() -> None:
 
 @queue.command()
 def purge(
-    lane: Annotated[str, typer.Argument(help="critical, high, medium, low or system.")], yes: Yes = False
+    lane: Annotated[str, typer.Argument(help="critical, high, medium, low or system.")],
+    yes: Yes = False,
+    json: Json = False,
 ) -> None:
     """Throws a queue's messages away. Nothing is lost: what is due is in the database and is sent again."""
     from orchestrator.bootstrap import load
@@ -54,7 +57,10 @@ def purge(
         raise Unavailable(
             "broker-unreachable", f"The broker can't be reached ({type(error).__name__}).", "orchestrator ps"
         ) from None
-    out(f"{count} messages thrown away")
+    if json:
+        print_json({"lane": lane, "messages": count})
+    else:
+        out(f"{count} messages thrown away")
 
 
 def retention(
@@ -62,6 +68,7 @@ def retention(
         str, typer.Option(help="How long ago a task must have ended, such as 90d.")
     ] = "90d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    json: Json = False,
 ) -> None:
     """Archives tasks that ended long ago: their events, logs and conversations go, the rest stays."""
     from orchestrator.bootstrap import load
@@ -72,7 +79,11 @@ def retention(
     wiring = load("orchestrator:retention")
     if dry_run:
         with wiring.engine.connect() as connection:
-            out(f"{keeping.due(connection, wiring.tenant_id, age)} tasks would be archived")
+            due = keeping.due(connection, wiring.tenant_id, age)
+        if json:
+            print_json({"dry_run": True, "tasks": due})
+        else:
+            out(f"{due} tasks would be archived")
         return
     total = 0
     while True:
@@ -84,10 +95,15 @@ def retention(
         say(f"{batch.tasks} tasks: {batch.events} events, {batch.logs} logs, {batch.turns} turns deleted")
     with wiring.engine.begin() as connection:
         forgotten = keeping.forget_answers(connection, wiring.tenant_id)
-    out(f"{total} tasks archived, {forgotten} idempotency keys forgotten")
+    if json:
+        print_json({"dry_run": False, "tasks": total, "idempotency_keys": forgotten})
+    else:
+        out(f"{total} tasks archived, {forgotten} idempotency keys forgotten")
 
 
-def backup(file: Annotated[Path, typer.Argument(help="Where to write the dump.")]) -> None:
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where to write the dump.")], json: Json = False
+) -> None:
     """Writes all of the database to a file, as of one moment; nothing need be stopped.
 
     Not in it: stored files (the artifact store) and credentials.toml.
@@ -105,10 +121,18 @@ def backup(file: Annotated[Path, typer.Argument(help="Where to write the dump.")
         ) from None
     finally:
         partial.unlink(missing_ok=True)
-    out(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    size = file.stat().st_size
+    if json:
+        print_json({"file": str(file), "bytes": size})
+    else:
+        out(f"{file}: {size / 1e6:.1f} MB")
 
 
-def restore(file: Annotated[Path, typer.Argument(help="What `db backup` wrote.")], yes: Yes = False) -> None:
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `db backup` wrote.")],
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
     """Puts a backup in the place of all that the database holds now. Stop workers, beat and API first."""
     if not file.is_file():
         raise Refused(
@@ -120,7 +144,10 @@ def restore(file: Annotated[Path, typer.Argument(help="What `db backup` wrote.")
         *("pg_restore", "--clean", "--if-exists", "--no-owner", "--single-transaction", "--exit-on-error"),
         str(file),
     )
-    out("restored")
+    if json:
+        print_json({"file": str(file), "restored": True})
+    else:
+        out("restored")
     say("Bring the schema up to date if the backup is older than this version: orchestrator db upgrade")
 
 

@@ -10,7 +10,10 @@ from typing import Any, Final
 
 from orchestrator.core.errors import Refused
 
-_SAME: Final = ("title", "priority", "model", "deadline", "external_id", "id", "stakeholders")
+_SAME: Final = (
+    *("title", "priority", "model", "deadline", "external_id", "id", "stakeholders"),
+    *("gates", "depends_on", "project", "validate_only"),
+)
 
 
 def build(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def build(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
             **body.get("budget", {}),
             **{name: value for name, value in limits.items() if value},
         }
-    if given["repo"] or given["branch"] or given["push"]:
+    if any(given[name] for name in ("repo", "branch", "push", "credential")):
         body["repository"] = _repository(body.get("repository", {}), given)
     return body
 
@@ -56,6 +59,8 @@ def _repository(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
         found["path" if local else "url"] = str(here.resolve()) if local else repo
     if given["branch"]:
         found["branch"] = given["branch"]
+    if given["credential"]:
+        found["credential"] = given["credential"]
     if given["push"]:
         found["push"] = True
     return found

@@ -10,6 +10,8 @@ import typer
 
 from orchestrator.cli import session
 from orchestrator.cli.operate import joined
+from orchestrator.cli.system import Json
+from orchestrator.cli.terminal import print_json
 from orchestrator.core.errors import Refused, Unavailable
 
 _APP = ("-A", "orchestrator.tasks")
@@ -120,11 +122,14 @@ def flower(
     )
 
 
-def upgrade() -> None:
+def upgrade(json: Json = False) -> None:
     """Bring the database's schema up to date."""
     from orchestrator import bootstrap
     from orchestrator.db.upgrade import upgrade as migrate
 
     _configured()
     applied = migrate(bootstrap.load("upgrade").engine)
+    if json:
+        print_json({"migrations": applied})
+        return
     typer.echo(f"{applied} migration{'' if applied == 1 else 's'} applied" if applied else "up to date")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import queue
 import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import typer
@@ -20,6 +25,7 @@ from orchestrator.core.errors import OrchestratorError, Refused, Unavailable
 
 app = typer.Typer(no_args_is_help=True)
 
+Heard = tuple[str, dict[str, Any]]
 TaskId = Annotated[str, typer.Argument(help="The task's id, with or without task_.")]
 Reason = Annotated[str | None, typer.Option("--reason", "-r", help="Why; kept with the command.")]
 
@@ -45,6 +51,9 @@ def create(
     ] = None,
     branch: Annotated[str | None, typer.Option(help="What to start from.")] = None,
     push: Annotated[bool, typer.Option("--push", help="Push the branch with the result at the end.")] = False,
+    credential: Annotated[
+        str | None, typer.Option(help="The name of the workers' credential for the repository.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="One line; else the description's first.")] = None,
     priority: Annotated[str | None, typer.Option(help="critical, high, medium, low.")] = None,
     mode: Annotated[str | None, typer.Option(help="auto, strict, dry-run.")] = None,
@@ -56,6 +65,14 @@ def create(
     label: Annotated[list[str] | None, typer.Option(help="key=value; repeatable.")] = None,
     budget: Annotated[str | None, typer.Option(help="At most that many US dollars.")] = None,
     timeout: Annotated[str | None, typer.Option(help="At most that long, such as 2h.")] = None,
+    gate: Annotated[list[str] | None, typer.Option(help="A quality gate; not in this version.")] = None,
+    depends_on: Annotated[
+        list[str] | None, typer.Option(help="A task to wait for; not in this version.")
+    ] = None,
+    project: Annotated[str | None, typer.Option(help="Its project; not in this version.")] = None,
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", help="Only say what is wrong; not in this version.")
+    ] = False,
     external_id: Annotated[str | None, typer.Option(help="Its id in another system.")] = None,
     task_id: Annotated[
         str | None, typer.Option("--id", help="Its id; the same request twice is one task.")
@@ -74,6 +91,11 @@ def create(
             "repo": repo,
             "branch": branch,
             "push": push,
+            "credential": credential,
+            "gates": gate,
+            "depends_on": depends_on,
+            "project": project,
+            "validate_only": validate_only,
             "title": title,
             "priority": priority,
             "mode": mode,
@@ -187,7 +209,9 @@ def watch(task_id: TaskId, json: Json = False) -> None:
 @app.command()
 def wait(
     task_ids: Annotated[list[str], typer.Argument(help="One or several.")],
-    timeout: Annotated[str | None, typer.Option(help="At most that long, such as 10m.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="At most that long for all of them, such as 10m; then exit 3.")
+    ] = None,
     until: Annotated[
         str, typer.Option("--for", help="input: also stop when it needs a person; terminal: wait on.")
     ] = "input",
@@ -196,7 +220,8 @@ def wait(
     """Waits until tasks have ended. The exit code is that of the first one that didn't complete."""
     if until not in {"input", "terminal"}:
         raise Refused("option-invalid", f"--for is input or terminal, not {until!r}.", "See --help.")
-    codes = [_waited(task_id, timeout, until, json=json) for task_id in task_ids]
+    deadline = time.monotonic() + seconds(timeout) if timeout else None
+    codes = [_waited(task_id, deadline, until, json=json) for task_id in task_ids]
     raise typer.Exit(next((code for code in codes if code), ExitCode.OK))
 
 
@@ -295,16 +320,31 @@ def cancel(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
 
 
 @app.command()
-def retry(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
+def retry(
+    task_id: TaskId,
+    reason: Reason = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Where to start: `start`; other places not in this version.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Runs an ended task again, as a new workflow of the same plan."""
-    _intervene(task_id, "retry", reason, json=json, then="watch")
+    _intervene(task_id, "retry", reason, json=json, then="watch", more={"from": start} if start else {})
 
 
 # ---- what they share
 
 
-def _intervene(task_id: str, command: str, reason: str | None, *, json: bool, then: str) -> None:
-    body = {"reason": reason} if reason else None
+def _intervene(
+    task_id: str,
+    command: str,
+    reason: str | None,
+    *,
+    json: bool,
+    then: str,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    body = {**({"reason": reason} if reason else {}), **more}
     accepted = session.client().post(_path(task_id, command), body)
     if json:
         print_json(accepted)
@@ -323,18 +363,15 @@ def _watched(task_id: str, *, json: bool) -> ExitCode:
     return Watch(client, found, json=json, asks=may_ask()).run()
 
 
-def _waited(task_id: str, timeout: str | None, until: str, *, json: bool) -> ExitCode:
-    """Follows the progress, which a dropped connection doesn't end."""
-    import time
-
+def _waited(task_id: str, deadline: float | None, until: str, *, json: bool) -> ExitCode:
+    """Follows the progress, which a dropped connection doesn't end. `deadline` is of the monotonic clock."""
     client = session.client()
-    deadline = time.monotonic() + seconds(timeout) if timeout else None
     try:
-        for kind, data in client.follow(_path(task_id, "progress")):
+        for kind, data in _before(deadline, client.follow(_path(task_id, "progress"))):
             if kind == "end" or (until == "input" and data["status"] == "pending_input"):
                 break
-            if deadline is not None and time.monotonic() > deadline:
-                raise _too_long(task_id)
+    except TimeoutError:
+        raise _too_long(task_id) from None
     except KeyboardInterrupt:
         say(f"{task_id} keeps running.")
         return ExitCode.INTERRUPTED
@@ -344,6 +381,38 @@ def _waited(task_id: str, timeout: str | None, until: str, *, json: bool) -> Exi
     else:
         out(f"{task['id']}\t{task['status']}")
     return code_of_task(task)
+
+
+def _before(deadline: float | None, source: Iterator[Heard]) -> Iterator[Heard]:
+    """What comes of it until then. Raises TimeoutError also while nothing comes at all.
+
+    A thread listens: the server's keep-alives would prolong any time-out of a read.
+    """
+    if deadline is None:
+        yield from source
+        return
+    heard: queue.SimpleQueue[Heard | OrchestratorError | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            for each in source:
+                heard.put(each)
+        except OrchestratorError as error:
+            heard.put(error)
+        else:
+            heard.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        try:
+            found = heard.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(found, OrchestratorError):
+            raise found
+        if found is None:
+            return
+        yield found
 
 
 def _too_long(task_id: str) -> OrchestratorError:

@@ -43,6 +43,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2 if interactive() else None), flush=True)
 
 
+def print_line(value: Any) -> None:
+    """One of several objects, each a line."""
+    print(json.dumps(value), flush=True)
+
+
 def console() -> Any:
     """A rich console; NO_COLOR and --no-color are honoured."""
     from rich.console import Console

@@ -8,6 +8,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from orchestrator.commands.publication import NOTHING, Publication, following
+from orchestrator.commands.request import unavailable
 from orchestrator.commands.submit import plan_from_json, write_workflow
 from orchestrator.core.bounds import Bound
 from orchestrator.core.errors import Conflict, Unknown
@@ -19,6 +20,8 @@ from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.interventions import Commanded
 from orchestrator.db.locks import LockedTask, lock_task
 from orchestrator.db.sql import TaskRef, one, statement
+
+FROM_START: Final = "start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +98,18 @@ _PLAN: Final = statement(
 
 
 def retry(
-    connection: Connection, tenant_id: str, task_id: str, *, by: str, reason: str | None = None
+    connection: Connection,
+    tenant_id: str,
+    task_id: str,
+    *,
+    by: str,
+    reason: str | None = None,
+    start_from: str = FROM_START,
 ) -> Intervened:
     """A new workflow of the same plan, from the start. Raises Conflict: `not-ended` while one is under
-    way, `deadline-passed`."""
+    way, `deadline-passed`; Refused `mode-unavailable` for another place to start from."""
+    if start_from != FROM_START:
+        raise unavailable("/from", start_from)
     task, reason = _found(connection, tenant_id, task_id), _clean(reason)
     if task.status not in TERMINAL:
         raise Conflict(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime, time, timedelta
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import Annotated, Any, Final, Literal, Self
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +20,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from orchestrator.core import priority, task_id
 from orchestrator.core.errors import Problem, Refused
 from orchestrator.core.plan import PlanStep
 from orchestrator.core.priority import Priority
@@ -28,7 +33,7 @@ MAX_TITLE: Final = 300
 MAX_WORD: Final = 200
 MAX_ITEMS: Final = 100
 MAX_SPEC_BYTES: Final = 65_536
-TASK_ID: Final = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"
+DEEPEST: Final = 64
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u2028-\u202e\u2066-\u2069]")
 _BUILT_MODES: Final = frozenset({"auto"})
@@ -51,6 +56,34 @@ def _one_line(text: str) -> str:
     return _printable(text)
 
 
+def _spec(value: dict[str, Any]) -> dict[str, Any]:
+    size = _size(value)
+    if size > MAX_SPEC_BYTES:
+        raise ValueError(f"is {size} bytes of JSON, more than {MAX_SPEC_BYTES}")
+    for text in _texts(value):
+        _printable(text)
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string at any depth, names of fields included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _id(text: str) -> str:
+    if not task_id.is_task_id(text):
+        raise ValueError(task_id.RULE)
+    return text
+
+
 def duration(value: object) -> object:
     """`"30m"`, `"2h"`, seconds as a number, or ISO 8601, which pydantic reads itself."""
     if isinstance(value, str) and (found := _DURATION.match(value.strip())):
@@ -70,10 +103,13 @@ def _aware(value: datetime) -> datetime:
 
 
 def _priority(value: object) -> object:
-    if isinstance(value, str):
-        lower = value.lower()
-        return "medium" if lower == "normal" else lower
-    return value
+    if not isinstance(value, str):
+        return value
+    try:
+        return priority.parse(value)
+    except Refused as error:
+        # In a template braces would be fields of its own; what was given is no template.
+        raise PydanticCustomError("invalid_priority", "{words}", {"words": error.message}) from None
 
 
 def _mode(value: object) -> object:
@@ -96,21 +132,29 @@ class _Body(BaseModel):
         if unknown:
             known = ", ".join(sorted(type(self).model_fields))
             raise ValueError(f"unknown field {unknown[0]!r}; known are {known}")
+        for text in _texts(self.model_extra):
+            _printable(text)
         return self
 
 
 class RepositoryRequest(_Body):
-    """Where the code is. `push` asks for the branch to be pushed back to it at the end."""
+    """Where the code is. `push` asks for the branch to be pushed back to it at the end.
+
+    `credential` is the name of one that the workers have for that address.
+    """
 
     url: Annotated[str, Field(min_length=1, max_length=2048), AfterValidator(_one_line)] | None = None
     branch: Line | None = None
     path: Annotated[str, Field(min_length=1, max_length=2048), AfterValidator(_one_line)] | None = None
     push: bool = False
+    credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if (self.url is None) == (self.path is None):
             raise ValueError("give either url or path")
+        if self.credential is not None and not (self.url or "").lower().startswith("https://"):
+            raise ValueError("a credential is for an https url; ssh has keys of its own")
         return self
 
 
@@ -139,14 +183,14 @@ class StepRequest(_Body):
     agent: Line | None = None
     model: Line | None = None
     estimate: Duration | None = None
-    spec: dict[str, Any] = {}
+    spec: Annotated[dict[str, Any], AfterValidator(_spec)] = {}
 
 
 class TaskRequest(_Body):
     """A new task; only `description` is required."""
 
     description: Annotated[Text, Field(min_length=1, max_length=MAX_DESCRIPTION)]
-    id: Annotated[str, Field(pattern=TASK_ID)] | None = None
+    id: Annotated[str, AfterValidator(_id)] | None = None
     title: Annotated[str, Field(min_length=1, max_length=MAX_TITLE), AfterValidator(_one_line)] | None = None
     priority: Annotated[Priority, BeforeValidator(_priority)] = Priority.MEDIUM
     execution_mode: Annotated[Literal["auto", "strict", "dry_run"], BeforeValidator(_mode)] = "auto"
@@ -167,6 +211,7 @@ class TaskRequest(_Body):
     labels: Annotated[dict[Line, Line], Field(max_length=MAX_ITEMS)] = {}
     callback_url: Line | None = None
     start: bool = True
+    validate_only: bool = False
     steps: Annotated[list[StepRequest], Field(min_length=1, max_length=500)] | None = None
 
     def plan_steps(self) -> list[PlanStep]:
@@ -231,6 +276,103 @@ def refused(error: ValidationError) -> Refused:
     )
 
 
+def check_id(text: object) -> None:
+    """Raises Refused `request-invalid` for what can't be a task's id, in a request's own words."""
+    if not task_id.is_task_id(text):
+        raise Refused(
+            "request-invalid",
+            f"id: {task_id.RULE}",
+            "Correct the named fields and send it again.",
+            problems=(Problem("/id", "value-error", task_id.RULE),),
+        )
+
+
+def check_body(body: Any, most_bytes: int) -> None:
+    """What a REST request meets on its way in, for bodies that come another way: the same codes and texts.
+
+    Raises Refused `request-malformed` or `body-too-large`.
+    """
+    try:
+        size = _size(dict(body) if isinstance(body, Mapping) else body)
+    except (TypeError, ValueError, RecursionError):
+        raise Refused("request-malformed", "The body is not JSON in UTF-8.", "Send a JSON object.") from None
+    check_depth(body)
+    if size > most_bytes:
+        raise too_large(most_bytes)
+
+
+def check_previous(previous: Any, most_bytes: int) -> None:
+    """The result of the task before, which goes with the request: as long as a body at most.
+
+    Raises Refused `request-malformed` or `body-too-large`.
+    """
+    try:
+        size = _size(harmless(previous), str)
+    except (TypeError, ValueError, RecursionError):
+        raise Refused(
+            "request-malformed", "What the task before returned is not JSON.", "Let it return JSON."
+        ) from None
+    check_depth(previous)
+    if size > most_bytes:
+        raise too_large(most_bytes, "What the task before returned")
+
+
+def check_depth(body: Any) -> None:
+    """Raises Refused `request-malformed`."""
+    level, depth = [body], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise Refused("request-malformed", f"The body is nested deeper than {DEEPEST}.", "Flatten it.")
+        level = [
+            item
+            for each in level
+            if isinstance(each, Mapping | list | tuple)
+            for item in (each.values() if isinstance(each, Mapping) else each)
+        ]
+
+
+def too_large(most_bytes: int, what: str = "The body") -> Refused:
+    return Refused(
+        "body-too-large",
+        f"{what} is longer than {most_bytes} bytes.",
+        "Shorten it, or raise ORCHESTRATOR_MAX_BODY_BYTES.",
+    )
+
+
+def _size(value: Any, other: Callable[[Any], str] | None = None) -> int:
+    return len(json.dumps(value, ensure_ascii=False, allow_nan=False, default=other or _as_text).encode())
+
+
+def _as_text(value: object) -> str:
+    """Of what isn't JSON, that which has one spelling in it. Raises TypeError."""
+    if isinstance(value, datetime | date | time | timedelta | Decimal | UUID | Enum):
+        return str(value)
+    raise TypeError(type(value).__name__)
+
+
+def harmless(value: Any) -> Any:
+    """A result of somebody's program as data: what no text of ours may hold is replaced, not refused."""
+    if isinstance(value, str):
+        return _CONTROL.sub("\ufffd", value.encode("utf-8", "replace").decode("utf-8"))
+    if isinstance(value, Mapping):
+        return {harmless(str(key)): harmless(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [harmless(item) for item in value]
+    return value
+
+
+def unavailable(pointer: str, value: object) -> Refused:
+    """What is understood, and not built into this version."""
+    name = pointer.lstrip("/").replace("/", ".")
+    return Refused(
+        "mode-unavailable",
+        f"{name} {repr(value)[:200]} is understood, but this version can't do it yet.",
+        f"Leave {name} out.",
+        problems=(Problem(pointer, "mode-unavailable", "not available in this version"),),
+    )
+
+
 def _only_what_is_built(request: TaskRequest) -> None:
     unbuilt = {
         "/execution_mode": request.execution_mode if request.execution_mode not in _BUILT_MODES else None,
@@ -240,13 +382,9 @@ def _only_what_is_built(request: TaskRequest) -> None:
         "/on_question_timeout": request.on_question_timeout,
         "/callback_url": request.callback_url,
         "/project": request.project,
+        "/validate_only": request.validate_only,
+        "/agent/capabilities": request.agent.capabilities,
     }
     for pointer, value in unbuilt.items():
         if value:
-            name = pointer.lstrip("/")
-            raise Refused(
-                "mode-unavailable",
-                f"{name} {value!r} is understood, but this version can't do it yet.",
-                f"Leave {name} out.",
-                problems=(Problem(pointer, "mode-unavailable", "not available in this version"),),
-            )
+            raise unavailable(pointer, value)

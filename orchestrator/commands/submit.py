@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from orchestrator.commands.publication import NOTHING, Publication, Started
-from orchestrator.commands.request import TaskRequest
+from orchestrator.commands.request import TaskRequest, check_id, harmless, unavailable
 from orchestrator.core import repository_url
 from orchestrator.core.errors import Conflict, Problem, Refused
 from orchestrator.core.flow import Flow, compile_plan
@@ -36,6 +36,9 @@ class Policy:
     allow_local_repositories: bool
     agent_types: frozenset[str]
     default_agent: str
+    later_agent_types: frozenset[str] = frozenset()
+    """Known by name, and not built into this version."""
+    allow_private_addresses: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +97,11 @@ def submit(
 ) -> Submitted:
     """Accepts a task: after the COMMIT it will end in exactly one terminal state.
 
-    Raises Refused (`plan-…`, `repository-forbidden`, `agent-unknown`) or Conflict (`task-exists`: the id is
-    taken by another request).
+    Raises Refused (`request-invalid` for an id that can't be one, `plan-…`, `repository-forbidden`,
+    `agent-unknown`, `mode-unavailable`) or Conflict (`task-exists`: the id is taken by another request).
     """
     ref = TaskRef(tenant_id, request.id or task_id)
+    check_id(ref.task_id)
     url = _repository(request, policy)
     plan = _plan(request, policy)
     flow = compile_plan(plan)
@@ -128,7 +132,7 @@ def submit(
         url=url,
         branch=request.repository.branch if request.repository else None,
         push=bool(request.repository and request.repository.push),
-        previous=dumps(_SECRETS.value(previous)),
+        previous=dumps(_SECRETS.value(harmless(previous))),
         start=request.start,
     )
     if written is None:
@@ -212,7 +216,11 @@ def _repository(request: TaskRequest, policy: Policy) -> str | None:
         return None
     path = request.repository.path
     text = request.repository.url or (str(Path(path).absolute()) if path and path.startswith("/") else path)
-    return repository_url.check(text or "", allow_local=policy.allow_local_repositories).canonical
+    return repository_url.check(
+        text or "",
+        allow_local=policy.allow_local_repositories,
+        allow_private=policy.allow_private_addresses,
+    ).canonical
 
 
 def _plan(request: TaskRequest, policy: Policy) -> Plan:
@@ -233,6 +241,8 @@ def _agents(request: TaskRequest, steps: list[PlanStep], policy: Policy) -> None
     named = [("/agent/type", request.agent.type)]
     named += [(f"/steps/{number}/agent", step.agent_type) for number, step in enumerate(steps)]
     for pointer, name in named:
+        if name in policy.later_agent_types:
+            raise unavailable(pointer, name)
         if name is not None and name not in policy.agent_types:
             known = ", ".join(sorted(policy.agent_types))
             detail = f"{name!r} is no agent type of this version; there are {known}"

@@ -59,7 +59,8 @@ class Assignment:
     spec: Mapping[str, Any] = field(default_factory=dict)
     """The step's own settings as they came with the plan, e.g. {"recording": "fix-bug/reproduce"}."""
     context: Mapping[str, Any] = field(default_factory=dict)
-    """`needs`: key → summary of each needed step; `previous`: what a user's canvas handed on;
+    """`needs`: key → summary of each needed step; `requirements`: what the task's author asks of its result;
+    `previous`: what a user's canvas handed on;
     `conflict`: set when an earlier commit of this step could not be integrated."""
 
 

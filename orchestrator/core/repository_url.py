@@ -113,7 +113,7 @@ def _remote(url: str, allow_private: bool) -> RepositoryUrl:
     if scheme == "ssh":
         return _ssh(user if at else None, host, port, parts.path, url)
     if at:
-        raise _refused("the address contains a user name or a credential; name a stored credential instead")
+        raise _refused("the address contains a user name or a password; name one in repository.credential")
     shown = f"[{host}]" if ":" in host else host
     canonical = f"https://{shown}{f':{port}' if port not in (None, 443) else ''}{parts.path.rstrip('/')}"
     return RepositoryUrl(canonical, "https", host, port)

@@ -46,10 +46,13 @@ class Claimed:
     task_model: str | None
     repository_url: str | None
     repository_branch: str | None
+    repository_credential: str | None
+    """The name of it; what it is, the worker knows."""
     base_commit: str | None
     tip_commit: str | None
     previous: Any
     budget: Mapping[str, Any]
+    requirements: Sequence[str]
     needs: Sequence[Mapping[str, Any]]
     """What the steps that it needs left: key, summary, result_commit; in the plan's order."""
 
@@ -115,7 +118,8 @@ _CLAIM_SQL: Final = f"""
             s.number, s.kind, s.description, s.spec, s.agent_type, s.model, s.attempt, s.max_attempts,
             s.fence, s.conflicts, t.description AS task_description, t.agent_type AS task_agent_type,
             t.model AS task_model, t.repository_url, t.repository_branch, t.base_commit, t.tip_commit,
-            t.previous, t.budget, t.status AS task_status,
+            t.previous, t.budget, t.requirements,
+            t.request -> 'repository' ->> 'credential' AS repository_credential, t.status AS task_status,
             t.status <> 'running' AND t.entry_signature IS NOT NULL AS watched
     ), tried AS (
         INSERT INTO attempts (tenant_id, step_id, number, first_fence, agent_id)
@@ -218,8 +222,8 @@ def claim(
 def _claimed(step: StepRef, row: Mapping[str, Any]) -> Claimed:
     same = (
         "key number total kind description spec agent_type model attempt max_attempts fence resumed watched"
-        " conflicts task_description task_agent_type task_model repository_url repository_branch base_commit"
-        " tip_commit previous budget needs"
+        " conflicts task_description task_agent_type task_model repository_url repository_branch"
+        " repository_credential base_commit tip_commit previous budget requirements needs"
     )
     return Claimed(step=step, **{name: row[name] for name in same.split()})
 

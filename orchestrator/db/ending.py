@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from orchestrator.core.bounds import CODES
 from orchestrator.core.states import PHASES, Phase, Status
+from orchestrator.core.task_id import branch
 from orchestrator.db.events import EventDraft, append_sql, append_values
 from orchestrator.db.locks import LockedTask
 from orchestrator.db.sql import Prepared, dumps, rows, statement
@@ -146,7 +147,7 @@ def _result(task: LockedTask, status: Status, steps: Sequence[Mapping[str, Any]]
         "summary": summaries[-1] if summaries else None,
         "base_commit": task.base_commit,
         "commit": task.tip_commit,
-        "branch": f"agent/{task.ref.task_id}" if task.tip_commit else None,
+        "branch": branch(task.ref.task_id) if task.tip_commit else None,
         "steps": [
             {
                 "key": step["key"],

@@ -22,7 +22,7 @@ def _config() -> Config:
     return config
 
 
-_TENANT_IS_NO_WAY: Final = text(
+_TENANT_ALONE_IS_NO_WAY: Final = text(
     """
     SELECT pg_restore_attribute_stats('schemaname', c.table_schema::text, 'relname', c.table_name::text,
         'attname', 'tenant_id', 'inherited', false,
@@ -52,7 +52,7 @@ def upgrade(engine: Engine) -> int:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
                 if (connection.dialect.server_version_info or ()) >= _RESTORES_STATISTICS:
-                    connection.execute(_TENANT_IS_NO_WAY)
+                    connection.execute(_TENANT_ALONE_IS_NO_WAY)
                 connection.commit()
         finally:
             connection.rollback()

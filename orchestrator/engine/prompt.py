@@ -10,7 +10,7 @@ import json
 from typing import Final
 
 from orchestrator.core.assignment import Assignment
-from orchestrator.engine.untrusted import marked, storable
+from orchestrator.engine.untrusted import cut, marked, storable
 
 SYSTEM: Final = """\
 You are a coding agent. You carry out one step of a task in a checkout of a git repository, by calling tools.
@@ -41,15 +41,18 @@ CUT_OFF: Final = (
 
 def first_message(assignment: Assignment) -> str:
     """The task, the step and what earlier steps left, in a fixed order."""
-    parts = [
-        _tagged("task", assignment.task_description),
+    parts = [_tagged("task", assignment.task_description)]
+    if requirements := assignment.context.get("requirements"):
+        parts.append("Whoever wrote the task requires of its result, in all of its steps:")
+        parts += [_tagged("requirement", str(requirement)) for requirement in requirements]
+    parts += [
         f"The task was cut into steps. Yours is {assignment.step_key}:",
         _tagged("step", assignment.description),
     ]
     needs = assignment.context.get("needs") or {}
     parts += [marked(f"summary of step {key}", str(needs[key])) for key in sorted(needs)]
     if previous := assignment.context.get("previous"):
-        parts.append(marked("result of the task before", _as_json(previous)))
+        parts.append(marked("result of the task before", cut(_as_json(previous))))
     if conflict := assignment.context.get("conflict"):
         parts.append(
             "This step was done before, but its change could not be merged with what others did meanwhile. "

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.local.processes import Identity
     from orchestrator.local.roster import Entry, Roster
 
-CARRIED: Final = ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL")
+CARRIED: Final = ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ORCHESTRATOR_CREDENTIALS")
 """What `restart` takes along from the environment of whoever calls it."""
 
 _POLL_SECONDS: Final = 0.05

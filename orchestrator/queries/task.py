@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from orchestrator.core.errors import Unknown
+from orchestrator.core.task_id import branch
 from orchestrator.db.sql import one, rows, statement
 from orchestrator.queries.costs import COST_SQL, STEP_COUNT_SQL, Model, Usage, model, usage
 from orchestrator.queries.display import Display, shown
@@ -155,7 +156,7 @@ def task(connection: Connection, tenant_id: str, task_id: str) -> TaskDetail:
         **{name: row[name] for name in same.split()},
         display=shown(row),
         model=model(row),
-        branch=f"agent/{row['id']}" if row["tip_commit"] else None,
+        branch=branch(row["id"]) if row["tip_commit"] else None,
         commit=row["tip_commit"],
         requirements=tuple(row["requirements"]),
         stakeholders=tuple(row["stakeholders"]),

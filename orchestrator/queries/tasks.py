@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from orchestrator.core.errors import Refused
-from orchestrator.core.priority import Priority
+from orchestrator.core.priority import parse
 from orchestrator.core.states import WAITS_FOR_PERSON, Status, WaitingOn
 from orchestrator.db.sql import rows, statement
 from orchestrator.queries.costs import COST_SQL, STEP_COUNT_SQL, Model, Money, model, money
@@ -129,7 +129,7 @@ def _where(wanted: TaskFilter) -> tuple[list[str], dict[str, Any]]:
         values["person"] = sorted(WAITS_FOR_PERSON)
         conditions.append("(waiting_on = ANY(:person) OR open_questions > 0)")
     if wanted.priorities:
-        values["priorities"] = [_one_of(value, Priority, "priority") for value in wanted.priorities]
+        values["priorities"] = [_priority(value) for value in wanted.priorities]
         conditions.append("priority = ANY(:priorities)")
     if wanted.since:
         values["since"] = wanted.since
@@ -148,7 +148,14 @@ def _status(text: str) -> tuple[str, str | None]:
     return _one_of(name, Status, "status"), None
 
 
-def _one_of(text: str, kind: type[Status | WaitingOn | Priority], name: str) -> str:
+def _priority(text: str) -> str:
+    try:
+        return parse(text)
+    except Refused as error:
+        raise Refused("filter-invalid", f"{error.message}.", "Correct the filter.") from None
+
+
+def _one_of(text: str, kind: type[Status | WaitingOn], name: str) -> str:
     try:
         return str(kind(text.strip().lower()))
     except ValueError:

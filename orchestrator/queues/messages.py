@@ -6,6 +6,7 @@ anything is claimed. A replayed message is harmless: rows decide.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 from collections.abc import Mapping
@@ -19,18 +20,28 @@ STEP_KINDS: Final = frozenset({"plan", "agent", "gate", "judge", "confirm", "int
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The row that a message points to. `kind` is the name of the Celery task; `step_id` may be empty."""
+    """The row that a message points to. `kind` is the name of the Celery task; `step_id` may be empty.
+
+    `digest` is that of the body that travels with the message, where no row is written yet; else empty.
+    """
 
     kind: str
     tenant_id: str
     task_id: str
     workflow_id: str = ""
     step_id: str = ""
+    digest: str = ""
+
+
+def digest(body: str) -> str:
+    """SHA-256, in hex."""
+    return hashlib.sha256(body.encode()).hexdigest()
 
 
 def sign(reference: Reference, secret: bytes) -> str:
-    """HMAC-SHA256, in hex. JSON keeps neighbouring fields apart."""
-    return hmac.new(secret, json.dumps(astuple(reference)).encode(), "sha256").hexdigest()
+    """HMAC-SHA256, in hex. JSON keeps neighbouring fields apart, and a digest from its absence."""
+    *fields, body = astuple(reference)
+    return hmac.new(secret, json.dumps([*fields, body] if body else fields).encode(), "sha256").hexdigest()
 
 
 def verify(reference: Reference, signature: str, secret: bytes) -> bool:
@@ -41,11 +52,16 @@ def sealed(reference: Reference, secret: bytes) -> dict[str, str]:
     """A message's keyword arguments: the reference's fields but `kind`, and `signature`."""
     fields: dict[str, str] = asdict(reference)
     del fields["kind"]
+    if not reference.digest:
+        del fields["digest"]
     return {**fields, "signature": sign(reference, secret)}
 
 
-def opened(kind: str, arguments: Mapping[str, Any], secret: bytes) -> Reference:
-    """What `sealed` was given. Raises Denied `message-forged` for anything else."""
+def opened(kind: str, arguments: Mapping[str, Any], secret: bytes, body: object = None) -> Reference:
+    """What `sealed` was given. Raises Denied `message-forged` for anything else.
+
+    `body` (None: there is none) must be the one whose digest was sealed.
+    """
     fields = dict(arguments)
     signature = fields.pop("signature", None)
     if isinstance(signature, str) and all(isinstance(value, str) for value in fields.values()):
@@ -54,13 +70,19 @@ def opened(kind: str, arguments: Mapping[str, Any], secret: bytes) -> Reference:
         except TypeError:
             pass
         else:
-            if verify(reference, signature, secret):
+            if verify(reference, signature, secret) and _is_sealed(body, reference):
                 return reference
     raise Denied(
         "message-forged",
         "A message's signature doesn't fit it.",
         "All processes of an installation need the same ORCHESTRATOR_MESSAGE_SECRET.",
     )
+
+
+def _is_sealed(body: object, reference: Reference) -> bool:
+    if body is None:
+        return True  # it may be left out, once there is a row
+    return isinstance(body, str) and hmac.compare_digest(digest(body), reference.digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import structlog
 
 from orchestrator.bootstrap import Wiring
+from orchestrator.core import task_id as task_ids
 from orchestrator.core.assignment import Assignment, Budget, Limits
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.recovery import ErrorClass, of_os_error
@@ -89,14 +90,15 @@ class Desk:
 
     def _start(self) -> tuple[str, str]:
         claimed, workspaces = self._claimed, self._wiring.workspaces
-        stop = self._link.stop
+        stop, login = self._link.stop, login_of(self._wiring, claimed)
         if claimed.base_commit is None:
-            base = workspaces.fetch(claimed.repository_url, claimed.repository_branch, stop=stop)
+            where = claimed.repository_url, claimed.repository_branch
+            base = workspaces.fetch(*where, credentials=login, stop=stop)
             with self._wiring.engine.begin() as connection:
                 commit = effects.fix_base(connection, claimed.step, claimed.fence, base.commit)
         else:
             commit = claimed.base_commit
-        mirror = workspaces.mirrors.prepare(claimed.repository_url, commit, stop=stop)
+        mirror = workspaces.mirrors.prepare(claimed.repository_url, commit, credentials=login, stop=stop)
         if claimed.conflicts and claimed.tip_commit:
             start = claimed.tip_commit
             workspaces.bundles.ensure(mirror, start)
@@ -160,6 +162,11 @@ class Desk:
         return {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
 
 
+def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:
+    """What a git that talks to the task's repository needs, and nothing else may see."""
+    return wiring.credentials.environment(claimed.repository_credential, claimed.repository_url)
+
+
 def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
     """What the agent is told: the installation's limits of each step, the request's budget of all of them."""
     settings, asked = wiring.settings, claimed.budget
@@ -196,6 +203,8 @@ def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
 
 def _context(claimed: Claimed) -> dict[str, Any]:
     context: dict[str, Any] = {"needs": {row["key"]: row["summary"] or "" for row in claimed.needs}}
+    if claimed.requirements:
+        context["requirements"] = list(claimed.requirements)
     if claimed.previous is not None:
         context["previous"] = claimed.previous
     if claimed.conflicts:
@@ -269,16 +278,20 @@ def push(wiring: Wiring, claimed: Claimed, link: StepLink) -> Verdict:
     task_id, tip = claimed.step.task_id, claimed.tip_commit
     if tip is None or claimed.repository_url is None or claimed.base_commit is None:
         return Done("There was nothing to push.")
-    ref, key = f"refs/heads/agent/{task_id}", f"push:{claimed.step.step_id}"
-    workspaces = wiring.workspaces
-    mirror = workspaces.mirrors.prepare(claimed.repository_url, claimed.base_commit, stop=link.stop)
+    ref, key = f"refs/heads/{task_ids.branch(task_id)}", f"push:{claimed.step.step_id}"
+    workspaces, login = wiring.workspaces, login_of(wiring, claimed)
+    mirror = workspaces.mirrors.prepare(
+        claimed.repository_url, claimed.base_commit, credentials=login, stop=link.stop
+    )
     workspaces.bundles.ensure(mirror, tip)
     with wiring.engine.begin() as connection:
         effects.write_effect(
             connection, claimed.step, claimed.fence, key, "push", {"ref": ref, "commit": tip}
         )
         ours = effects.pushed(connection, claimed.step.task)
-    there = workspaces.mirrors.remote_ref(claimed.repository_url, mirror, ref, stop=link.stop)
+    there = workspaces.mirrors.remote_ref(
+        claimed.repository_url, mirror, ref, credentials=login, stop=link.stop
+    )
     integrate.push(
         workspaces.mirrors.git(mirror),
         workspaces.mirrors.reach,
@@ -286,6 +299,7 @@ def push(wiring: Wiring, claimed: Claimed, link: StepLink) -> Verdict:
         ref=ref,
         new=tip,
         expected=there if there in ours else None,  # an earlier run's may be replaced, a stranger's may not
+        credentials=login,
         stop=link.stop,
     )
     with wiring.engine.begin() as connection:
@@ -318,7 +332,7 @@ def merge(
             return merged
         case Integrated(commit, created=False) if commit == tip and row.tip is None:
             return None
-    ref = f"refs/heads/agent/{step.task_id}"
+    ref = f"refs/heads/{task_ids.branch(step.task_id)}"
     integrate.move(git, ref, merged.commit, git.ref(ref))
     workspaces.mirrors.keep(finished.mirror, merged.commit)
     workspaces.bundles.store(finished.mirror, merged.commit, row.base)

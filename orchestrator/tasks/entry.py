@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, NoReturn
 
@@ -30,7 +31,7 @@ from orchestrator.core.states import TERMINAL, Status
 from orchestrator.db import entries
 from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.sql import TaskRef
-from orchestrator.queues.messages import Reference, finalize_label, opened, sealed
+from orchestrator.queues.messages import Reference, digest, finalize_label, opened, sealed
 from orchestrator.queues.names import TaskName
 from orchestrator.queues.results import show
 from orchestrator.tasks.bare import Bare
@@ -39,7 +40,8 @@ from orchestrator.tasks.publish import perform
 
 log: Final = structlog.get_logger(__name__)
 DELIVERY_LEASE: Final = timedelta(seconds=30)
-_BODY: Final = "request"
+_BODY: Final = "body"
+_REQUEST: Final = "request"
 _PREVIOUS: Final = "previous"
 _BROKER_AWAY: Final = (BrokerError, RedisError, OSError)
 _KEPT_OPTIONS: Final = frozenset(
@@ -159,15 +161,32 @@ class ExecuteTask(Task[Any, Any]):
     ) -> dict[str, Any]:
         """The message's arguments; `options` are completed by where it goes."""
         body, previous = _body(args, kwargs)
-        wanted = request.parse(body)
+        wanted = self._read(body, previous, task_id)
         options.update(self.wiring.topology.destination(wanted.priority).options)
         reference = Reference(self.name, self.wiring.tenant_id, task_id)
-        arguments: dict[str, Any] = sealed(reference, self.wiring.secret)
         if self.wiring.has_database:
+            arguments: dict[str, Any] = sealed(reference, self.wiring.secret)
             self._submit(wanted, task_id, previous, self._announced(arguments, task_id, options))
             return arguments
-        # As safe as the broker: a worker writes the row when the message arrives.
-        return {**arguments, _BODY: wanted.model_dump(mode="json", exclude_unset=True), _PREVIOUS: previous}
+        # As safe as the broker: a worker writes the row when the message arrives. One text, since what is
+        # signed must be what is read.
+        travels = {_REQUEST: wanted.model_dump(mode="json", exclude_unset=True), _PREVIOUS: previous}
+        text = str(kombu_json.dumps(travels))
+        return {**sealed(replace(reference, digest=digest(text)), self.wiring.secret), _BODY: text}
+
+    def _read(self, body: Any, previous: Any, task_id: str) -> request.TaskRequest:
+        """The request, if a task with this id can come of it. Raises Refused."""
+        request.check_id(task_id)
+        request.check_body(body, self.wiring.settings.max_body_bytes)
+        request.check_previous(previous, self.wiring.settings.max_body_bytes)
+        wanted = request.parse(body)
+        if wanted.id not in {None, task_id}:
+            raise Refused(
+                "id-is-the-calls",
+                f"The task's id is the id of the call, {task_id}, not {wanted.id}.",
+                "Use apply_async(…, task_id=…) to choose it.",
+            )
+        return wanted
 
     def _announced(
         self, arguments: Mapping[str, Any], task_id: str, options: Mapping[str, Any]
@@ -192,12 +211,6 @@ class ExecuteTask(Task[Any, Any]):
         self, wanted: request.TaskRequest, task_id: str, previous: Any, signature: Mapping[str, Any]
     ) -> Submitted:
         wiring = self.wiring
-        if wanted.id not in {None, task_id}:
-            raise Refused(
-                "id-is-the-calls",
-                f"The task's id is the id of the call, {task_id}, not {wanted.id}.",
-                "Use apply_async(…, task_id=…) to choose it.",
-            )
 
         def write(connection: Connection) -> Submitted:
             submitted = submit.submit(
@@ -218,9 +231,8 @@ class ExecuteTask(Task[Any, Any]):
     def run(self, **arguments: Any) -> dict[str, Any]:
         """One delivery: keeps the request while the task lives, hands its end to Celery once."""
         body = arguments.pop(_BODY, None)
-        previous = arguments.pop(_PREVIOUS, None)
         try:
-            reference = opened(self.name, arguments, self.wiring.secret)
+            reference = opened(self.name, arguments, self.wiring.secret, body)
         except Denied as forged:
             log.error("message_refused", celery_id=self.request.id, reason=forged.message)  # noqa: TRY400
             raise Ignore from None
@@ -228,7 +240,9 @@ class ExecuteTask(Task[Any, Any]):
 
         def arrive() -> entries.Entry | None:
             if body is not None:
-                self._submit(request.parse(body), task.task_id, previous, signature)
+                travelled = kombu_json.loads(body)
+                asked, previous = travelled[_REQUEST], travelled[_PREVIOUS]
+                self._submit(self._read(asked, previous, task.task_id), task.task_id, previous, signature)
             with self.wiring.engine.begin() as connection:
                 return entries.arrive(connection, task, signature, DELIVERY_LEASE)
 
@@ -247,9 +261,7 @@ class ExecuteTask(Task[Any, Any]):
 
     def _signature(self) -> dict[str, Any]:
         current = self.request
-        kwargs = {
-            key: value for key, value in (current.kwargs or {}).items() if key not in {_BODY, _PREVIOUS}
-        }
+        kwargs = {key: value for key, value in (current.kwargs or {}).items() if key != _BODY}
         return {**dict(self.signature_from_request(current, (), kwargs)), "args": [], "kwargs": kwargs}
 
     def _mirror(self, task: TaskRef, status: Status) -> NoReturn:

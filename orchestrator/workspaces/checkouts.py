@@ -39,7 +39,7 @@ IGNORED: Final = (
     "__pycache__/", "*.pyc", ".pytest_cache/", ".mypy_cache/", ".ruff_cache/", ".hypothesis/", ".venv/",
     "node_modules/", ".DS_Store", ".orchestrator-new-*",
 )  # fmt: skip
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,127}")
 _CONFIG: Final = """[core]
 \trepositoryFormatVersion = 0
 \tbare = false

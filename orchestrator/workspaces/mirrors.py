@@ -1,7 +1,7 @@
 """One bare mirror for each repository, shared by all workspaces of this machine.
 
     refs/fetched/…, remotes/…      what the repository had when we last looked
-    refs/heads/agent/<task id>     the branches that tasks build
+    refs/heads/agent/<task id>     the branches that tasks build; core.task_id spells the id
     refs/keep/<sha>                starts, results and checkpoints that something may still need
 
 Nothing is ever collected as garbage here: a checkout reads the mirror's objects for as long as it lives.
@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from orchestrator.core import task_id as task_ids
 from orchestrator.core.assignment import Stop
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.repository_url import RepositoryUrl
@@ -28,7 +29,7 @@ from orchestrator.workspaces.locks import held
 from orchestrator.workspaces.remotes import Reach, Route
 
 SCRATCH: Final = "scratch"
-AGENT_BRANCHES: Final = "refs/heads/agent/"
+AGENT_BRANCHES: Final = f"refs/heads/{task_ids.BRANCHES}"
 EMPTY_TREE: Final = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 FETCH_TIMEOUT: Final = timedelta(minutes=30)
 ASK_TIMEOUT: Final = timedelta(minutes=1)
@@ -144,16 +145,17 @@ class Mirrors:
         """Every branch of a task, in every mirror of this machine."""
         form = "--format=%(refname:lstrip=3) %(objectname)"
         return [
-            Built(at.name.removesuffix(".git"), *line.split())
+            Built(at.name.removesuffix(".git"), task_ids.read(name), commit)
             for at in sorted(self._root.glob("*.git"))
             for line in self.git(at.name.removesuffix(".git"))
             .text("for-each-ref", form, AGENT_BRANCHES)
             .splitlines()
+            for name, _, commit in (line.partition(" "),)
         ]
 
     def rebuild(self, branch: Built, tip: str | None) -> None:
         """Moves the branch to `tip`, or away with it, if it is still where it was. Raises `GitError`."""
-        ref = AGENT_BRANCHES + branch.task_id
+        ref = AGENT_BRANCHES + task_ids.spelled(branch.task_id)
         target = ("-d", ref) if tip is None else (ref, tip)
         self.git(branch.mirror).run("update-ref", "--no-deref", *target, branch.commit)
 

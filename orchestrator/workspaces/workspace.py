@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.task_id import spelled
 from orchestrator.core.workspace import CommandResult, Match, WorkspaceRefusal
 from orchestrator.workspaces.commands import Ended
 from orchestrator.workspaces.files import Files
@@ -37,7 +38,8 @@ class AttemptOwner:
 
     @property
     def name(self) -> str:
-        return f"{self.step_id}-{self.attempt}"
+        """What its folder is called."""
+        return spelled(f"{self.step_id}-{self.attempt}")
 
 
 @dataclass(frozen=True, slots=True)

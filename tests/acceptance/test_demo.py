@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from orchestrator.local import postgres, processes
 from tests.acceptance.running import Doors, Program, up
+
+READY_SECONDS = 8.0
+"""On two cores that do nothing else."""
+SLOWER = 5
+"""So much slower a machine may be that runs other tests meanwhile."""
+MOST_MEGABYTES = 900
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -37,6 +44,11 @@ def test_the_demo_shows_a_real_task_to_its_end_and_leaves_nothing(tmp_path: Path
         "Stopped.",
     ):
         assert shown in said, shown
+    ready, memory = re.search(r" ready in ([\d.]+) s", said), re.search(r" total +([\d.]+) MB", said)
+    assert ready
+    assert float(ready.group(1)) <= READY_SECONDS * SLOWER
+    assert memory
+    assert float(memory.group(1)) <= MOST_MEGABYTES
     assert "Traceback" not in said
     assert not [one for one in family if processes.alive(one)]
     assert demo.living() == []

@@ -49,6 +49,14 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"description": "x", "repository": {"url": "ext::sh -c id"}}, "repository-forbidden", ""),
     ({"description": "x", "agent": {"type": "nobody"}}, "agent-unknown", "/agent/type"),
     ({"description": "x", "id": "../../etc"}, "request-invalid", "/id"),
+    ({"description": "x", "validate_only": True}, "mode-unavailable", "/validate_only"),
+    ({"description": "x", "agent": {"type": "claude-code"}}, "mode-unavailable", "/agent/type"),
+    ({"description": "x", "agent": {"capabilities": ["gpu"]}}, "mode-unavailable", "/agent/capabilities"),
+    (
+        {"description": "x", "steps": [{"id": "a", "description": "A", "agent": "codex"}]},
+        "mode-unavailable",
+        "/steps/0/agent",
+    ),
 ]
 
 
@@ -125,6 +133,11 @@ def test_a_body_of_undeclared_length_is_cut_at_the_same_limit(door: Door) -> Non
         ("GET", "/api/v1/tasks?status=running%00", 400, "filter-invalid"),
         ("GET", "/api/v1/tasks?priority=%00", 400, "filter-invalid"),
         ("GET", "/api/v1/questions/q_%00", 404, "question-unknown"),
+        ("GET", "/api/v1/tasks?priority=urgent", 400, "filter-invalid"),
+        ("GET", "/api/v1/tasks?statsu=failed", 400, "parameter-unknown"),
+        ("GET", "/api/v1/tasks?status=failed&count=exact", 400, "parameter-unknown"),
+        ("POST", "/api/v1/tasks/none/cancel?force=true", 400, "parameter-unknown"),
+        ("GET", "/api/v1/tasks/none/events?after_sec=1", 400, "parameter-unknown"),
         ("POST", "/api/v1/tasks/none/cancel", 404, "task-unknown"),
         ("POST", "/api/v1/agents/nobody/drain", 404, "agent-unknown"),
         ("GET", "/problems/no-such-code", 404, "not-found"),
@@ -136,6 +149,30 @@ def test_every_error_is_a_problem(door: Door, method: str, path: str, status: in
     assert answer.headers["content-type"] == "application/problem+json"
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.json()["instance"] == urlsplit(str(answer.request.url)).path.replace("%00", "\0")
+
+
+def test_the_choice_is_told_of_what_a_query_may_say(door: Door) -> None:
+    unknown = door.client.get("/api/v1/tasks?statsu=failed").json()
+    priority = door.client.get("/api/v1/tasks?priority=urgent").json()
+
+    assert "no query parameter 'statsu' here; it takes cursor, limit," in unknown["detail"]
+    assert priority["detail"] == "priority must be one of critical, high, medium, low (got 'urgent')."
+    assert door.client.get("/api/v1/tasks?priority=NORMAL").status_code == 200
+
+
+def test_a_retry_from_a_later_place_is_not_built_yet(door: Door) -> None:
+    task = door.create()
+    door.client.post(f"/api/v1/tasks/{task['id']}/cancel")
+    path = f"/api/v1/tasks/{task['id']}/retry"
+
+    later = door.client.post(path, json={"from": "failed_step"})
+    wrong = door.client.post(path, json={"from": "yesterday"})
+    start = door.client.post(path, json={"from": "start", "reason": "again"})
+
+    assert (later.status_code, later.json()["code"]) == (422, "mode-unavailable")
+    assert later.json()["errors"][0]["pointer"] == "/from"
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "request-invalid")
+    assert (start.status_code, start.json()["status"]) == (202, "queued")
 
 
 def test_a_page_that_rebinds_its_name_to_loopback_gets_nothing(door: Door) -> None:

@@ -5,11 +5,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import httpx2
 import pytest
 
+from orchestrator.commands.retention import archive
 from orchestrator.db.effects import LogChunk, append_logs
 from orchestrator.db.sql import TaskRef
 from tests.integration.api_server import Door, migrated, served, wired
@@ -80,6 +82,25 @@ def test_a_listener_that_comes_back_misses_nothing_and_hears_nothing_twice(door:
             break
         with listening(door, f"{task['id']}/events", **{"Last-Event-ID": last}) as heard:
             assert [one for one in heard if one.event != "end"] == everything[cut + 1 :]
+
+
+def test_a_listener_behind_what_was_archived_is_told_how_the_task_stands_instead(door: Door) -> None:
+    task = door.create()
+    log(door, task["id"], "hello")
+    cancel(door, task["id"])
+    door.sql("UPDATE tasks SET finished_at = finished_at - interval '100 days' WHERE id = :t", t=task["id"])
+    with door.wiring.engine.begin() as connection:
+        assert archive(connection, "default", timedelta(days=90)).tasks == 1
+
+    for path, last in (("events", "1"), ("events", "0"), ("logs?follow=1", "0")):
+        headers = {"Last-Event-ID": last} if last != "0" else {}
+        with listening(door, f"{task['id']}/{path}", **headers) as heard:
+            reset, end = heard
+        assert (reset.event, end.event) == ("reset", "end")
+        assert reset.data["status"] == "cancelled"
+        assert reset.data["seq"] == end.data["seq"] or path != "events"
+    with listening(door, f"{task['id']}/logs?follow=1&q=none") as heard:
+        assert [one.event for one in heard] == ["end"], "a filter leaves rows out, too"
 
 
 def test_a_browser_that_reconnects_after_the_end_is_told_to_stop(door: Door) -> None:

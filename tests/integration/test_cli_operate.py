@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -120,6 +121,35 @@ def test_a_purged_queue_loses_messages_and_no_task(door: Door) -> None:
     assert (purged.stdout, again.stdout) == ("1 messages thrown away\n", "0 messages thrown away\n")
     assert door.get(f"/tasks/{task}")["status"] == "queued"
     assert (wrong.returncode, "unknown-queue" in wrong.stderr) == (2, True)
+
+
+def test_each_of_these_commands_prints_one_object_for_programs(door: Door, tmp_path: Path) -> None:
+    ended(door, 100)
+    dump = str(tmp_path / "all.dump")
+
+    said = {
+        words: json.loads(run(door, *words, "--json").stdout)
+        for words in (
+            ("db", "upgrade"),
+            ("db", "retention", "--dry-run"),
+            ("db", "retention"),
+            ("db", "backup", dump),
+            ("queue", "purge", "low", "--yes"),
+            ("down",),
+        )
+    }
+
+    assert list(said.values()) == [
+        {"migrations": 0},
+        {"dry_run": True, "tasks": 1},
+        {"dry_run": False, "tasks": 1, "idempotency_keys": 0},
+        {"file": dump, "bytes": Path(dump).stat().st_size},
+        {"lane": "low", "messages": 0},
+        {"stopped": False},
+    ]
+    door.wiring.engine.dispose()
+    restored = run(door, "db", "restore", dump, "--yes", "--json")
+    assert json.loads(restored.stdout) == {"file": dump, "restored": True}
 
 
 def test_the_schema_is_brought_up_to_date_once(door: Door, postgres_server: PostgresServer) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -21,9 +22,10 @@ from orchestrator.core.verdict import Ask
 from orchestrator.db import agents, claims, effects
 from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Claimed
+from orchestrator.db.completion import succeed
 from orchestrator.db.effects import LogChunk, StoredFile, add_artifact, append_logs
 from orchestrator.db.sql import StepRef, TaskRef
-from orchestrator.db.transitions import fail, park, succeed
+from orchestrator.db.transitions import fail, park
 from tests.integration.api_server import Door, migrated, served, wired
 from tests.servers import PostgresServer
 
@@ -126,6 +128,14 @@ def test_a_path_that_is_there_is_a_repository_on_this_machine(door: Door, tmp_pa
         (("task", "create"), {}, 2, "request-invalid"),
         (("task", "create", "-d", "x", "--mode", "strict"), {}, 2, "mode-unavailable"),
         (("task", "create", "-d", "x", "--priority", "urgent"), {}, 2, "request-invalid"),
+        (("task", "create", "-d", "x", "--id", "a/b"), {}, 2, "request-invalid"),
+        (("task", "create", "-d", "x", "--credential", "forge", "--repo", "/"), {}, 2, "request-invalid"),
+        (("task", "create", "-d", "x", "--gate", "tests"), {}, 2, "mode-unavailable"),
+        (("task", "create", "-d", "x", "--depends-on", "y"), {}, 2, "mode-unavailable"),
+        (("task", "create", "-d", "x", "--project", "web"), {}, 2, "mode-unavailable"),
+        (("task", "create", "-d", "x", "--validate-only"), {}, 2, "mode-unavailable"),
+        (("task", "create", "-d", "x", "--agent", "codex"), {}, 2, "mode-unavailable"),
+        (("task", "retry", "none", "--from", "step:2"), {}, 5, "task-unknown"),
         (("task", "create", "-d", "x", "-f", "/nonexistent"), {}, 2, "file-unreadable"),
         (("task", "create", "-d", "x", "--label", "team"), {}, 2, "option-invalid"),
         (("task", "list", "--since", "yesterday"), {}, 2, "option-invalid"),
@@ -223,6 +233,35 @@ def test_the_exit_code_of_a_wait_says_how_it_ended(door: Door) -> None:
     assert codes == {"done": 0, "failed": 10, "cancelled": 11, "asks": 8}
     assert run(door, "task", "status", "--exit-status", failed["id"]).returncode == 10
     assert run(door, "task", "status", failed["id"]).returncode == 0
+
+
+def test_a_wait_is_over_when_its_time_is_whatever_moves(door: Door) -> None:
+    """The server keeps the connection alive every ten seconds: that is no news of the task."""
+    first, second = door.create(), door.create()
+    began = time.monotonic()
+
+    done = run(door, "task", "wait", first["id"], second["id"], "--timeout", "1s")
+
+    assert time.monotonic() - began < 8
+    assert done.returncode == 3
+    assert f"✗ {first['id']} has not ended yet; it keeps running." in done.stderr
+    assert "code wait-timed-out · exit 3" in done.stderr
+    run(door, "task", "cancel", first["id"])
+    assert run(door, "task", "wait", first["id"], "--timeout", "20s").returncode == 11
+    assert run(door, "task", "wait", "none", "--timeout", "20s").returncode == 5
+
+
+def test_watching_what_was_archived_says_so(door: Door) -> None:
+    task = door.create()
+    run(door, "task", "cancel", task["id"])
+    door.sql("DELETE FROM events WHERE task_id = :t", t=task["id"])
+
+    done = run(door, "task", "watch", task["id"])
+
+    assert (done.returncode, done.stdout) == (
+        11,
+        "--------Z what was before is archived; it is cancelled, 0 % done\n",
+    )
 
 
 def test_a_question_is_answered_by_number_or_text(door: Door) -> None:

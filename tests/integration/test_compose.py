@@ -44,6 +44,18 @@ def services() -> dict[str, dict[str, Any]]:
     return found
 
 
+def test_mirrors_outlive_the_containers_of_the_workers_that_use_them() -> None:
+    composed = yaml.safe_load(COMPOSE.read_text("utf-8"))
+    image = (ROOT / "docker" / "Dockerfile").read_text("utf-8")
+
+    for lane in LANES:
+        assert "mirrors:/data/mirrors" in composed["services"][f"worker-{lane}"]["volumes"]
+    assert "mirrors" in composed["volumes"]
+    assert re.search(r"install .*--owner orchestrator.* /data/mirrors", image), (
+        "a volume is owned as its folder"
+    )
+
+
 def interpolated(text: str, environment: Mapping[str, str]) -> str:
     """As Compose does it, the innermost variable first. Raises KeyError for one that must be set."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,10 +21,13 @@ from celery.result import AsyncResult
 from orchestrator.commands import answer, intervene
 from orchestrator.core.errors import Conflict, Refused
 from orchestrator.core.priority import Priority
+from orchestrator.core.task_id import branch
 from orchestrator.queues.canvas import sent_again
 from orchestrator.queues.messages import finalize_label
 from orchestrator.tasks import TaskCancelled, TaskFailed
 from orchestrator.tasks.entry import TaskResult
+from orchestrator.tasks.registry import Registered, register
+from tests.integration.repositories import git, repository
 from tests.integration.stack import PATIENCE_SECONDS, REPOSITORY, Stack, until, worker
 
 BREAKS = {"description": "Break", "steps": [{"id": "a", "description": "Break", "spec": {"do": "break"}}]}
@@ -50,6 +55,11 @@ def theirs(served: Stack) -> Iterator[ModuleType]:
     finally:
         os.environ.clear()
         os.environ.update(kept)
+
+
+def without_database(stack: Stack) -> Registered:
+    """A producer's own registration, which writes no row."""
+    return register(replace(stack.wiring, database_url=None))
 
 
 def get(result: Any) -> Any:
@@ -298,8 +308,108 @@ def test_a_bad_request_is_refused_before_anything_is_written(stack: Stack) -> No
         stack.registered.execute_task.delay("a", "b", "c")
     with pytest.raises(Refused, match="id of the call"):
         stack.call({"id": "mine", "description": "Something"})
+    for unusable in ("x y/../z", "a\nb", "é" * 40, "x" * 81, "-x", "", 7):
+        with pytest.raises(Refused, match="letters, digits") as found:
+            stack.call("Something", task_id=unusable or " ")
+        assert (found.value.code, found.value.problems[0].pointer) == ("request-invalid", "/id")
+    with pytest.raises(Refused, match="U\\+0007"):
+        stack.call({"description": "x", "steps": [{"id": "a", "description": "A", "spec": {"x": "\a"}}]})
+    for code, large in (("body-too-large", "x" * 1_048_577), ("request-malformed", "\ud800")):
+        with pytest.raises(Refused) as found:
+            stack.call({"description": "x", "x_blob": large})
+        assert found.value.code == code
     assert stack.ledger.rows("SELECT 1 FROM tasks") == []
     assert stack.redis.dbsize() == 0
+
+
+def test_a_producer_without_a_database_is_refused_the_same_before_it_sends(stack: Stack) -> None:
+    execute_task = without_database(stack).execute_task
+    with pytest.raises(Refused, match="letters, digits"):
+        execute_task.apply_async(("Something",), task_id="x y")
+    with pytest.raises(Refused, match="id of the call"):
+        execute_task.delay({"id": "mine", "description": "Something"})
+    with pytest.raises(Refused, match=r"^The body is longer than 1048576 bytes\."):
+        execute_task.delay("x" * 1_048_577)
+    assert stack.redis.dbsize() == 0
+
+
+def test_a_result_that_is_handed_on_has_the_limits_of_a_request(stack: Stack) -> None:
+    execute_task = stack.registered.execute_task
+    for code, large in (("body-too-large", "x" * 1_048_577), ("request-malformed", float("nan"))):
+        with pytest.raises(Refused, match="What the task before returned") as found:
+            execute_task.apply_async(({"found": large}, "Go on"))
+        assert found.value.code == code
+    assert stack.ledger.rows("SELECT 1 FROM tasks") == []
+    execute_task.apply_async(({"found\0": "\x1b[31mred\ud800"}, "Go on"), task_id="coloured")
+    assert stack.ledger.row("coloured")["previous"] == {"found\ufffd": "\ufffd[31mred?"}
+
+
+def test_every_id_that_is_accepted_ends_on_a_branch_of_its_own(stack: Stack, tmp_path: Path) -> None:
+    source = repository(tmp_path / "source", {"README.md": "A project.\n"})
+    ids = ["seed:1", "a..b", "x.lock", "end.", "x" * 79 + ":"]
+    asked = {
+        "description": "Write",
+        "repository": {"path": str(source), "push": True},
+        "steps": [{"id": "a", "description": "Write", "spec": {"do": "script"}}],
+    }
+    with worker(stack):
+        for task_id in ids:
+            stack.call(asked, task_id=task_id)
+        for task_id in ids:
+            assert stack.ends(task_id) == "completed"
+    for task_id in ids:
+        row = stack.ledger.row(task_id)
+        assert row["result"]["branch"] == branch(task_id)
+        assert git(source, "rev-parse", row["result"]["branch"]) == row["tip_commit"]
+        assert [one for one in stack.wiring.workspaces.mirrors.built() if one.task_id == task_id]
+
+
+def test_private_addresses_are_accepted_where_a_setting_allows_them(stack: Stack) -> None:
+    asked = {"description": "x", "repository": {"url": "https://10.0.0.5/team/repo.git"}}
+    with pytest.raises(Refused, match="private"):
+        stack.call(asked)
+    more = {"ORCHESTRATOR_ALLOW_PRIVATE_ADDRESSES": "true"}
+    open_one = Stack(stack.database_url, stack.redis_url, stack.folder, more)
+    open_one.call(asked, task_id="inside")
+    assert stack.ledger.row("inside")["repository_url"] == "https://10.0.0.5/team/repo.git"
+    open_one.close()
+
+
+def test_a_request_that_was_changed_on_its_way_makes_no_task(stack: Stack) -> None:
+    execute_task = without_database(stack).execute_task
+    honest, evil = '"description": "Honest"', '"description": "Evil"'
+    for task_id in ("victim", "honest"):
+        execute_task.apply_async(({"found": "it"}, {"description": "Honest"}), task_id=task_id)
+    queue = stack.wiring.topology.destination(Priority.MEDIUM).queue.value
+    first, second = stack.redis.lrange(queue, 0, -1)
+    assert b"Honest" not in first + second, "it is base64: the test changes what it means to"
+    for message in (first, second):
+        envelope = json.loads(message)
+        args, kwargs, embedded = json.loads(base64.b64decode(envelope["body"]))
+        if kwargs["task_id"] == "honest":
+            continue
+        changes = [
+            {"body": kwargs["body"].replace(honest, evil)},
+            {"body": kwargs["body"].replace('"it"', '"something else"')},
+            {"body": kwargs["body"], "task_id": "another"},
+        ]
+        stack.redis.lrem(queue, 1, message)
+        for change in changes:
+            assert {**kwargs, **change} != kwargs
+            text = json.dumps([args, {**kwargs, **change}, embedded])
+            envelope["body"] = base64.b64encode(text.encode()).decode()
+            stack.redis.rpush(queue, json.dumps(envelope))
+    with worker(stack) as process:
+        assert get(TaskResult("honest", app=stack.wiring.app))["status"] == "completed"
+        until(lambda: process.text().count("message_refused") == 3, "three refusals")
+    assert [row["id"] for row in stack.ledger.rows("SELECT id FROM tasks")] == ["honest"]
+    assert stack.ledger.row("honest")["previous"] == {"found": "it"}
+
+
+def test_requirements_are_given_to_the_agent_of_every_step(served: Stack) -> None:
+    served.call({"description": "Something", "requirements": ["secure", "tested"]}, task_id="required")
+    assert served.ends("required") == "completed"
+    assert served.began("required.work")["context"]["requirements"] == ["secure", "tested"]
 
 
 def test_an_id_that_another_request_has_is_refused(stack: Stack) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 from orchestrator.cli import request, session
 from orchestrator.cli.codes import ExitCode, code_of, code_of_task, report
 from orchestrator.cli.events import told
+from orchestrator.cli.main import app
 from orchestrator.cli.terminal import clean, span
 from orchestrator.core.errors import (
     Conflict,
@@ -21,7 +25,7 @@ from orchestrator.local.credentials import new_api_key
 
 OPTIONS = """
 description steps repo branch push title priority mode agent model requirements deadline stakeholders labels
-budget timeout external_id id hold
+budget timeout external_id id hold credential gates depends_on project validate_only
 """
 NOTHING = dict.fromkeys(OPTIONS.split())
 
@@ -161,3 +165,22 @@ def test_a_key_that_is_kept_for_one_server_is_sent_to_no_other(
         "http://127.0.0.1.evil.example": False,
         "https://other.example": False,
     }
+
+
+PROCESSES = {"worker", "beat", "api", "flower"}
+"""They become other programs, which write logs."""
+
+
+def commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    children = getattr(command, "commands", None)
+    if children is None:
+        yield name, command
+        return
+    for child, found in children.items():
+        yield from commands(f"{name} {child}".strip(), found)
+
+
+@pytest.mark.parametrize(("name", "command"), [*commands("", typer.main.get_command(app))])
+def test_every_command_prints_json_on_request(name: str, command: Any) -> None:
+    options = {word for parameter in command.params for word in parameter.opts}
+    assert ("--json" in options) is (name not in PROCESSES), name

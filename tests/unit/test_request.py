@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from math import nan
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
-from orchestrator.commands.request import MAX_DESCRIPTION, parse
+from orchestrator.commands.request import DEEPEST, MAX_DESCRIPTION, check_body, parse
 from orchestrator.core.errors import OrchestratorError, Refused
 
 FINE = {"description": "Fix it"}
@@ -49,8 +50,17 @@ def test_words_are_read_as_people_write_them() -> None:
         ({"description": "turned \u202e round"}, "/description"),
         ({**FINE, "title": "two\nlines"}, "/title"),
         ({**FINE, "priority": "urgent"}, "/priority"),
+        ({**FINE, "priority": 1}, "/priority"),
         ({**FINE, "id": "no spaces allowed"}, "/id"),
         ({**FINE, "id": "../etc"}, "/id"),
+        ({**FINE, "id": "-x"}, "/id"),
+        ({**FINE, "id": "x" * 81}, "/id"),
+        ({**FINE, "id": "x\n"}, "/id"),
+        ({**FINE, "x_note": ["bell \x07"]}, ""),
+        ({**FINE, "steps": [{"id": "a", "description": "A", "spec": {"a": ["\0"]}}]}, "/steps/0/spec"),
+        ({**FINE, "steps": [{"id": "a", "description": "A", "spec": {"\x1b": 1}}]}, "/steps/0/spec"),
+        ({**FINE, "steps": [{"id": "a", "description": "A", "spec": {"a": "x" * 65_536}}]}, "/steps/0/spec"),
+        ({**FINE, "steps": [{"id": "a", "description": "A", "spec": {"a": nan}}]}, "/steps/0/spec"),
         ({**FINE, "repository": {}}, "/repository"),
         ({**FINE, "repository": {"url": "https://x/y", "path": "/y"}}, "/repository"),
         ({**FINE, "budget": {"max_tokens": 0}}, "/budget/max_tokens"),
@@ -93,12 +103,59 @@ def test_a_typing_error_is_not_silent_and_a_caller_s_own_field_is() -> None:
         {"callback_url": "https://example.org/hook"},
         {"project": "web"},
         {"on_question_timeout": {"after": "1h"}},
+        {"validate_only": True},
     ],
 )
 def test_what_is_not_built_yet_is_said_to_be_so(body: dict[str, Any]) -> None:
     found = refused({**FINE, **body})
     assert found.code == "mode-unavailable"
     assert found.problems[0].pointer == f"/{next(iter(body))}"
+
+
+def test_capabilities_are_not_taken_for_granted() -> None:
+    found = refused({**FINE, "agent": {"capabilities": ["gpu"]}})
+    assert (found.code, found.problems[0].pointer) == ("mode-unavailable", "/agent/capabilities")
+    assert parse({**FINE, "agent": {"capabilities": []}}).agent.type is None
+
+
+def test_a_priority_that_there_is_not_is_told_the_choice() -> None:
+    (problem,) = refused({**FINE, "priority": "{urgent}"}).problems
+    assert problem.code == "invalid-priority"
+    assert problem.detail == "priority must be one of critical, high, medium, low (got '{urgent}')"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({**FINE, "x_blob": "é" * 600}, "body-too-large"),
+        ({**FINE, "x_blob": "é" * 100}, None),
+        ("y" * 1001, "body-too-large"),
+        ({**FINE, "x_deep": [[[[[[[[]]]]]]]] * 2}, None),
+        ({**FINE, "x_odd": {1, 2}}, "request-malformed"),
+        ({**FINE, "x_odd": nan}, "request-malformed"),
+        ({**FINE, "x_odd": "\ud800"}, "request-malformed"),
+        ({**FINE, "deadline": datetime(2030, 1, 1, tzinfo=UTC)}, None),
+    ],
+)
+def test_a_body_that_comes_another_way_meets_the_limits_of_rest(body: Any, code: str | None) -> None:
+    if code is None:
+        check_body(body, 1000)
+        return
+    with pytest.raises(Refused) as found:
+        check_body(body, 1000)
+    assert found.value.code == code
+
+
+def test_a_body_that_goes_round_or_too_deep_is_malformed() -> None:
+    round_and_round: list[Any] = []
+    round_and_round.append(round_and_round)
+    deep: list[Any] = []
+    for _ in range(DEEPEST):
+        deep = [deep]
+    for body in (round_and_round, deep):
+        with pytest.raises(Refused) as found:
+            check_body({**FINE, "x_round": body}, 10_000)
+        assert found.value.code == "request-malformed"
 
 
 def test_errors_do_not_show_what_was_sent() -> None:
