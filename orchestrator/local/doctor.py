@@ -223,6 +223,8 @@ def _consumer_timeout(url: SplitResult, environment: Mapping[str, str]) -> timed
     """The node itself says it, by its own program on its own machine; None: it isn't here."""
     if url.hostname not in {"127.0.0.1", "::1", "localhost"}:
         return None
+    # An Erlang that fails leaves a dump of its memory in whatever folder it was called from.
+    environment = {**environment, "ERL_CRASH_DUMP": os.devnull}
     for program in _RABBITMQCTL:
         done = _run(program, "eval", _ASK_RABBITMQ, environment=environment)
         found = re.search(r"\{(undefined|\{ok,\s*(\w+)\}),\s*\[([\d,\s]*)\]\}", done.stdout if done else "")
