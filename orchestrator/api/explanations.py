@@ -108,6 +108,12 @@ artifact-unknown | There is no such artifact
 artifact-store-unavailable | The artifact store can't be reached
     The folder or bucket with the stored files doesn't answer, or is full.
     Check ORCHESTRATOR_ARTIFACT_URL and the room there.
+disk-full | A disk is full
+    A file of the step could not be written on its worker's machine: no room, or no quota.
+    Make room there; the step tries again by itself for more than an hour.
+disk-broken | A disk can't be read or written
+    The worker's machine reported an input/output error under the step's files.
+    Look at that machine's disk, then: orchestrator task retry <id>
 diff-unavailable | There is no diff yet
     The task hasn't committed anything.
     Wait for its first step: orchestrator task watch <id>

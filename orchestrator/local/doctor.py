@@ -223,9 +223,10 @@ def _consumer_timeout(url: SplitResult, environment: Mapping[str, str]) -> timed
     """The node itself says it, by its own program on its own machine; None: it isn't here."""
     if url.hostname not in {"127.0.0.1", "::1", "localhost"}:
         return None
-    without_dump = {**environment, "ERL_CRASH_DUMP_SECONDS": "0"}  # else a failure leaves a file here
+    # An Erlang that fails leaves a dump of its memory in whatever folder it was called from.
+    environment = {**environment, "ERL_CRASH_DUMP": os.devnull}
     for program in _RABBITMQCTL:
-        done = _run(program, "eval", _ASK_RABBITMQ, environment=without_dump)
+        done = _run(program, "eval", _ASK_RABBITMQ, environment=environment)
         found = re.search(r"\{(undefined|\{ok,\s*(\w+)\}),\s*\[([\d,\s]*)\]\}", done.stdout if done else "")
         if found is None or str(url.port or 5672) not in re.findall(r"\d+", found[3]):
             continue
