@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from orchestrator.core import priority, task_id
+from orchestrator.core import priority, repository_url, task_id
 from orchestrator.core.errors import Problem, Refused
 from orchestrator.core.plan import PlanStep
 from orchestrator.core.priority import Priority
@@ -254,7 +254,13 @@ def _without_secrets(body: Mapping[str, Any]) -> Any:
     labels = body.get("labels")
     if isinstance(labels, Mapping):  # their names are the caller's words, too
         body = {**body, "labels": {LOOKS.value(name): value for name, value in labels.items()}}
-    return LOOKS.value(body)
+    clean = LOOKS.value(body)
+    repository = body.get("repository")
+    if isinstance(repository, Mapping) and isinstance(url := repository.get("url"), str):
+        # An account's name (git@) is part of an address and no secret; an address with a secret is refused.
+        repository_url.check(url, allow_local=True, allow_private=True)
+        clean["repository"]["url"] = url
+    return clean
 
 
 def refused(error: ValidationError) -> Refused:

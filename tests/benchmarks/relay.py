@@ -40,6 +40,7 @@ class Way:
         self._delay = 0.0
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
+        self._reset: set[socket.socket] = set()
         self.open()
         threading.Thread(target=self._accept, name=f"way-{self.port}", daemon=True).start()
 
@@ -53,9 +54,12 @@ class Way:
         """Every connection is reset; new ones are welcome."""
         with self._lock:
             found = list(self._sockets)
+            self._reset.update(found)
         for one in found:
             with contextlib.suppress(OSError):
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        for one in found:
+            with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RD)  # wakes its thread, which closes it
 
     def close(self) -> None:
@@ -112,10 +116,13 @@ class Way:
                 time.sleep(self._delay)
                 sink.sendall(data)
         self._passes[direction].wait()
-        with contextlib.suppress(OSError):
-            sink.shutdown(socket.SHUT_RDWR)
         with self._lock:
+            reset = source in self._reset
+            self._reset.discard(source)
             self._sockets.discard(source)
+        if not reset:  # the other end would hear of an orderly end first
+            with contextlib.suppress(OSError):
+                sink.shutdown(socket.SHUT_RDWR)
         source.close()
 
 

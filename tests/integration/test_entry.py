@@ -104,7 +104,7 @@ def test_a_call_of_a_task_that_is_cancelled_raises_it(served: Stack) -> None:
 def test_a_result_shows_the_six_names_while_its_task_lives(served: Stack) -> None:
     served.notes.hold("living.a")
     result = served.call(ASKS, task_id="living")
-    assert result.status == "queued"
+    assert TaskResult("nobody-took-it", app=result.app).status == "queued"
     until(lambda: result.state == "running", "running")
     assert result.status == "running"
     served.notes.let_go("living.a")

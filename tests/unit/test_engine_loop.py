@@ -245,7 +245,7 @@ def test_a_question_parks_and_its_answer_goes_to_the_model(world: World) -> None
     assert len(script.requests) == 2
 
 
-@pytest.mark.parametrize("reason", set(StopReason) - TURN_ABOUT)
+@pytest.mark.parametrize("reason", sorted(set(StopReason) - TURN_ABOUT))
 def test_a_stop_is_obeyed_before_the_model_is_asked(world: World, reason: StopReason) -> None:
     script = Script([[done()]])
     world.wire.stop.set(reason)
@@ -267,7 +267,7 @@ def test_a_claim_that_is_late_before_it_has_begun_still_takes_its_turn(
     assert script.turns_asked == [1, 2, 3]
 
 
-@pytest.mark.parametrize("reason", SOFT)
+@pytest.mark.parametrize("reason", sorted(SOFT))
 def test_a_soft_stop_lets_the_turn_end_with_all_of_its_calls(world: World, reason: StopReason) -> None:
     script = Script(
         [

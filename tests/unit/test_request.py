@@ -28,6 +28,16 @@ def test_a_description_is_enough() -> None:
     assert (step.key, step.description, step.needs) == ("work", "Fix it", ())
 
 
+def test_an_account_s_name_is_part_of_an_address_and_a_password_is_refused() -> None:
+    for url in ("ssh://git@forge.example/a.git", "git@forge.example:a.git"):
+        asked = parse({"description": "x", "repository": {"url": url}})
+        assert asked.repository is not None
+        assert asked.repository.url == url
+    with pytest.raises(Refused) as found:
+        parse({"description": "x", "repository": {"url": "https://ci:secret@forge.example/a.git"}})
+    assert found.value.code == "repository-forbidden"
+
+
 def test_words_are_read_as_people_write_them() -> None:
     assert parse({**FINE, "priority": "NORMAL"}).priority == "medium"
     assert parse({**FINE, "execution_mode": "AUTO"}).execution_mode == "auto"
