@@ -253,7 +253,7 @@ def test_a_stop_is_obeyed_before_the_model_is_asked(world: World, reason: StopRe
     assert script.requests == []
 
 
-@pytest.mark.parametrize("reason", TURN_ABOUT)
+@pytest.mark.parametrize("reason", sorted(TURN_ABOUT))
 def test_a_claim_that_is_late_before_it_has_begun_still_takes_its_turn(
     world: World, reason: StopReason
 ) -> None:
