@@ -133,13 +133,21 @@ class Settings(BaseSettings):
     @classmethod
     def _log_in_somewhere(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
         for name, secret in value.items():
-            found = urlsplit(secret.get_secret_value())
-            lines = len(unquote(found.netloc).splitlines()) + len(str(found.port).splitlines())
-            if found.scheme != "https" or not found.password or lines != 2:  # noqa: PLR2004 - one each
-                raise ValueError(f"{name} is not https://user:password@host/…")
+            if not _logs_in(secret.get_secret_value()):
+                raise ValueError(f"{name} is not https://user:password@host/…, each part percent-encoded")
         return value
 
     @field_validator("data_dir")
     @classmethod
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().resolve()
+
+
+def _logs_in(url: str) -> bool:
+    """What the parser says of a bad one quotes it, so it is not passed on."""
+    try:
+        found = urlsplit(url)
+        lines = len(unquote(found.netloc).splitlines()) + len(str(found.port).splitlines())
+    except ValueError:
+        return False
+    return found.scheme == "https" and bool(found.password) and lines == 2  # noqa: PLR2004 - one each

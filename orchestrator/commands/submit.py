@@ -17,7 +17,7 @@ from orchestrator.core.errors import Conflict, Problem, Refused
 from orchestrator.core.flow import Flow, compile_plan
 from orchestrator.core.plan import Plan, PlanStep, validate
 from orchestrator.core.priority import Priority
-from orchestrator.core.redaction import Redactor
+from orchestrator.core.redaction import LOOKS
 from orchestrator.core.states import Event
 from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.publishing import Publishable
@@ -25,7 +25,6 @@ from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, statemen
 from orchestrator.db.transitions import step_event
 
 PUSH_KEY: Final = "push"
-_SECRETS: Final = Redactor(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +75,15 @@ _INSERT_TASK: Final = Prepared(
 )
 _EXISTING: Final = statement(
     """
-    SELECT t.id, t.request, w.id AS workflow_id FROM tasks t
+    SELECT t.id, t.request, w.id AS workflow_id
+    FROM (
+        SELECT id, 1 AS place FROM tasks WHERE tenant_id = :tenant AND id = :task
+        UNION ALL
+        SELECT id, 2 FROM tasks WHERE tenant_id = :tenant AND external_id = :external_id
+    ) found
+    JOIN tasks t ON t.tenant_id = :tenant AND t.id = found.id
     JOIN workflows w ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
-    WHERE t.tenant_id = :tenant AND (t.id = :task OR t.external_id = :external_id)
-    ORDER BY (t.id = :task) DESC LIMIT 1
+    ORDER BY found.place LIMIT 1
     """
 )
 
@@ -105,7 +109,7 @@ def submit(
     url = _repository(request, policy)
     plan = _plan(request, policy)
     flow = compile_plan(plan)
-    stored = _SECRETS.value(request.model_dump(mode="json", exclude_unset=True))
+    stored = LOOKS.value(request.model_dump(mode="json", exclude_unset=True))
     warnings = tuple(_warnings(request, now))
     written = one(
         connection,
@@ -113,8 +117,8 @@ def submit(
         tenant=tenant_id,
         task=ref.task_id,
         external_id=request.external_id,
-        title=_SECRETS.text(request.title or _title(request.description)),
-        description=_SECRETS.text(request.description),
+        title=LOOKS.text(request.title or _title(request.description)),
+        description=LOOKS.text(request.description),
         priority=request.priority,
         mode=request.execution_mode,
         on_step_failure=request.on_step_failure,
@@ -132,7 +136,7 @@ def submit(
         url=url,
         branch=request.repository.branch if request.repository else None,
         push=bool(request.repository and request.repository.push),
-        previous=dumps(_SECRETS.value(harmless(previous))),
+        previous=dumps(LOOKS.value(harmless(previous))),
         start=request.start,
     )
     if written is None:
@@ -315,8 +319,8 @@ def write_workflow(
                         "number": place,
                         "key": step.key,
                         "kind": step.kind,
-                        "description": _SECRETS.text(step.description),
-                        "spec": _SECRETS.value(dict(step.spec)),
+                        "description": LOOKS.text(step.description),
+                        "spec": LOOKS.value(dict(step.spec)),
                         "agent_type": step.agent_type,
                         "model": step.model,
                         "canvas": heads.get(step.key),
@@ -350,13 +354,13 @@ def write_workflow(
 def plan_as_json(step: PlanStep) -> dict[str, Any]:
     return {
         "key": step.key,
-        "description": _SECRETS.text(step.description),
+        "description": LOOKS.text(step.description),
         "needs": list(step.needs),
         "kind": step.kind,
         "agent_type": step.agent_type,
         "model": step.model,
         "estimate": None if step.estimate is None else step.estimate.total_seconds(),
-        "spec": _SECRETS.value(dict(step.spec)),
+        "spec": LOOKS.value(dict(step.spec)),
     }
 
 

@@ -174,8 +174,8 @@ _CLAIM_SQL: Final = f"""
 _CLAIM: Final = Prepared("claim", LOCK_SQL + _CLAIM_SQL.format(room=""), lease="float8")
 _CLAIM_LIMITED: Final = Prepared(
     "claim_limited",
-    _WORKFLOW_LIMIT
-    + LOCK_SQL
+    LOCK_SQL
+    + _WORKFLOW_LIMIT
     + _CLAIM_SQL.format(
         room="""
           AND (SELECT count(DISTINCT o.workflow_id) FROM steps o
@@ -229,7 +229,8 @@ def _claimed(step: StepRef, row: Mapping[str, Any]) -> Claimed:
 
 
 _LOOK: Final = statement(
-    """
+    LOCK_SQL
+    + """
     SELECT s.status, s.waiting_on, s.lease_until, s.not_before, s.ready_at,
         EXISTS (SELECT 1 FROM step_needs n JOIN steps d ON d.tenant_id = n.tenant_id AND d.id = n.step_id
                 WHERE n.tenant_id = s.tenant_id AND n.need_id = s.id

@@ -74,10 +74,9 @@ class Prepared:
         assert driver is not None  # noqa: S101 - of an open connection
         with driver.cursor() as cursor:
             try:
-                if self.name not in known:
-                    for preparation in self._preparations:
-                        cursor.execute(preparation)
-                    known[self.name] = True
+                for preparation in self._preparations[known.get(self.name, 0) :]:
+                    cursor.execute(preparation)
+                    known[self.name] = known.get(self.name, 0) + 1
                 self.execute(cursor, self._call, values)
                 if cursor.description is None:
                     return []

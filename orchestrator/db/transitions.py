@@ -126,7 +126,7 @@ def settle(
             "waiting_on": waiting_on,
             "since": since,
             "detail": dumps(detail),
-            "started": status is not Status.QUEUED,
+            "started": any(group["claimed"] for group in groups),
             **append_values(task.ref, drafts),
         },
     )
@@ -192,6 +192,16 @@ def park(
     if parked is None:
         return None
     return _settled(connection, step, [step_event(event, step, fence, waiting_on=waiting_on, **detail)])
+
+
+def obey_pause(connection: Connection, step: StepRef, fence: int) -> Applied | None:
+    """running → pending_input, or → queued if the pause was lifted before the agent's turn had ended: then
+    nobody would lead it on."""
+    task = lock_task(connection, step.task)
+    if task is None or not task.paused:
+        return give_back(connection, step, fence, "the pause was lifted")
+    applied = park(connection, step, fence, Event.PAUSE, WaitingOn.PAUSED, {})
+    return None if applied is None else replace(applied, instead=applied.instead or Status.PENDING_INPUT)
 
 
 _BACK: Final = statement(

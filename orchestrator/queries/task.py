@@ -92,9 +92,13 @@ class TaskDetail:
 
 _RESOLVE: Final = statement(
     """
-    SELECT id FROM tasks
-    WHERE tenant_id = :tenant AND (id = :given OR id = 'task_' || :given OR external_id = :given)
-    ORDER BY (id = :given) DESC, (id = 'task_' || :given) DESC LIMIT 1
+    SELECT id FROM (
+        SELECT id, 1 AS place FROM tasks WHERE tenant_id = :tenant AND id = :given
+        UNION ALL
+        SELECT id, 2 FROM tasks WHERE tenant_id = :tenant AND id = 'task_' || :given
+        UNION ALL
+        SELECT id, 3 FROM tasks WHERE tenant_id = :tenant AND external_id = :given
+    ) found ORDER BY place LIMIT 1
     """
 )
 

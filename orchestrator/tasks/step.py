@@ -179,10 +179,10 @@ def _record(
 
 
 def _read_back(wiring: Wiring, claimed: Claimed) -> tuple[Applied | None, Status]:
-    """A COMMIT whose reply was lost had succeeded if the row is completed under our own fence."""
+    """A COMMIT whose reply was lost had succeeded if the row has moved on under our own fence."""
     with wiring.engine.connect() as connection:
         found = claims.look(connection, claimed.step)
-    if found is not None and found.status is Status.COMPLETED and found.fence == claimed.fence:
+    if found is not None and found.status is not Status.RUNNING and found.fence == claimed.fence:
         settled = transitions.Settled(found.task_status, ended=found.task_ended, watched=found.task_ended)
         return Applied(settled), found.status
     return None, Status.QUEUED
@@ -280,8 +280,7 @@ def _yield(wiring: Wiring, claimed: Claimed, desk: Desk, reason: StopReason) -> 
                 reason_given = effects.cancel_reason(connection, step.task)
                 return transitions.cancel_step(connection, step, fence, reason_given), Status.CANCELLED
             case StopReason.PAUSE:
-                applied = transitions.park(connection, step, fence, Event.PAUSE, WaitingOn.PAUSED, {})
-                return applied, Status.PENDING_INPUT
+                return transitions.obey_pause(connection, step, fence), Status.QUEUED
             case _:
                 return transitions.give_back(connection, step, fence, reason), Status.QUEUED
 
@@ -337,11 +336,19 @@ def _ids(value: Any) -> Iterator[str]:
 def _tell(task: Task[Any, Any], step: StepRef, status: Status | None, verdict: Verdict) -> dict[str, Any]:
     if status is Status.COMPLETED:
         return {"task_id": step.task_id, "step_id": step.step_id, "status": status.value}
-    if status is Status.FAILED and isinstance(verdict, Broke):
-        raise StepFailed(verdict.code, f"step {step.step_id} failed").bare() from None
-    if status is Status.FAILED and isinstance(verdict, Yielded):
-        raise StepFailed(CODES[Bound(verdict.reason)], f"step {step.step_id} failed").bare() from None
+    if status is Status.FAILED:
+        raise StepFailed(_code_of(verdict), f"step {step.step_id} failed").bare() from None
     return _ignore(task, step, status)
+
+
+def _code_of(verdict: Verdict) -> str:
+    """Why a step failed, as far as its agent knows; the row knows the rest."""
+    match verdict:
+        case Broke():
+            return verdict.code
+        case Yielded(StopReason.DEADLINE | StopReason.DURATION as reason):
+            return CODES[Bound(reason)]
+    return "failed"
 
 
 def _refused(task: Task[Any, Any], step: StepRef, refusal: Refusal) -> dict[str, Any]:

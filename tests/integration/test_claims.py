@@ -20,6 +20,7 @@ from orchestrator.db.claims import Claimed, Refusal, Why
 from orchestrator.db.sql import StepRef
 from orchestrator.db.waking import due, wake
 from tests.integration.ledger import LEASE, TENANT, Ledger, opened, step
+from tests.integration.stack import until
 
 
 def refusal(found: Claimed | Refusal) -> Why:
@@ -426,3 +427,39 @@ def test_a_draining_slot_is_refused_and_the_step_stays_as_it_was(ledger: Ledger)
     assert (row["status"], row["fence"], row["waiting_on"]) == ("queued", 0, None)
     assert row["signature"] == {"a": 1}, "or its canvas would go with the message"
     ledger.take(ref, agent=slot(ledger, 2))
+
+
+def test_a_cancel_that_comes_with_a_refusal_for_a_full_installation_waits_for_it_or_is_seen(
+    ledger: Ledger,
+) -> None:
+    """The refusal holds the task's lock from its first look, as every change does."""
+    ledger.take(ledger.task("other")["work"], workflows_at_once=1)
+    ref = ledger.task()["work"]
+    many = opened(ledger.url, pool_size=4)
+    with ThreadPoolExecutor(2) as pool, ledger.engine.begin() as connection:
+        intervene.cancel(connection, TENANT, "t", by="ada")
+        refused = pool.submit(many.claim, ref, signature={"task": "kept"}, workflows_at_once=1)
+        until(lambda: _waits_for_a_lock(ledger), "the claim at the task's lock")
+        connection.commit()
+        assert refusal(refused.result()) is Why.ENDED
+    many.engine.dispose()
+    assert ledger.row()["status"] == "cancelled"
+    ledger.assert_consistent()
+
+
+def test_a_claim_that_waits_for_its_own_task_holds_up_no_other_task_s(ledger: Ledger) -> None:
+    held, free = ledger.task("held")["work"], ledger.task("free")["work"]
+    many = opened(ledger.url, pool_size=4)
+    with ThreadPoolExecutor(2) as pool, ledger.engine.begin() as connection:
+        connection.execute(text("SELECT 1 FROM tasks WHERE id = 'held' FOR UPDATE"))
+        waiting = pool.submit(many.claim, held, workflows_at_once=5)
+        until(lambda: _waits_for_a_lock(ledger), "the claim at the task's lock")
+        assert isinstance(pool.submit(many.claim, free, workflows_at_once=5).result(10), Claimed)
+        connection.commit()
+        assert isinstance(waiting.result(), Claimed)
+    many.engine.dispose()
+
+
+def _waits_for_a_lock(ledger: Ledger) -> bool:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(ledger.rows(waiting))

@@ -93,13 +93,7 @@ class Life(RuleBasedStateMachine):
                     lambda c: transitions.park(c, ref, fence, Event.ASK, WaitingOn.ESCALATION, {})
                 )
             case "pause":
-                said = self.ledger.do(
-                    lambda c: (
-                        transitions.park(c, ref, fence, Event.PAUSE, WaitingOn.PAUSED, {})
-                        if self.ledger.row(self.task)["paused_at"]
-                        else transitions.give_back(c, ref, fence, "slice")
-                    )
-                )
+                said = self.ledger.do(lambda c: transitions.obey_pause(c, ref, fence))
             case _:
                 said = self.ledger.do(lambda c: transitions.give_back(c, ref, fence, "slice"))
         assert (said is not None) is holds, (word, row)

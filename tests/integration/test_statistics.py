@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from orchestrator.db import completion, statistics
-from tests.integration.ledger import Ledger, step
+from orchestrator.queries.task import resolve
+from tests.integration.ledger import TENANT, Ledger, step
 from tests.integration.stack import until
 
 MANY = 2_000
@@ -63,6 +64,18 @@ def test_a_planner_that_has_not_looked_yet_goes_by_keys_all_the_same(ledger: Led
     rows_of_steps_read(ledger, "planned-early")
     fill(ledger)
     assert rows_of_steps_read(ledger, "among-many") < 100
+
+
+def test_a_task_is_found_by_any_of_its_names_without_reading_the_others(ledger: Ledger) -> None:
+    fill(ledger)
+    read = text("SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'tasks'")
+
+    def look(connection: Connection) -> int:
+        before = connection.execute(read).scalar_one()
+        assert resolve(connection, TENANT, "t7") == "t7"
+        return int(connection.execute(read).scalar_one() - before)
+
+    assert ledger.do(look) < 10
 
 
 def test_tables_are_looked_at_again_only_when_they_have_grown_by_half(ledger: Ledger) -> None:

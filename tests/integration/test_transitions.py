@@ -21,6 +21,7 @@ from orchestrator.db.claims import Claimed
 from orchestrator.db.effects import LogChunk
 from orchestrator.db.events import EventDraft
 from orchestrator.db.journal import FenceLost, Scope
+from orchestrator.db.sql import Prepared
 from orchestrator.db.transitions import Applied
 from orchestrator.db.waking import due
 from tests.integration.ledger import TENANT, Ledger, opened, step, the_task
@@ -39,7 +40,7 @@ WORDS_OF_A_WORKER: Mapping[str, Callable[[Connection, Claimed], Any]] = {
     "retry": lambda c, z: transitions.retry_later(c, z.step, z.fence, ERROR, SOON),
     "give_back": lambda c, z: transitions.give_back(c, z.step, z.fence, "late"),
     "park": lambda c, z: transitions.park(c, z.step, z.fence, Event.WAIT, WaitingOn.RATE_LIMIT, {}),
-    "pause": lambda c, z: transitions.park(c, z.step, z.fence, Event.PAUSE, WaitingOn.PAUSED, {}),
+    "pause": lambda c, z: transitions.obey_pause(c, z.step, z.fence),
     "ask": lambda c, z: effects.ask(c, z.step, z.fence, Ask("late", "Late?")),
     "cancel": lambda c, z: transitions.cancel_step(c, z.step, z.fence, "late"),
     "log": lambda c, z: effects.observe(c, z.step, z.fence, 1, [], [LogChunk("agent", "late")]),
@@ -429,3 +430,35 @@ def test_text_that_postgres_refuses_is_shown_instead(ledger: Ledger) -> None:
     seen = [EventDraft("progress", "text", {"text": summary})]
     ledger.do(lambda c: effects.observe(c, claimed.step, claimed.fence, 1, seen, []))
     assert ledger.events()[-1]["data"] == {"text": "x\ufffdy"}
+
+
+def test_a_pause_that_was_lifted_before_the_turn_ended_parks_nobody(ledger: Ledger) -> None:
+    claimed = ledger.take(ledger.task()["work"])
+    ledger.do(lambda c: intervene.pause(c, TENANT, "t", by="ada"))
+    ledger.do(lambda c: intervene.resume(c, TENANT, "t", by="ada"))
+    obeyed = ledger.do(lambda c: transitions.obey_pause(c, claimed.step, claimed.fence))
+    assert obeyed is not None
+    assert (obeyed.instead, obeyed.released) == (None, (claimed.step.step_id,))
+    assert ledger.step(claimed.step)["status"] == "queued"
+    again = ledger.take(claimed.step)
+    assert (again.attempt, again.resumed) == (1, True)
+    ledger.do(lambda c: intervene.pause(c, TENANT, "t", by="ada"))
+    obeyed = ledger.do(lambda c: transitions.obey_pause(c, again.step, again.fence))
+    assert obeyed is not None
+    assert (obeyed.instead, obeyed.released) == ("pending_input", ())
+    ledger.assert_consistent()
+
+
+def test_a_pause_before_the_first_claim_is_no_start(ledger: Ledger) -> None:
+    ledger.task()
+    ledger.do(lambda c: intervene.pause(c, TENANT, "t", by="ada"))
+    assert (ledger.row()["status"], ledger.row()["started_at"]) == ("pending_input", None)
+
+
+def test_a_statement_of_which_only_a_part_was_prepared_is_prepared_to_its_end(ledger: Ledger) -> None:
+    whole = Prepared("in_parts", "SELECT :n; SELECT :n AS n", n="int")
+    with ledger.engine.connect() as connection:
+        connection.exec_driver_sql(whole._preparations[0])
+        connection.connection.info["in_parts"] = 1
+        assert whole.run(connection, {"n": 7}) == [{"n": 7}]
+        connection.invalidate()
