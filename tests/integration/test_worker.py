@@ -16,11 +16,13 @@ from celery.exceptions import Ignore
 from sqlalchemy import text
 
 from orchestrator.commands import answer, intervene
+from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.states import Status
+from orchestrator.core.verdict import Broke, Done, StopReason, Verdict, Yielded
 from orchestrator.db.sql import StepRef
 from orchestrator.queues.app import create_app
 from orchestrator.tasks.entry import TaskResult
-from orchestrator.tasks.step import _ignore
+from orchestrator.tasks.step import StepFailed, _ignore, _tell
 from tests.benchmarks.faults import machine
 from tests.integration.repositories import commit, git, path_without_bubblewrap, repository
 from tests.integration.stack import PATIENCE_SECONDS, Stack, WorkerProcess, until, worker
@@ -619,6 +621,24 @@ def test_a_broker_that_is_away_makes_no_failure_of_a_parked_step() -> None:
     task.push_request(id="s")
     with pytest.raises(Ignore):
         _ignore(task, StepRef("default", "t", "w", "s"), Status.PENDING_INPUT)
+
+
+def test_a_step_that_failed_is_a_failure_in_celery_whatever_its_agent_said() -> None:
+    """Its result could not be kept, say; a chord that counts it must not wait for ever."""
+    task, step = (
+        create_app("redis://127.0.0.1:1/0").task(int, shared=False),
+        StepRef("default", "t", "w", "s"),
+    )
+    said: list[tuple[Verdict, str]] = [
+        (Done("all is well"), "failed"),
+        (Broke("no-luck", "It did not work.", ErrorClass.AGENT), "no-luck"),
+        (Yielded(StopReason.DEADLINE), "deadline-exceeded"),
+        (Yielded(StopReason.DRAIN), "failed"),
+    ]
+    for verdict, code in said:
+        with pytest.raises(StepFailed) as found:
+            _tell(task, step, Status.FAILED, verdict)
+        assert found.value.args[0] == code
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="a process's memory is read from /proc")
