@@ -649,7 +649,9 @@ def test_a_slot_needs_no_more_memory_the_more_tasks_it_has_parked(stack: Stack) 
             stack.call(plan({"id": "a", "spec": {"do": "ask"}}), task_id=f"m{number}")
         waiting = "SELECT count(*) AS n FROM questions"
         until(lambda: stack.ledger.rows(waiting)[0]["n"] == first + count, "all questions")
-        (agent,) = stack.ledger.rows("SELECT pid FROM agents")
+        shown = [TaskResult(f"m{number}", app=stack.wiring.app) for number in range(first, first + count)]
+        until(lambda: all(one.state == "pending_input" for one in shown), "what callers see")
+        (agent,) = until(lambda: stack.ledger.rows("SELECT pid FROM agents WHERE step_id IS NULL"), "rest")
         return int(Path(f"/proc/{agent['pid']}/statm").read_text().split()[1])
 
     with worker(stack, pool="prefork", slots=1):
