@@ -64,6 +64,17 @@ class Assignment:
     `conflict`: set when an earlier commit of this step could not be integrated."""
 
 
+@dataclass(frozen=True, slots=True)
+class ModelAccess:
+    """Where this run reaches its models: the gateway, with a token that is good for this claim alone.
+
+    `base_url` has no path: below it are /v1/messages, /v1/responses and /v1/chat/completions.
+    """
+
+    base_url: str
+    token: str = field(repr=False)
+
+
 class Stop:
     """Set by the heartbeat. A soft stop is for the agent, at the end of its turn; a hard one also cuts short
     whatever is under way: the model's reply, a command, git.

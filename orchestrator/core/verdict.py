@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.states import WaitingOn
 
 
 class StopReason(StrEnum):
@@ -35,13 +36,31 @@ TURN_ABOUT: Final = frozenset({StopReason.SLICE, StopReason.URGENT})
 """Nobody but other steps gains from it, so a claim that has not moved the step on goes on until it has."""
 
 
+class OnSilence(StrEnum):
+    """What becomes of a question that nobody answers in time. Silence is never consent: an approval can
+    only wait or fail."""
+
+    WAIT = "wait"
+    FAIL = "fail"
+    DEFAULT = "default"
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question for a person. `call_id` ties the answer to the tool call that asked."""
+    """A question for a person. `call_id` ties the answer to what asked; one call asks once.
+
+    `kind` says what the step waits on: an open question, leave for a risky call, or more budget.
+    """
 
     call_id: str
     text: str
     options: tuple[str, ...] = ()
+    kind: WaitingOn = WaitingOn.QUESTION
+    """QUESTION, TOOL_APPROVAL or BUDGET."""
+    subject_digest: str | None = None
+    """SHA-256 of exactly what an approval is asked for: the answer counts for that alone."""
+    default: str | None = None
+    """The asker's own answer, should the policy allow one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +96,17 @@ class Yielded:
     reason: StopReason
 
 
-Verdict = Done | NeedsInput | Broke | Yielded
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """It goes on when something that no person has to do has happened; the attempt stays open.
+
+    `on` SUBTASK, RATE_LIMIT: running without a lease. CIRCUIT_BREAKER, AGENT: queued, and the claim after
+    counts as the same attempt. `wake_after` None: only an event wakes it (a subtask's end).
+    """
+
+    on: WaitingOn
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    wake_after: timedelta | None = None
+
+
+Verdict = Done | NeedsInput | Broke | Yielded | Waits

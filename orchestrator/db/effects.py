@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from orchestrator.core.states import Event, WaitingOn
+from orchestrator.core.states import Event
 from orchestrator.core.verdict import Ask
 from orchestrator.db.claims import holds
 from orchestrator.db.events import EventDraft, append_events
@@ -94,9 +94,10 @@ def logs_of_workflow(connection: Connection, step: StepRef) -> list[dict[str, An
 
 _ASK: Final = statement(
     """
-    INSERT INTO questions (tenant_id, id, task_id, workflow_id, step_id, call_id, text, options)
+    INSERT INTO questions
+        (tenant_id, id, task_id, workflow_id, step_id, call_id, kind, text, options, subject_digest)
     VALUES (:tenant, 'q_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :workflow, :step,
-        :call, :text, CAST(:options AS jsonb))
+        :call, :kind, :text, CAST(:options AS jsonb), :digest)
     ON CONFLICT (tenant_id, step_id, call_id) DO NOTHING
     RETURNING id
     """
@@ -127,6 +128,8 @@ def ask(connection: Connection, step: StepRef, fence: int, question: Ask) -> App
         workflow=step.workflow_id,
         step=step.step_id,
         call=question.call_id,
+        kind=question.kind,
+        digest=question.subject_digest,
         text=question.text.replace("\x00", "\ufffd"),
         options=dumps(list(question.options)),
     )
@@ -138,7 +141,7 @@ def ask(connection: Connection, step: StepRef, fence: int, question: Ask) -> App
     if written is not None:
         connection.execute(_COUNT, {"tenant": step.tenant_id, "task": step.task_id})
     detail = {"question_id": asked["id"], "question": question.text, "options": list(question.options)}
-    return park(connection, step, fence, Event.ASK, WaitingOn.QUESTION, detail)
+    return park(connection, step, fence, Event.ASK, question.kind, detail)
 
 
 _BASE: Final = statement(

@@ -228,6 +228,30 @@ def give_back(connection: Connection, step: StepRef, fence: int, why: str) -> Ap
     return _settled(connection, step, [step_event(Event.YIELD, step, fence, why=why)], release=True)
 
 
+def wait_in_queue(
+    connection: Connection,
+    step: StepRef,
+    fence: int,
+    waiting_on: WaitingOn,
+    detail: Mapping[str, Any],
+    wake_after: timedelta,
+) -> Applied | None:
+    """running → queued for something that the step needs and that is away (an agent, a model behind an open
+    breaker); the same attempt goes on, not before `wake_after` has passed."""
+    back = _back(
+        connection,
+        step,
+        fence,
+        given_back=True,
+        waiting_on=waiting_on,
+        detail=detail,
+        seconds=wake_after.total_seconds(),
+    )
+    if back is None:
+        return None
+    return _settled(connection, step, [step_event(Event.YIELD, step, fence, waiting_on=waiting_on, **detail)])
+
+
 def retry_later(
     connection: Connection, step: StepRef, fence: int, error: Mapping[str, Any], delay: timedelta
 ) -> Applied | None:
@@ -258,6 +282,7 @@ def _back(
     *,
     given_back: bool,
     waiting_on: WaitingOn | None = None,
+    detail: Mapping[str, Any] | None = None,
     error: Mapping[str, Any] | None = None,
     seconds: float | None = None,
 ) -> int | None:
@@ -270,7 +295,7 @@ def _back(
         fence=fence,
         given_back=given_back,
         waiting_on=waiting_on,
-        detail=None,
+        detail=dumps(detail),
         error=dumps(error),
         seconds=seconds,
     )

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.core.assignment import Stop
 from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.subtask import SubtaskEnd, SubtaskRequest
 from orchestrator.core.workspace import CommandResult, Match
 
 Block = Mapping[str, Any]
@@ -26,6 +27,10 @@ Block = Mapping[str, Any]
 
 class LeaseLost(Exception):
     """Another claim has the step now: nothing more may be written."""
+
+
+class SubtaskRefused(Exception):
+    """No subtask was started; the text is for the model."""
 
 
 class Stopped(Exception):
@@ -165,7 +170,9 @@ class Conversation:
     entries: tuple[Turn | Heard, ...] = ()
     calls: tuple[Call, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
-    """call_id of an `ask_followup_question` → the person's answer."""
+    """call_id of what asked a person (a question, an approval, a budget) → the answer."""
+    subtasks: Mapping[str, SubtaskEnd | None] = field(default_factory=dict)
+    """call_id of a `start_subtask` → how that subtask ended; None while it lives."""
 
     @property
     def checkpoint(self) -> str | None:
@@ -204,6 +211,10 @@ class Journal(Protocol):
         """Before the tool runs. A call that was begun before is begun once."""
 
     def finish_call(self, call_id: str, result: ToolResult, checkpoint: str | None, /) -> None: ...
+
+    def start_subtasks(self, requests: Sequence[SubtaskRequest], checkpoint: str | None, /) -> None:
+        """Makes a task of each that has none yet, in one transaction; they start from `checkpoint` (None:
+        from the step's own start). Raises `SubtaskRefused` when a limit of depth or number forbids it."""
 
 
 class Workspace(Protocol):

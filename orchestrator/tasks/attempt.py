@@ -17,7 +17,7 @@ from orchestrator.core.assignment import Assignment, Budget, Limits
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.redaction import Redactor
-from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
+from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db import connect, effects
 from orchestrator.db.claims import Claimed
@@ -243,10 +243,14 @@ def without_secrets(verdict: Verdict, redactor: Redactor) -> Verdict:
     match verdict:
         case Done(summary, result):
             return Done(redactor.text(summary), redactor.value(dict(result)))
-        case NeedsInput(Ask(call_id, text, options)):
-            return NeedsInput(Ask(call_id, redactor.text(text), tuple(map(redactor.text, options))))
+        case NeedsInput(ask):
+            default = None if ask.default is None else redactor.text(ask.default)
+            options = tuple(map(redactor.text, ask.options))
+            return NeedsInput(replace(ask, text=redactor.text(ask.text), options=options, default=default))
         case Broke():
             return replace(verdict, message=redactor.text(verdict.message))
+        case Waits():
+            return replace(verdict, detail=redactor.value(dict(verdict.detail)))
         case Yielded():
             return verdict
 

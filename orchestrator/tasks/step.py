@@ -15,8 +15,8 @@ from orchestrator.commands.publication import Publication, following
 from orchestrator.core.bounds import CODES, Bound, error_of
 from orchestrator.core.errors import Denied
 from orchestrator.core.recovery import ErrorClass, next_delay
-from orchestrator.core.states import TERMINAL, Event, Status, WaitingOn
-from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Yielded
+from orchestrator.core.states import TERMINAL, WAITS_QUEUED, Event, Status, WaitingOn
+from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.db import agents, claims, completion, connect, effects, transitions
 from orchestrator.db.claims import Claimed, Refusal, Why
 from orchestrator.db.connect import Connection, SQLAlchemyError
@@ -205,6 +205,8 @@ def _apply(
                 return effects.ask(connection, step, fence, ask), Status.PENDING_INPUT
         case Yielded(reason):
             return _yield(wiring, claimed, desk, reason)
+        case Waits():
+            return _wait(wiring, claimed, verdict)
         case Broke():
             return _break(wiring, claimed, verdict)
 
@@ -259,6 +261,23 @@ def _conflict(
         applied = transitions.park(connection, step, fence, Event.ASK, WaitingOn.ESCALATION, detail)
         return applied, Status.PENDING_INPUT
     return transitions.give_back(connection, step, fence, "conflict"), Status.QUEUED
+
+
+_LOOK_AGAIN: Final = timedelta(seconds=30)
+"""When a step that waits in the queue looks by itself whether what it needs is back."""
+
+
+def _wait(wiring: Wiring, claimed: Claimed, waits: Waits) -> tuple[Applied | None, Status]:
+    step, fence = claimed.step, claimed.fence
+    with wiring.engine.begin() as connection:
+        if waits.on in WAITS_QUEUED:
+            after = waits.wake_after or _LOOK_AGAIN
+            queued = transitions.wait_in_queue(connection, step, fence, waits.on, waits.detail, after)
+            return queued, Status.QUEUED
+        applied = transitions.park(
+            connection, step, fence, Event.WAIT, waits.on, waits.detail, wake_after=waits.wake_after
+        )
+        return applied, Status.RUNNING
 
 
 _ENDS: Final = frozenset({StopReason.CANCEL, StopReason.DEADLINE, StopReason.DURATION})
