@@ -1,4 +1,4 @@
-"""What an agent asks of a subtask, a task of its own for which it waits without a worker, and what comes back."""
+"""What an agent asks of a subtask, for which it waits without a worker, and what comes back."""
 
 from __future__ import annotations
 
