@@ -86,11 +86,17 @@ class Workspace:
     def read(self, path: str, start: int | None = None, end: int | None = None) -> str:
         return self._files.read(path, start, end)
 
+    def has(self, path: str) -> bool:
+        return self._files.has(path)
+
     def write(self, path: str, text: str) -> None:
         self._files.write(path, text)
 
     def delete(self, path: str) -> None:
         self._files.delete(path)
+
+    def move(self, path: str, to: str) -> None:
+        self._files.move(path, to)
 
     def list(self, path: str, depth: int) -> Sequence[str]:
         return self._files.names(path, depth)
