@@ -127,6 +127,8 @@ class ToolResult:
 
     text: str
     is_error: bool = False
+    output: str | None = field(default=None, repr=False, compare=False)
+    """The whole output where `text` shows a part of it: kept under the call's id, for `Journal.output`."""
 
 
 @dataclass(frozen=True, slots=True)
