@@ -220,7 +220,7 @@ class Journal(Protocol):
 
 
 class ServedProcess(Protocol):
-    """A program of somebody else's, contained as commands are; what it says on stderr is thrown away."""
+    """Somebody else's program, contained as commands are; its pipes are the caller's to read and write."""
 
     @property
     def stdin(self) -> IO[bytes]: ...
@@ -228,10 +228,15 @@ class ServedProcess(Protocol):
     @property
     def stdout(self) -> IO[bytes]: ...
 
-    def is_running(self) -> bool: ...
+    @property
+    def stderr(self) -> IO[bytes]: ...
 
-    def kill(self) -> None:
-        """With all that it started; once or twice."""
+    def code(self) -> int | None:
+        """None while it runs."""
+
+    def end(self, *, closing: float, terminating: float) -> int | None:
+        """Its input closed, SIGTERM, SIGKILL to all that it started, each after so many seconds; once or
+        twice."""
 
 
 class Workspace(Protocol):

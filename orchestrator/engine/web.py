@@ -104,7 +104,10 @@ class _Bounded(httpx2.AsyncByteStream):
 
 
 class PinnedTransport(httpx2.AsyncBaseTransport):
-    """Checks and pins every request; an answer of more than `most_bytes` raises `TooMuch` as it is read."""
+    """Checks and pins every request; an answer of more than `most_bytes` raises `TooMuch` as it is read.
+
+    Requests must say `accept-encoding: identity`: what unpacks to any length is refused.
+    """
 
     def __init__(self, policy: HostPolicy, most_bytes: int) -> None:
         self._policy = policy
@@ -128,6 +131,9 @@ class PinnedTransport(httpx2.AsyncBaseTransport):
                 if number == min(len(addresses), _TRIED):
                     raise
                 continue
+            if response.headers.get("content-encoding", "identity") != "identity":
+                await response.aclose()
+                raise HostRefused("the answer is compressed although that was not asked for")
             response.stream = _Bounded(response.stream, self._most)
             return response
         raise httpx2.ConnectError(f"{url.host} has no address", request=request)
@@ -168,8 +174,6 @@ async def fetch(policy: HostPolicy, url: str, most_bytes: int) -> Page:
 
 
 async def _page(url: str, response: httpx2.Response, most_bytes: int) -> Page:
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise HostRefused("the answer is compressed although that was not asked for")
     data = bytearray()
     async for chunk in response.aiter_raw():
         data += chunk

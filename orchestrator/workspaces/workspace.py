@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic_ns
 from typing import Final
 
 from orchestrator.core.assignment import Stop
@@ -18,10 +19,13 @@ from orchestrator.workspaces.commands import Ended
 from orchestrator.workspaces.files import Files
 from orchestrator.workspaces.git import Git
 from orchestrator.workspaces.integrate import compose
+from orchestrator.workspaces.programs import Mount, Program, Running
 from orchestrator.workspaces.sandbox import Ran, Sandbox
 from orchestrator.workspaces.worktree import MAX_CHANGES, Place, Worktree
 
 MAX_MATCHES: Final = 200
+SERVED: Final = timedelta(hours=24)
+"""What a served program may use of each processor at most; it lives no longer than the claim."""
 MATCHES_IN_FILE: Final = 50
 MATCH_TEXT: Final = 500
 MAX_FOUND: Final = 2 * 1024**2
@@ -69,6 +73,7 @@ class Workspace:
         self._files = Files(place.tree)
         self._worktree = Worktree(place, sandbox, self._files)
         self._background = Background()
+        self._served: list[Running] = []
         self._last = git.commit(start)
 
     @property
@@ -188,9 +193,28 @@ class Workspace:
     def stop_background(self, handle: str) -> BackgroundOutput:
         return self._background.stop(handle)
 
+    def serve(self, words: Sequence[str], environment: Mapping[str, str]) -> Running:
+        """A program over these files that is talked to through pipes; `close` ends it at the latest."""
+        running = self.launch(
+            Program(
+                words=words,
+                environment=environment,
+                mounts=(),
+                folder=self.visible_path,
+                mark=f"{os.getpid()}-served-{monotonic_ns()}",
+                memory_bytes=self._sandbox.bounds.memory_bytes,
+                wall_time=SERVED,
+            )
+        )
+        self._served.append(running)
+        return running
+
     def close(self) -> None:
-        """Ends what runs in the background. The files stay; may be called again."""
+        """Ends what still runs over these files. The files stay; may be called again."""
         self._background.close()
+        for running in self._served:
+            running.end(closing=0, terminating=0)
+        self._served.clear()
 
     def _ran(
         self,
@@ -210,6 +234,20 @@ class Workspace:
             stop=stop,
             shown_bytes=shown_bytes,
         )
+
+    def launch(self, program: Program) -> Running:
+        """A program over these files, with what it mounts besides; the caller ends it."""
+        mounts = (*self._place.agent_mounts(), *program.mounts)
+        return self._sandbox.start(replace(program, mounts=mounts))
+
+    def inside(self, mount: Mount) -> str:
+        """The path under which a program finds it."""
+        return self._sandbox.inside(mount)
+
+    @property
+    def is_confined(self) -> bool:
+        """Whether programs see these files alone, and no network."""
+        return self._sandbox.kind == "bubblewrap"
 
     def checkpoint(self, label: str) -> str | None:
         """A commit of the tree on top of the last one; None if the tree is as it was there."""
