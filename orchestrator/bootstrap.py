@@ -31,6 +31,7 @@ from orchestrator.queues.app import create_app
 from orchestrator.queues.topology import Topology, topology
 
 if TYPE_CHECKING:
+    from orchestrator.engine.tools.policy import ToolPolicy
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
@@ -145,7 +146,14 @@ class Wiring:
         from orchestrator.workspaces.credentials import passwords
 
         known = [secret.get_secret_value() for secret in secrets if secret is not None]
-        return Redactor([*known, *passwords(self._named_credentials)])
+        headers = [item for server in settings.mcp_servers.values() for item in server.headers.items()]
+        words = [
+            word
+            for name, value in headers
+            if name.lower() not in ("accept", "content-type", "user-agent")
+            for word in (value, value.split(" ")[-1])  # "Bearer …" and the token alone
+        ]
+        return Redactor([*known, *words, *passwords(self._named_credentials)])
 
     @property
     def _named_credentials(self) -> dict[str, str]:
@@ -165,6 +173,16 @@ class Wiring:
         from orchestrator.workspaces.artifacts import Artifacts
 
         return Artifacts(self.settings.artifact_url or str(self.settings.data_dir / "artifacts"))
+
+    @cached_property
+    def tool_policy(self) -> ToolPolicy:
+        """What the engine's steps may use here besides their files and commands."""
+        from orchestrator.engine.tools.policy import ToolPolicy
+        from orchestrator.engine.web import HostPolicy
+
+        settings = self.settings
+        hosts = HostPolicy(tuple(settings.fetch_hosts), settings.fetch_private_addresses)
+        return ToolPolicy(hosts, settings.mcp_servers, subtasks=True)
 
     @cached_property
     def workspaces(self) -> Workspaces:
