@@ -239,7 +239,7 @@ def _consumer_timeout(url: SplitResult, environment: Mapping[str, str]) -> timed
 
 
 def _has_port_mapper(environment: Mapping[str, str]) -> bool:
-    """Whether Erlang's epmd runs, without which no node is found: the program would start one, and leave it."""
+    """Whether Erlang's epmd runs, without which no node is found: the program would start and leave one."""
     try:
         port = int(environment.get("ERL_EPMD_PORT", _EPMD_PORT))
         with socket.create_connection(("127.0.0.1", port), timeout=1):
