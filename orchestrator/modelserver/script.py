@@ -70,10 +70,16 @@ class Conversation(Strict):
 
     name: str | None = None
     when: When = When()
-    turns: tuple[Turn, ...] = Field(min_length=1)
+    turns: tuple[Turn, ...]
     loop: bool = False
     side: str = "Working on it."
     """Answers requests without tools in a conversation that calls tools: titles and summaries."""
+
+    @model_validator(mode="after")
+    def _has_turns(self) -> Conversation:
+        if not self.turns:
+            raise ValueError("a conversation has at least one turn")
+        return self
 
     @property
     def calls_tools(self) -> bool:
