@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from orchestrator.core.errors import Problem, Refused
 from orchestrator.modelserver.asked import Asked, Offered, call_id
 from orchestrator.modelserver.faults import Fault, Kind, Order
-from orchestrator.modelserver.said import Call, Counts, Ending, Said, compact, tokens_in
+from orchestrator.modelserver.said import Call, Counts, Ending, Rendering, Said, compact, tokens_in
 from orchestrator.modelserver.when import Strict, Texts, When
 
 
@@ -109,6 +109,8 @@ class Played:
     number: int
     turn: Turn
     side: bool = False
+    recorded: Rendering | None = None
+    """Goes over the wire as it is, in place of the turn."""
 
 
 class NoLine(Exception):
