@@ -80,7 +80,7 @@ class Recorder:
     def keep(
         self, upstream: str, request: Request, status: int, headers: Mapping[str, str], body: bytes
     ) -> None:
-        redactor = Redactor([key] if (key := key_of(request.headers)) else [])
+        redactor = _redactor(request.headers)
         recording = Recording(
             recorded_at=datetime.now(UTC),
             upstream=upstream,
@@ -100,6 +100,12 @@ class Recorder:
 
     def shut(self) -> None:
         self._file.close()
+
+
+def _redactor(headers: Mapping[str, str]) -> Redactor:
+    """Knows the key that the request shows."""
+    key = key_of(headers)
+    return Redactor([key] if key else [])
 
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str]:
@@ -144,7 +150,7 @@ class Recordings:
 
     def play(self, asked: Asked, headers: Mapping[str, str], /) -> Played:
         """Raises `NoLine`."""
-        digest = _digest(asked.options)
+        digest = _digest(_redactor(headers).value(asked.options))
         same = [entry for entry in self.entries if entry.digest == digest]
         alike = same or [entry for entry in self.entries if _kind(entry.asked) == _kind(asked)]
         if not alike:
