@@ -108,14 +108,18 @@ class Connection:
         self._write(self._http.send(response))
 
     async def write(self, data: bytes) -> None:
-        """Raises `ClientLeft`."""
+        """Raises `ClientLeft` when the client had left before."""
+        reading = self._watch()
+        if reading.done():
+            self._look_at(reading)
         self._write(self._http.send(h11.Data(data=data)))
         await self._drain()
 
     async def end(self) -> None:
-        """Raises `ClientLeft`."""
+        """A client that leaves now has everything: the last frame tells it that no more will come."""
         self._write(self._http.send(h11.EndOfMessage()))
-        await self._drain()
+        with contextlib.suppress(ClientLeft):
+            await self._drain()
 
     def again(self) -> bool:
         """Whether the connection can take another request; if so, it is ready for it."""
@@ -155,9 +159,6 @@ class Connection:
         except OSError as error:
             self._left = True
             raise ClientLeft from error
-        reading = self._watch()
-        if reading.done():
-            self._look_at(reading)
 
     # ---- the end
 
