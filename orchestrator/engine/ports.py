@@ -105,7 +105,20 @@ class CallAnnounced:
     name: str
 
 
-StreamEvent = TextDelta | CallAnnounced
+@dataclass(frozen=True, slots=True)
+class CallCompleted:
+    """A call is there as a whole, while the reply may still go on. A listener may check it, show it, or begin
+    what only reads; whether the call counts is known when the whole reply is."""
+
+    call_id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+    def block(self) -> Block:
+        return {"type": "tool_use", "id": self.call_id, "name": self.name, "input": self.arguments}
+
+
+StreamEvent = TextDelta | CallAnnounced | CallCompleted
 
 
 class Model(Protocol):
