@@ -9,17 +9,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.core.recovery import ErrorClass
 from orchestrator.engine.parsing.calls import UNPARSED
 from orchestrator.engine.ports import (
     CallAnnounced,
     CallCompleted,
-    ModelError,
     Reply,
     StreamEvent,
     TextDelta,
     Usage,
 )
+from orchestrator.engine.providers.meaning import GARBLED, TRUNCATED, failure
 from orchestrator.engine.untrusted import storable
 
 
@@ -37,15 +36,16 @@ class Assembly:
         """Of blocks that are still open: what came of each of their texts."""
         self._stop_reason: str | None = None
         self._ended = False
+        self.moved = False
+        """Whether the last event brought the reply forward: a ping doesn't."""
 
     def feed(self, event: Mapping[str, Any]) -> StreamEvent | None:
         """What a listener may want to know of it. Raises `ModelError` for an event that can't be read."""
+        self.moved = True
         try:
             return self._take(event)
         except (KeyError, TypeError, ValueError) as garbled:
-            raise ModelError(
-                ErrorClass.NETWORK, "model-garbled", "the model's stream can't be read", retryable=True
-            ) from garbled
+            raise failure(GARBLED) from garbled
 
     def _take(self, event: Mapping[str, Any]) -> StreamEvent | None:
         match event["type"]:
@@ -64,7 +64,7 @@ class Assembly:
             case "message_stop":
                 self._ended = True
             case _:
-                pass
+                self.moved = False
         return None
 
     def _open(self, index: int, block: Mapping[str, Any]) -> StreamEvent | None:
@@ -98,7 +98,7 @@ class Assembly:
             block["input"] = parsed_arguments(written)
         elif block["type"] == "tool_use":
             block["input"] = block.get("input") or {}
-        self._blocks[index] = block = {key: _storable(value) for key, value in block.items()}
+        self._blocks[index] = block = {key: storable_json(value) for key, value in block.items()}
         return (
             CallCompleted(block["id"], block["name"], block["input"]) if block["type"] == "tool_use" else None
         )
@@ -110,12 +110,7 @@ class Assembly:
     def reply(self, request_id: str | None) -> Reply:
         """Raises `ModelError` when the stream ended before the reply did."""
         if not self._ended or self._stop_reason is None:
-            raise ModelError(
-                ErrorClass.NETWORK,
-                "model-stream-truncated",
-                "the model's stream ended before its reply did",
-                retryable=True,
-            )
+            raise failure(TRUNCATED)
         for index in list(self._pieces):
             self._close(index)
         return Reply(
@@ -141,11 +136,11 @@ def parsed_arguments(written: str) -> Mapping[str, Any]:
     return arguments if isinstance(arguments, dict) else {UNPARSED: written[:2000]}
 
 
-def _storable(value: Any) -> Any:
+def storable_json(value: Any) -> Any:
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, dict):
-        return {storable(key): _storable(item) for key, item in value.items()}
+        return {storable(key): storable_json(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_storable(item) for item in value]
+        return [storable_json(item) for item in value]
     return value
