@@ -63,7 +63,7 @@ def _turned(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         return
     for block in blocks:
         if block["type"] == "tool_result":
-            yield {"role": "tool", "tool_call_id": block["tool_use_id"], "content": said(block["content"])}
+            yield {"role": "tool", "tool_call_id": block["tool_use_id"], "content": said(block)}
     if texts:
         yield {"role": "user", "content": texts}
 

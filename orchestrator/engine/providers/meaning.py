@@ -100,6 +100,10 @@ OF_GATEWAY: Final[Mapping[str, Meaning]] = MappingProxyType(
             Meaning(ErrorClass.VALIDATION, "price-unknown", retryable=False),
             Meaning(ErrorClass.AUTH, "provider-missing", retryable=False),
             Meaning(ErrorClass.NETWORK, "gateway-unready", retryable=True),
+            Meaning(ErrorClass.RATE_LIMIT, "too-many-calls", retryable=True),
+            Meaning(ErrorClass.RATE_LIMIT, "provider-throttled", retryable=True),
+            Meaning(ErrorClass.NETWORK, "provider-unreachable", retryable=True),
+            Meaning(ErrorClass.TIMEOUT, "provider-timeout", retryable=True),
         )
     }
 )

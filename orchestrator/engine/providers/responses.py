@@ -42,10 +42,7 @@ def tools(schemas: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def items(messages: Sequence[Mapping[str, Any]], model: str) -> list[Mapping[str, Any]]:
     """Each block is an item of its own, in order."""
     return [
-        item
-        for message in messages
-        for block in message["content"]
-        for item in _items(message, block, model)
+        item for message in messages for block in message["content"] for item in _items(message, block, model)
     ]
 
 
@@ -64,7 +61,7 @@ def _items(message: Mapping[str, Any], block: Block, model: str) -> Iterator[Map
             yield {
                 "type": "function_call_output",
                 "call_id": block["tool_use_id"],
-                "output": said(block["content"]),
+                "output": said(block),
             }
         case "reasoning" if block.get("model") == model:
             yield block["item"]
@@ -72,9 +69,11 @@ def _items(message: Mapping[str, Any], block: Block, model: str) -> Iterator[Map
             return
 
 
-def said(content: str | Sequence[Block]) -> str:
-    """The text of a tool's result."""
-    return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
+def said(result: Block) -> str:
+    """The text of a tool's result; that it is an error has no other place here."""
+    content = result["content"]
+    text = content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
+    return f"The call failed.\n{text}" if result.get("is_error") else text
 
 
 class ResponsesAssembly:

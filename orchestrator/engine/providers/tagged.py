@@ -10,6 +10,7 @@ from orchestrator.core.assignment import Stop
 from orchestrator.engine.parsing.calls import CallParser
 from orchestrator.engine.parsing.transcript import as_text
 from orchestrator.engine.ports import Block, CallCompleted, Model, ModelRequest, Reply, StreamEvent, TextDelta
+from orchestrator.engine.providers.counting import count
 
 _CUT_OFF = frozenset({"max_tokens"})
 
@@ -27,6 +28,17 @@ class TaggedModel:
     @property
     def name(self) -> str:
         return self.model.name
+
+    @property
+    def metered(self) -> bool:
+        return bool(getattr(self.model, "metered", False))
+
+    @property
+    def context_tokens(self) -> int | None:
+        return getattr(self.model, "context_tokens", None)
+
+    def count(self, request: ModelRequest, /) -> int:
+        return count(self.model, as_text(request))
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
         reading = _Reading(CallParser(request.tools), listen)
