@@ -441,6 +441,15 @@ model-script-invalid | The model server's script is not valid
 model-script-unreadable | The model server's script can't be read
     The file isn't there, or may not be read.
     Give --script the path of a file that you can read.
+model-recording-invalid | The recording is not valid
+    A line of the file isn't a recording that the model server made, or there is none in it.
+    Make one: orchestrator model-server --record FILE --upstream URL
+model-recording-unreadable | The recording can't be read
+    The file isn't there, may not be read, or isn't text.
+    Give --replay the path of a file that you can read.
+model-server-options | These options don't go together
+    The model server plays a script, or a recording, or records what a real API says.
+    Give one of --script FILE, --replay FILE, or --record FILE with --upstream URL.
 """
 
 
