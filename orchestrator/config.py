@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.core.model_choice import ModelOptions, ModelPrice, TaskType
+
 DEFAULT_TENANT: Final = "default"
 """The one tenant of an installation that has no others."""
 
@@ -105,6 +107,32 @@ class Settings(BaseSettings):
     max_wall_time: timedelta = timedelta(hours=2)
     """Time at work; waiting for a person doesn't count."""
 
+    fallback_models: Annotated[list[str], NoDecode] = []
+    """Asked in this order when a model fails."""
+    task_models: Annotated[dict[TaskType, str], NoDecode] = {}
+    """A model of its own for a kind of work, as JSON: `{"planning": "…", "testing": "…"}`; kinds are
+    planning, implementation, testing, review, code_review. Within a step they take turns."""
+    model_rules: Annotated[dict[str, str], NoDecode] = {}
+    """A word of a task's requirements to the model for it, as JSON: `{"creative": "…"}`; the first counts."""
+    model_options: Annotated[dict[str, ModelOptions], NoDecode] = {}
+    """What must be known of a model, as JSON: `{"qwen3": {"api": "chat", "native_tools": false}}`; `api` is
+    messages, responses or chat; further: max_output_tokens, context_tokens, store."""
+    prices: Annotated[dict[str, ModelPrice], NoDecode] = {}
+    """USD per million tokens of models that aren't known here, as JSON:
+    `{"qwen3": {"input": "0.2", "output": "0.6"}}`, and cache_read and cache_write where they differ."""
+    model_silence: timedelta = timedelta(seconds=120)
+    """How long a model's server may send nothing at all."""
+    model_stall: timedelta = timedelta(minutes=3)
+    """How long a reply may stand still, whatever else is sent to keep the connection alive."""
+    model_deadline: timedelta = timedelta(minutes=10)
+    """How long one reply may take."""
+    task_id_headers: Annotated[list[str], NoDecode] = ["X-Task-Id"]
+    """Headers by which each call of a model names its task; `X-KILOCODE-TASK-ID` is what others know."""
+    timestamp_headers: Annotated[list[str], NoDecode] = ["X-Timestamp-Iso"]
+    """Headers by which it says when it was sent; `X-KILOCODE-TIMESTAMP-ISO` is what others know."""
+    trace_in_system: bool = False
+    """For transports that pass no headers on: the task's id goes into the system prompt instead."""
+
     artifact_url: str | None = None
     """None: `<data_dir>/artifacts`; else `file:///…` or `s3://bucket/prefix`, with the usual AWS names."""
     strict_sandbox: bool = False
@@ -123,11 +151,21 @@ class Settings(BaseSettings):
     """Of private repositories, as JSON: `{"forge": "https://user:token@forge.example/team/"}`. A task names
     one (`repository.credential`), and it is used at that address and below it alone."""
 
-    @field_validator("credentials", mode="before")
+    @field_validator("credentials", "task_models", "model_rules", "model_options", "prices", mode="before")
     @classmethod
     def _read(cls, value: object) -> object:
         """Compose passes on an empty text where nothing is set."""
         return (json.loads(value) if value.strip() else {}) if isinstance(value, str) else value
+
+    @field_validator("fallback_models", "task_id_headers", "timestamp_headers", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """JSON, or names with commas between."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return [name for part in value.split(",") if (name := part.strip())]
 
     @field_validator("credentials")
     @classmethod

@@ -198,6 +198,9 @@ model-timeout | The model did not answer in time
 model-deadline | The model's reply took too long
     The reply had begun but wasn't complete within the time allowed for one turn.
     It is tried again by itself.
+model-stalled | The model's reply stood still
+    Nothing of the reply came for too long, though the connection was alive; nothing of it was used.
+    It is tried again by itself. A model that thinks for long needs a longer ORCHESTRATOR_MODEL_STALL.
 model-unreachable | The model can't be reached
     Nothing answers at the provider's address.
     Check the network and ANTHROPIC_BASE_URL where the workers run.
@@ -208,7 +211,7 @@ model-stream-truncated | The model's reply is incomplete
     The stream ended without its last part; nothing of it was used.
     It is tried again by itself.
 model-garbled | The model's reply can't be read
-    What came is not what the Messages API sends.
+    What came is not what the provider's API sends.
     It is tried again by itself; check ANTHROPIC_BASE_URL if it stays so.
 model-request-refused | The model's provider refuses the request
     It says that the request is not valid; the message tells why.
@@ -218,6 +221,39 @@ model-refused | The model refused to answer
     Word the task differently.
 model-repeated-call | The model used one call's id twice
     Two tool calls of a conversation had the same id, so that their results could not be told apart.
+    It is tried again by itself.
+budget-exhausted | The task's budget is used up
+    The gateway lets no further call through: the task has spent what it was allowed.
+    Answer the step's question with a higher budget, or cancel the task.
+circuit-open | A provider is left alone for now
+    It failed so often in a row that the gateway asks it nothing until it has had time to recover.
+    It is tried again by itself.
+run-token-invalid | The gateway no longer knows this run
+    The claim that the run's token was made for has ended.
+    Nothing: another worker has the step, or it is over.
+model-not-allowed | The run may not use this model
+    The gateway lets each run use its own models alone.
+    Name the model with the task, or allow it for all runs, then: orchestrator task retry <id>
+price-unknown | The model's price isn't known
+    A budget in USD can't be kept with a model whose price nobody has entered.
+    Enter it in ORCHESTRATOR_PRICES, or give the task no budget in USD.
+provider-missing | The gateway has no way to this model's provider
+    Neither a key nor an address of it is configured.
+    Set ANTHROPIC_API_KEY or OPENAI_API_KEY where the gateway runs and restart it.
+gateway-unready | The gateway can't work at the moment
+    It can't reach its database, without which it can't count what is spent.
+    It is tried again by itself; see: orchestrator doctor
+too-many-calls | The run has too many calls under way
+    The gateway lets a run make a few calls at a time.
+    It is tried again by itself.
+provider-throttled | The provider limits requests
+    It has told the gateway to wait, and the gateway keeps to that for everybody.
+    It is tried again when the provider says so.
+provider-unreachable | The gateway can't reach the provider
+    The connection failed before a reply began.
+    It is tried again by itself.
+provider-timeout | The provider did not answer the gateway in time
+    No reply began within the time allowed.
     It is tried again by itself.
 context-too-long | The conversation is too long
     The step's conversation doesn't fit the model's context any more.
