@@ -1,8 +1,8 @@
 """A circuit breaker, as a pure function of what was seen: the rows that all processes share hold the rest.
 
-    closed ── failure_threshold failures in a row ──► open
-    open ── recovery_timeout over ──► half_open, which lets one probe through at a time
-    half_open ── success_threshold probes succeed ──► closed;  one fails ──► open
+closed ── failure_threshold failures in a row ──► open
+open ── recovery_timeout over ──► half_open, which lets one probe through at a time
+half_open ── success_threshold probes succeed ──► closed;  one fails ──► open
 """
 
 from __future__ import annotations

@@ -32,9 +32,7 @@ class Spending:
     calls: int = 0
 
     def __add__(self, other: Spending) -> Spending:
-        return Spending(
-            self.cost_usd + other.cost_usd, self.tokens + other.tokens, self.calls + other.calls
-        )
+        return Spending(self.cost_usd + other.cost_usd, self.tokens + other.tokens, self.calls + other.calls)
 
 
 def budget_of(stored: Mapping[str, Any]) -> Budget:
