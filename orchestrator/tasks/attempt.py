@@ -77,9 +77,9 @@ class Desk:
         if not settings.gateway_url:
             raise Unavailable(
                 "gateway-missing",
-                "Live models are called through the gateway, and this worker knows of none.",
-                "Start one where the keys are: orchestrator gateway   "
-                "Then set ORCHESTRATOR_GATEWAY_URL for the workers. `orchestrator up` does both.",
+                "Live models are called through the gateway, and this worker knows of none:"
+                " ORCHESTRATOR_GATEWAY_URL is not set.",
+                "Start one where the keys are: orchestrator gateway   `orchestrator up` does it by itself.",
             )
         token = run_token.new()
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)

@@ -139,11 +139,12 @@ def test_a_streamed_response_is_counted(ledger: Ledger, tmp_path: Path) -> None:
         {"type": "response.output_text.delta", "delta": "I read.", "item_id": "m", "output_index": 0},
         {"type": "response.completed", "response": response},
     )
-    with serving(Answer(events)) as provider, gateway_to(ledger, provider.url, tmp_path) as gateway:
-        with openai_at(gateway.access(ledger, claimed)) as client:
-            kinds = [
-                event.type for event in client.responses.create(model=MODEL, input="Hello.", stream=True)
-            ]
+    with (
+        serving(Answer(events)) as provider,
+        gateway_to(ledger, provider.url, tmp_path) as gateway,
+        openai_at(gateway.access(ledger, claimed)) as client,
+    ):
+        kinds = [event.type for event in client.responses.create(model=MODEL, input="Hello.", stream=True)]
     assert kinds == ["response.created", "response.output_text.delta", "response.completed"]
     (used,) = ledger.rows("SELECT * FROM usage")
     assert (used["input_tokens"], used["output_tokens"], used["cache_read_tokens"]) == (10, 25, 7)
