@@ -6,20 +6,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
 import structlog
 
 from orchestrator.bootstrap import Wiring
-from orchestrator.core import task_id as task_ids
-from orchestrator.core.assignment import Assignment, Budget, Limits
-from orchestrator.core.errors import OrchestratorError
+from orchestrator.core import run_token, task_id as task_ids
+from orchestrator.core.assignment import Assignment, Budget, Limits, ModelAccess
+from orchestrator.core.errors import OrchestratorError, Unavailable
 from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.redaction import Redactor
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.core.workspace import WorkspaceFault
-from orchestrator.db import connect, effects
+from orchestrator.db import connect, effects, run_tokens
 from orchestrator.db.claims import Claimed
 from orchestrator.db.connect import Connection
 from orchestrator.db.effects import StoredFile
@@ -33,6 +34,8 @@ from orchestrator.workspaces.integrate import Conflict, Integrated
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace, patch
 
 log: Final = structlog.get_logger(__name__)
+_TOKEN_SLACK: Final = timedelta(minutes=10)
+"""A token outlives the longest run by so much; it ends with its claim in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Finished:
 
 
 class Desk:
-    """One claim's journal and workspace, opened when the agent asks for them."""
+    """One claim's journal, workspace and access to models, opened when the agent asks for them."""
 
     def __init__(self, wiring: Wiring, claimed: Claimed, link: StepLink, boot_id: str) -> None:
         self._wiring = wiring
@@ -67,6 +70,32 @@ class Desk:
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
         alone = claimed.total == 1 and not claimed.conflicts
         return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone)
+
+    def open_access(self, assignment: Assignment) -> ModelAccess:
+        """A token that is good as long as this claim holds; see `bootstrap.Desk`."""
+        settings, claimed = self._wiring.settings, self._claimed
+        if not settings.gateway_url:
+            raise Unavailable(
+                "gateway-missing",
+                "Live models are called through the gateway, and this worker knows of none:"
+                " ORCHESTRATOR_GATEWAY_URL is not set.",
+                "Start one where the keys are: orchestrator gateway   `orchestrator up` does it by itself.",
+            )
+        token = run_token.new()
+        scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
+        try:
+            with self._wiring.engine.begin() as connection:
+                run_tokens.issue(
+                    connection,
+                    scope,
+                    sha256=run_token.digest(token),
+                    agent_type=assignment.agent_type,
+                    models=models_of(self._wiring, assignment),
+                    lifetime=settings.max_wall_time + _TOKEN_SLACK,
+                )
+        except FenceLost:
+            raise LeaseLost from None
+        return ModelAccess(settings.gateway_url.rstrip("/"), token)
 
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
@@ -160,6 +189,16 @@ class Desk:
     def _trailers(self) -> dict[str, str]:
         step = self._claimed.step
         return {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
+
+
+def models_of(wiring: Wiring, assignment: Assignment) -> list[str]:
+    """What the run may use: its own model, and what the installation allows every run.
+
+    A name with its provider before it is that model, too: agents that need it so send the rest of it.
+    """
+    own = assignment.model or wiring.settings.model
+    named = [own, own.partition("/")[2]] if "/" in own else [own]
+    return list(dict.fromkeys([*named, *wiring.settings.run_models]))
 
 
 def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:

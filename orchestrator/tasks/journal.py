@@ -97,7 +97,9 @@ class PostgresJournal:
             "elapsed_seconds": turn.elapsed.total_seconds(),
         }
         with self._writing() as connection:
-            journal.append(connection, self.scope, "turn", turn.number, message, spent)
+            # What a live model used, the gateway has written down already.
+            counted = spent if spent.recorded else None
+            journal.append(connection, self.scope, "turn", turn.number, message, counted)
 
     def begin_call(self, turn: int, call_id: str, name: str, arguments: Mapping[str, Any], /) -> None:
         with self._writing() as connection:
