@@ -173,7 +173,7 @@ def _check(
 
 def _one(connection: Connection, call: Call, parent: Mapping[str, Any], request: SubtaskRequest) -> Started:
     objective = LOOKS.text(harmless(request.objective))
-    ref = TaskRef(call.step.tenant_id, _id(call, request.call_id))
+    ref = TaskRef(call.step.tenant_id, subtask_id(call.step, call.conversation, request.call_id))
     written = one(
         connection,
         _INSERT,
@@ -204,9 +204,9 @@ def _one(connection: Connection, call: Call, parent: Mapping[str, Any], request:
     )
 
 
-def _id(call: Call, call_id: str) -> str:
+def subtask_id(step: StepRef, conversation: int, call_id: str) -> str:
     """The same for the same call, whoever asks how often."""
-    told = "\n".join((call.step.tenant_id, call.step.step_id, str(call.conversation), call_id))
+    told = "\n".join((step.tenant_id, step.step_id, str(conversation), call_id))
     return f"task_{hashlib.sha256(told.encode()).hexdigest()[:26]}"
 
 

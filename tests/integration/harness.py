@@ -72,7 +72,7 @@ class Obedient:
     desk: Desk
     notes: Notes
 
-    def work(self, assignment: Assignment, link: Link) -> Verdict:
+    def work(self, assignment: Assignment, link: Link) -> Verdict:  # noqa: PLR0912 - one for each word
         name = f"{assignment.task_id}.{assignment.step_key}"
         if assignment.description.startswith("{"):  # a subtask brings no spec
             assignment = replace(assignment, spec=json.loads(assignment.description))
@@ -91,7 +91,7 @@ class Obedient:
                 return NeedsInput(Ask("call_1", "Which one?", ("left", "right")))
             case "ask":
                 return Done("asked", {"answer": answers["call_1"]})
-            case "delegate":
+            case "delegate" | "delegate and break":
                 return self._delegate(name, assignment)
             case "break":
                 return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
@@ -133,6 +133,8 @@ class Obedient:
                 self.notes.write("delegated", step=name, fence=assignment.fence)
                 while self.notes.is_held(f"{name}.delegated"):
                     time.sleep(0.02)
+                if assignment.spec["do"] == "delegate and break":
+                    return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
                 return Waits(WaitingOn.SUBTASK)
             if not all(ends.values()):
                 return Waits(WaitingOn.SUBTASK)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.commands import intervene, subtask
 from orchestrator.commands.publication import Started
-from orchestrator.commands.subtask import Bounds, Call, NotStarted
+from orchestrator.commands.subtask import Bounds, Call, NotStarted, subtask_id
 from orchestrator.core.states import Status
 from orchestrator.core.subtask import SubtaskEnd, SubtaskRequest
 from orchestrator.db import bounds as time_bounds, journal, lineage, subtasks
@@ -21,6 +25,8 @@ from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.db.sql import StepRef, TaskRef
 from orchestrator.db.transitions import Applied
 from tests.integration.ledger import TENANT, Ledger, step
+from tests.integration.repositories import git, repository
+from tests.integration.stack import PATIENCE_SECONDS, Stack, until, worker
 
 WIDE = Bounds(depth=3, children=20, tree=100)
 AGENTS = frozenset({"engine", "replay"})
@@ -138,7 +144,7 @@ def test_depth_and_number_are_limited_with_words_for_the_agent(ledger: Ledger) -
     deep = Bounds(depth=2, children=2, tree=4)
     claimed = ledger.take(ledger.task("p")["work"])
     one, two = ids(start(ledger, claimed, asked("a", "b"), deep))
-    with pytest.raises(NotStarted, match="2 subtasks were started and 1 more .* 2 at most"):
+    with pytest.raises(NotStarted, match=r"2 subtasks were started and 1 more .* 2 at most"):
         start(ledger, claimed, asked("c"), deep)
     below = ledger.take(ledger.steps(one)["work"])
     (grandchild, _) = ids(start(ledger, below, asked("a", "b"), deep))
@@ -276,7 +282,7 @@ def test_the_sweep_finds_a_parent_that_nobody_woke(ledger: Ledger) -> None:
     assert ledger.do(lambda c: subtasks.forgotten(c, timedelta(minutes=1))) == []
     with ThreadPoolExecutor(2) as pool:
         sweeps = [lambda c: subtasks.wake_waiting(c, claimed.step)] * 2
-        woken = list(pool.map(lambda work: ledger.do(work), sweeps))
+        woken = list(pool.map(ledger.do, sweeps))
     assert sum(one is not None for one in woken) == 1
     assert forgotten() == []
 
@@ -340,9 +346,9 @@ def test_a_subtask_that_is_retried_after_its_parent_was_told_stands_alone(ledger
     park(ledger, again)
     complete(ledger, later)
     assert wake(ledger, later) == claimed.step, "it doesn't wait for what it was told before"
-    assert ledger.do(lambda c: lineage.left_behind(c)) == []
+    assert ledger.do(lineage.left_behind) == []
     ledger.succeed(ledger.take(claimed.step))
-    assert ledger.do(lambda c: lineage.left_behind(c)) == []
+    assert ledger.do(lineage.left_behind) == []
     complete(ledger, child)
     assert wake(ledger, child) is None
 
@@ -380,10 +386,8 @@ def test_a_cancel_that_races_the_start_leaves_no_live_subtask(ledger: Ledger) ->
             claimed = ledger.take(ledger.task(f"p{number}")["work"])
 
             def begin(claimed: Claimed = claimed) -> None:
-                try:
+                with contextlib.suppress(NotStarted):
                     start(ledger, claimed, asked("a", "b"))
-                except NotStarted:
-                    pass
 
             def cancel(task_id: str = f"p{number}") -> None:
                 ledger.do(lambda c: intervene.cancel(c, TENANT, task_id, by="me"))
@@ -445,3 +449,172 @@ def test_of_two_steps_that_one_fails_ends_the_other_s_subtasks(ledger: Ledger) -
     assert failed is not None
     assert [task.task_id for task in failed.settled.forsaken] == [child]
     assert ledger.row("p")["status"] == "failed"
+
+
+# --- in workers ---------------------------------------------------------------------------------------------
+
+
+def objective(**spec: Any) -> str:
+    return json.dumps(spec)
+
+
+def delegate(*objectives: str, repo: Path | None = None, **body: Any) -> dict[str, Any]:
+    where = {"repository": {"path": str(repo)}} if repo else {}
+    spec = {"do": "delegate", "objectives": list(objectives)}
+    steps = [{"id": "a", "description": "Delegate", "spec": spec}]
+    return {"description": "Something", "steps": steps, **where, **body}
+
+
+def write(path: str, text: str) -> str:
+    return objective(do="write", path=path, text=text)
+
+
+def children(stack: Stack, task_id: str = "p") -> list[str]:
+    found = stack.ledger.rows(
+        "SELECT id FROM tasks WHERE parent_id = :task ORDER BY parent_call_id", task=task_id
+    )
+    return [row["id"] for row in found]
+
+
+def told(stack: Stack, name: str = "p.a") -> list[dict[str, Any]]:
+    return [note for note in stack.notes.read("told") if note["step"] == name]
+
+
+def shown(stack: Stack, task_id: str, path: str) -> str:
+    """A file at the end of a task's branch."""
+    (mirror,) = (stack.folder / "mirrors").glob("*.git")
+    return git(mirror, "show", f"{stack.ledger.row(task_id)['tip_commit']}:{path}")
+
+
+def test_what_subtasks_did_is_merged_into_their_parent_s_work(stack: Stack, tmp_path: Path) -> None:
+    source = repository(tmp_path / "source", {"one.txt": "1\n", "two.txt": "2\n"})
+    request = delegate(write("one.txt", "one\n"), write("two.txt", "two\n"), "Only look.", repo=source)
+    stack.call(request, task_id="p")
+    with worker(stack, slots=1):
+        assert stack.ends("p") == "completed", "one slot is enough: who waits holds none"
+    assert [note["status"] for note in told(stack)] == ["completed"] * 3
+    seen = stack.notes.read("saw")
+    assert all("parent.txt" in note["files"] for note in seen), "they start from their parent's checkpoint"
+    assert shown(stack, "p", "one.txt") == "one"
+    assert shown(stack, "p", "two.txt") == "two"
+    assert shown(stack, "p", "parent.txt") == "parent"
+    (parent,) = stack.ledger.steps("p").values()
+    assert stack.ledger.names(parent)[0:2] == ["claim", "wait"]
+    assert stack.ledger.step(parent)["attempt"] == 1
+    assert stack.ledger.step(parent)["published_by"] == "wake", "no sweep was needed"
+    for task in ("p", *children(stack)):
+        stack.ledger.assert_consistent(task)
+
+
+def test_a_conflict_of_subtasks_is_shown_and_changes_nothing(stack: Stack, tmp_path: Path) -> None:
+    source = repository(tmp_path / "source", {"one.txt": "1\n"})
+    stack.call(delegate(write("one.txt", "left\n"), write("one.txt", "right\n"), repo=source), task_id="p")
+    with worker(stack):
+        assert stack.ends("p") == "completed"
+    first, second = told(stack)
+    assert first["conflict"] is None
+    assert "one.txt" in second["conflict"]
+    assert "+right" in second["conflict"].replace(" ", "")
+    assert shown(stack, "p", "one.txt") == "left"
+
+
+def test_another_machine_carries_out_a_subtask_and_another_one_its_parent(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """They share the artifact store alone."""
+    source = repository(tmp_path / "source", {"one.txt": "1\n"})
+    store = {"ORCHESTRATOR_ARTIFACT_URL": (tmp_path / "store").as_uri()}
+    (tmp_path / "store").mkdir()
+    machines = []
+    for name in "abc":
+        folder = tmp_path / name
+        folder.mkdir()
+        machines.append(Stack(stack.database_url, stack.redis_url, folder, store))
+    first, second, third = machines
+    first.notes.hold(f"{FIRST}.work")
+    second.notes.hold("p.a")
+    first.call(delegate(write("one.txt", "one\n"), repo=source), task_id="p")
+    with worker(first, slots=1):
+        first.began(f"{FIRST}.work")
+    assert first.ledger.row("p")["waiting_on"] == "subtask"
+    with worker(second, slots=2):
+        second.healed(lambda: second.ledger.row(FIRST)["finished_at"], "the subtask's end")
+        second.began("p.a")
+    with worker(third, slots=1):
+        third.healed(lambda: third.ledger.row("p")["finished_at"], "the end")
+    assert third.ledger.row("p")["status"] == "completed"
+    assert shown(third, "p", "one.txt") == "one"
+    assert not third.notes.read("saw"), "it was another machine's work"
+    for machine in machines:
+        machine.close()
+
+
+def test_kill_9_between_the_start_and_the_park_starts_nothing_twice(stack: Stack) -> None:
+    stack.notes.hold("p.a.delegated")
+    stack.call(delegate("Look.", "Look again."), task_id="p")
+    with worker(stack, slots=1) as process:
+        until(lambda: stack.notes.read("delegated"), "the subtasks")
+        process.process.send_signal(signal.SIGKILL)
+        process.process.wait(PATIENCE_SECONDS)
+    stack.notes.let_go("p.a.delegated")
+    with worker(stack, slots=2):
+        stack.healed(lambda: stack.ledger.row("p")["finished_at"], "the end")
+    assert stack.ledger.row("p")["status"] == "completed"
+    assert len(children(stack)) == 2
+    assert len(stack.notes.read("delegated")) == 1, "the second attempt found them started"
+    assert [note["call"] for note in told(stack)] == ["call_1", "call_2"]
+    (parent,) = stack.ledger.steps("p").values()
+    assert stack.ledger.step(parent)["attempt"] == 2
+
+
+FIRST = subtask_id(StepRef(TENANT, "p", "workflow_p_1", "workflow_p_1.1"), 0, "call_1")
+"""The id of what step `a` of task `p` starts first."""
+
+
+def test_a_parent_whose_waker_died_is_woken_by_one_of_two_sweeps(stack: Stack) -> None:
+    """The subtask's end is committed as a worker would that dies before its next word."""
+    stack.notes.hold(f"{FIRST}.work")
+    stack.call(delegate("Look."), task_id="p")
+    with worker(stack, slots=1) as process:
+        stack.began(f"{FIRST}.work")
+        process.process.send_signal(signal.SIGKILL)
+        process.process.wait(PATIENCE_SECONDS)
+    (parent,) = stack.ledger.steps("p").values()
+    (child,) = stack.ledger.steps(FIRST).values()
+    assert stack.ledger.step(parent)["waiting_on"] == "subtask"
+    stack.ledger.expire(child)
+    complete(stack.ledger, FIRST)
+    with ThreadPoolExecutor(2) as pool:
+
+        def woken() -> int:
+            return sum(swept.woken for swept in pool.map(lambda _: stack.sweep(), range(2)))
+
+        assert until(woken, "the wake") == 1
+        assert woken() == 0
+    with worker(stack, slots=1):
+        assert stack.ends("p") == "completed"
+    assert [note["call"] for note in told(stack)] == ["call_1"]
+    assert stack.ledger.names(parent) == ["claim", "wait", "wake", "claim", "succeed"]
+
+
+def test_a_cancelled_parent_s_running_subtask_stops(stack: Stack) -> None:
+    stack.notes.hold(f"{FIRST}.work")
+    stack.call(delegate("Look."), task_id="p")
+    with worker(stack, slots=2):
+        stack.began(f"{FIRST}.work")
+        until(lambda: stack.ledger.row("p")["waiting_on"] == "subtask", "the park")
+        stack.command(intervene.cancel, "p")
+        assert stack.ends("p") == "cancelled"
+        assert stack.ends(FIRST) == "cancelled"
+    assert [note["reason"] for note in stack.notes.read("stopped")] == ["cancel"]
+
+
+def test_a_parent_that_breaks_leaves_no_subtask_behind(stack: Stack) -> None:
+    """It fails before it parks: the shell cancels them, no sweep is needed."""
+    spec = {"do": "delegate and break", "objectives": [objective(do="work")]}
+    stack.notes.hold(f"{FIRST}.work")
+    stack.call({"description": "S", "steps": [{"id": "a", "description": "D", "spec": spec}]}, task_id="p")
+    with worker(stack, slots=1):
+        assert stack.ends("p") == "failed"
+        assert stack.ends(FIRST) == "cancelled"
+    assert stack.ledger.row(FIRST)["outcome"]["reason"] == "the step that started it has ended"
