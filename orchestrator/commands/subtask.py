@@ -61,7 +61,8 @@ _PARENT: Final = statement(
         coalesce(s.agent_type, t.agent_type) AS agent_type, coalesce(s.model, t.model) AS model,
         coalesce(s.start_commit, t.base_commit) AS start_commit,
         (SELECT count(*) FROM tasks c JOIN steps o ON o.tenant_id = c.tenant_id AND o.id = c.parent_step_id
-         WHERE c.tenant_id = t.tenant_id AND c.parent_id = t.id AND o.workflow_id = s.workflow_id) AS children,
+         WHERE c.tenant_id = t.tenant_id AND c.parent_id = t.id
+           AND o.workflow_id = s.workflow_id) AS children,
         (SELECT count(*) FROM tasks c, tasks r
          JOIN workflows w ON w.tenant_id = r.tenant_id AND w.task_id = r.id AND w.number = r.workflow_number
          WHERE r.tenant_id = t.tenant_id AND r.id = t.root_id AND c.tenant_id = t.tenant_id

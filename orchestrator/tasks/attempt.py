@@ -210,7 +210,16 @@ def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
         budget=budget,
         spec=claimed.spec,
         context=_context(claimed),
+        approvals=_approvals(claimed.approvals or ()),
     )
+
+
+RISKS: Final = ("read", "write", "execute", "network")
+"""The classes that `*` stands for."""
+
+
+def _approvals(asked: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for each in asked for name in (RISKS if each == "*" else (each,))))
 
 
 def _context(claimed: Claimed) -> dict[str, Any]:

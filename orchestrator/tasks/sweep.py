@@ -37,6 +37,7 @@ from orchestrator.db.transitions import Applied
 from orchestrator.db.waking import due, wake
 from orchestrator.queues.results import show
 from orchestrator.tasks.publish import cancel_forsaken, hand_on_slot, publish, resend_entry, send_step
+from orchestrator.tasks.silence import end_silence
 
 log: Final = structlog.get_logger(__name__)
 _LOCK: Final = 0x6F7263_02
@@ -61,13 +62,14 @@ class Swept:
     joins: int = 0
     woken: int = 0
     forsaken: int = 0
+    silenced: int = 0
     agents_lost: int = 0
     skipped: bool = field(default=False)
 
     @property
     def quiet(self) -> bool:
         did = (self.expired, self.cancelled, self.late, self.published, self.delivered, self.joins)
-        return not any((*did, self.woken, self.forsaken))
+        return not any((*did, self.woken, self.forsaken, self.silenced))
 
 
 def run_sweep(wiring: Wiring) -> Swept:
@@ -108,9 +110,10 @@ def _sweep(wiring: Wiring) -> Swept:
     )
     swept.timed = _each(wiring, timed, _time_came, publishes=answers)
     swept.woken = _each(wiring, forgotten, lambda c, d: subtasks.wake_waiting(c, d.step), publishes=answers)
-    swept.forsaken = sum(_cancel_forsaken(wiring, task) for task in left_behind)
     if not answers:
         return swept
+    swept.forsaken = sum(_cancel_forsaken(wiring, task) for task in left_behind)
+    swept.silenced = 0 if just_up else end_silence(wiring)
     with wiring.engine.connect() as connection:
         unclaimed = sweep.unclaimed(connection, settings.publish_grace)
         starved = sweep.starved(connection, settings.ageing)

@@ -88,7 +88,7 @@ class Obedient:
                 return Yielded(reason)
         match assignment.spec.get("do", "work"):
             case "ask" if not (answers := self.desk.open_journal(assignment).load().answers):
-                return NeedsInput(Ask("call_1", "Which one?", ("left", "right")))
+                return NeedsInput(Ask("call_1", "Which one?", ("left", "right"), default="left"))
             case "ask":
                 return Done("asked", {"answer": answers["call_1"]})
             case "delegate" | "delegate and break":
