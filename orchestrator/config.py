@@ -75,6 +75,12 @@ class Settings(BaseSettings):
         default=0, validation_alias=_named("MAX_CONCURRENT_WORKFLOWS", "MAX_CONCURRENT_WORKFLOWS")
     )
     """How many workflows may run at once, parked ones not counted; 0 means no limit."""
+    max_subtask_depth: int = 3
+    """How many levels of subtasks a task may have below it."""
+    max_subtasks: int = 20
+    """How many subtasks one task may start in one run."""
+    max_tree_tasks: int = 100
+    """How many tasks there may be below one that somebody asked for, all levels together."""
     ageing: timedelta = timedelta(minutes=5)
     """After this long unclaimed a ready step is published one priority higher."""
 

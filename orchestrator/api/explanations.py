@@ -97,8 +97,15 @@ already-answered | The question was answered already
     Only the first answer counts; the error tells it.
     See how the task goes on: orchestrator task watch <id>
 answer-invalid | The answer can't be taken
-    It is empty, too long, or names a choice that there isn't.
-    Send {"answer": {"text": "…"}} or {"answer": {"choice": 1}}.
+    It is empty, too long, or names a choice that there isn't; or it is no answer to a question of that kind.
+    Send {"answer": {"text": "…"}} or {"answer": {"choice": 1}}. An approval takes Approve or Deny, more
+    budget an amount or Stop.
+question-unanswered | Nobody answered in time
+    The task was created with on_question_timeout, which says that a question without an answer fails.
+    Run it again, with somebody there or with a longer time: orchestrator task retry <id>
+budget-refused | The budget was not raised
+    The task's budget was used up, and the person who was asked said to stop.
+    Create a task with a higher budget, or retry this one, which asks again: orchestrator task retry <id>
 range-invalid | That range is not in the file
     The file is shorter than the range that was asked for, or the range is malformed.
     Ask for another range, or for the whole file.

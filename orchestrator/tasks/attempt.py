@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -18,6 +18,7 @@ from orchestrator.core.assignment import Assignment, Budget, Limits, ModelAccess
 from orchestrator.core.errors import OrchestratorError, Unavailable
 from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.redaction import Redactor
+from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db import connect, effects, run_tokens
@@ -26,6 +27,7 @@ from orchestrator.db.connect import Connection
 from orchestrator.db.effects import StoredFile
 from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.engine.ports import Journal, LeaseLost
+from orchestrator.tasks import subtasks
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
 from orchestrator.workspaces import integrate
@@ -64,12 +66,14 @@ class Desk:
         )
         self._workspace: Workspace | None = None
         self._mirror: str | None = None
+        self._origin: str | None = None
+        """What the repository itself has: bundles hold what is on top of it."""
 
     def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
         alone = claimed.total == 1 and not claimed.conflicts
-        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone)
+        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone, self._delegate)
 
     def open_access(self, assignment: Assignment) -> ModelAccess:
         """A token that is good as long as this claim holds; see `bootstrap.Desk`."""
@@ -127,14 +131,16 @@ class Desk:
                 commit = effects.fix_base(connection, claimed.step, claimed.fence, base.commit)
         else:
             commit = claimed.base_commit
-        mirror = workspaces.mirrors.prepare(claimed.repository_url, commit, credentials=login, stop=stop)
+        origin = claimed.origin_commit or commit
+        mirror = workspaces.mirrors.prepare(claimed.repository_url, origin, credentials=login, stop=stop)
+        workspaces.bundles.ensure(mirror, commit)
         if claimed.conflicts and claimed.tip_commit:
             start = claimed.tip_commit
             workspaces.bundles.ensure(mirror, start)
         else:
             results = [row["result_commit"] for row in claimed.needs if row["result_commit"]]
             start = workspaces.start_commit(mirror, commit, results)
-        self._base = commit
+        self._origin = origin
         with self._wiring.engine.begin() as connection:
             effects.fix_start(connection, claimed.step, claimed.fence, start)
         return mirror, start
@@ -182,9 +188,15 @@ class Desk:
 
     def _store(self, commit: str) -> None:
         assert self._mirror is not None  # noqa: S101 - callers opened it
-        base = getattr(self, "_base", None)
-        if base and commit != base:
-            self._wiring.workspaces.bundles.store(self._mirror, commit, base)
+        if self._origin and commit != self._origin:
+            self._wiring.workspaces.bundles.store(self._mirror, commit, self._origin)
+
+    def _delegate(self, scope: Scope, requests: Sequence[SubtaskRequest], checkpoint: str | None) -> None:
+        """Subtasks that start from this workspace's checkpoint, which any machine may need from now on."""
+        start = checkpoint or (self._workspace.start if self._workspace else None)
+        if start is not None:
+            self._store(start)
+        subtasks.start(self._wiring, scope, requests, start)
 
     def _trailers(self) -> dict[str, str]:
         step = self._claimed.step
@@ -237,7 +249,16 @@ def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
         budget=budget,
         spec=claimed.spec,
         context=_context(claimed),
+        approvals=_approvals(claimed.approvals or ()),
     )
+
+
+RISKS: Final = ("read", "write", "execute", "network")
+"""The classes that `*` stands for."""
+
+
+def _approvals(asked: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for each in asked for name in (RISKS if each == "*" else (each,))))
 
 
 def _context(claimed: Claimed) -> dict[str, Any]:
@@ -378,7 +399,7 @@ def merge(
     ref = f"refs/heads/{task_ids.branch(step.task_id)}"
     integrate.move(git, ref, merged.commit, git.ref(ref))
     workspaces.mirrors.keep(finished.mirror, merged.commit)
-    workspaces.bundles.store(finished.mirror, merged.commit, row.base)
+    workspaces.bundles.store(finished.mirror, merged.commit, claimed.origin_commit or row.base)
     effects.set_tip(connection, step.task, merged.commit)
     effects.add_artifact(
         connection,

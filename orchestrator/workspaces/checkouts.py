@@ -17,6 +17,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -101,7 +102,7 @@ class Workspaces:
         again = self._claim(owner, folder)
         if not again:
             self._make(place, git, checkpoint or start)
-        workspace = Workspace(owner, place, git, self.sandbox, start)
+        workspace = Workspace(owner, place, git, self.sandbox, start, partial(self.bundles.ensure, mirror))
         if again or checkpoint is not None:
             workspace.restore(checkpoint or start)
         return workspace
