@@ -222,4 +222,3 @@ def test_what_others_spend_is_all_of_the_workflow_but_this_conversation(ledger: 
     assert again.spent_elsewhere() == Spending(3, 57, Decimal("0.0375")), "after a conflict"
     other = ledger.task("other")["work"]
     assert kept(ledger, ledger.take(other)).spent_elsewhere() == Spending()
-    assert replace(again, alone=True).spent_elsewhere() == Spending(), "nobody is asked"
