@@ -21,7 +21,10 @@ from orchestrator.core.assignment import Assignment, Limits, Stop
 from orchestrator.core.redaction import Redactor
 from orchestrator.core.states import Status
 from orchestrator.core.subtask import SubtaskEnd, SubtaskRequest
+from orchestrator.core.verdict import Verdict
 from orchestrator.core.workspace import CommandResult, Match, WorkspaceRefusal
+from orchestrator.engine import loop
+from orchestrator.engine.context import Room
 from orchestrator.engine.ports import (
     Block,
     Call,
@@ -31,6 +34,7 @@ from orchestrator.engine.ports import (
     Entry,
     Heard,
     LeaseLost,
+    Model,
     ModelRequest,
     Reply,
     Spending,
@@ -41,6 +45,9 @@ from orchestrator.engine.ports import (
     Turn,
     Usage,
 )
+from orchestrator.engine.prices import Price
+from orchestrator.engine.tools import TOOLS
+from orchestrator.engine.tools.tool import Tool
 
 
 class Killed(BaseException):
@@ -374,3 +381,41 @@ ASSIGNMENT = Assignment(
 
 def assignment(**changes: Any) -> Assignment:
     return replace(ASSIGNMENT, **changes)
+
+
+class World:
+    """One step: a folder, a journal, and as many claims on it as a test makes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.workspace = FolderWorkspace(path / "workspace")
+        self.wire = Wire()
+        self.mail: list[str] = []
+
+    def journal(self, **faults: Any) -> FileJournal:
+        return FileJournal(self.path / "journal.jsonl", mail=self.mail, **faults)
+
+    def claim(
+        self,
+        script: Model,
+        journal: FileJournal | None = None,
+        *,
+        tools: Mapping[str, Tool[Any]] = TOOLS,
+        room: Room = Room(),  # noqa: B008 - frozen
+        **changes: Any,
+    ) -> Verdict:
+        return loop.work(
+            assignment(**changes),
+            self.wire,
+            model=script,
+            journal=journal or self.journal(),
+            workspace=self.workspace,
+            tools=tools,
+            prices={"priced": Price(Decimal(1_000_000), Decimal(1_000_000))},
+            room=room,
+        )
+
+
+def results(request: Any) -> list[Any]:
+    """The tool results that a request's last message carries."""
+    return [block for block in request["messages"][-1]["content"] if block["type"] == "tool_result"]

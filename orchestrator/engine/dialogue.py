@@ -53,6 +53,8 @@ class Dialogue:
         """The outputs of turns up to this one are sent in short."""
         self.summarised_to = 0
         """A summary stands in for the turns up to this one."""
+        self.is_half_compacted = False
+        """Since the last turn, outputs were made short and nothing was summed up."""
 
     def hear(self, text: str) -> None:
         self.memory.hear(text)
@@ -82,6 +84,7 @@ class Dialogue:
         self._size.grow(sum(size_of(block) for block in spoken))
         self._size.measure(turn.usage.total)
         self.turns = turn.number
+        self.is_half_compacted = False
         self.tokens += turn.usage.total
         self.cost_usd += turn.cost_usd or 0
         self.elapsed += turn.elapsed
@@ -113,6 +116,7 @@ class Dialogue:
 
     def compact(self, compacted: Compacted) -> None:
         """Does what was decided, in the same way whenever it is done."""
+        self.is_half_compacted = compacted.summary is None
         self.tokens += compacted.usage.total
         self.cost_usd += compacted.cost_usd or 0
         messages = self.messages()

@@ -193,7 +193,7 @@ class _Work:
         if rung >= stuck.GIVEN_UP:
             message = f"the agent goes in circles: {circle.what}"
             return Broke("agent-stuck", message, ErrorClass.LIMIT, retryable=False)
-        corrected = Corrected(number, rung, text, checkpoint)
+        corrected = Corrected(number, rung, text, checkpoint, circle.began)
         self._journal.append(corrected)
         if checkpoint is not None:
             self._means.workspace.restore(checkpoint)
@@ -207,10 +207,12 @@ class _Work:
         self._watch.corrected(corrected)
 
     def _make_room(self) -> None:
-        if not self._context.is_full():
+        """A claim that died between the two halves of it left the second to the next."""
+        if self._context.is_full():
+            if (shorter := self._context.shorter()) is not None:
+                self._compact(shorter)
+        elif not self._dialogue.is_half_compacted:
             return
-        if (shorter := self._context.shorter()) is not None:
-            self._compact(shorter)
         if self._context.is_tight() and (summary := self._context.summary()) is not None:
             self._compact(summary)
 

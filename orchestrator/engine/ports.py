@@ -206,6 +206,8 @@ class Corrected:
     rung: int
     text: str
     checkpoint: str | None = None
+    began: int = 0
+    """The turn in which the first of these circles began."""
 
 
 Entry = Turn | Heard | Compacted | Corrected
@@ -218,7 +220,7 @@ class Call:
     call_id: str
     result: ToolResult | None = None
     checkpoint: str | None = None
-    turn: int = 0
+    turn: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

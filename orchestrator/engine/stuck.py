@@ -61,7 +61,8 @@ def seen(turn: Turn, results: Mapping[str, ToolResult], talk: Iterable[str]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Circle:
-    """What goes round, in words for the model and for people, and the turn in which it began."""
+    """What goes round, in words for the model and for people, and the turn in which it began. If it went on
+    after a correction, that is where it was first seen."""
 
     what: str
     began: int
@@ -111,23 +112,24 @@ class Watch:
 
     def __init__(self) -> None:
         self._turns: deque[Seen] = deque(maxlen=LOOKED_AT)
-        self._rung = 0
-        self._corrected_at = 0
+        self._last = Corrected(0, 0, "")
 
     def feed(self, turn: Seen) -> None:
         self._turns.append(turn)
 
     def corrected(self, correction: Corrected) -> None:
         self._turns.clear()
-        self._rung, self._corrected_at = correction.rung, correction.before_turn
+        self._last = correction
 
     def look(self) -> tuple[Circle, int] | None:
         """The circle that the agent is in, and the rung that is next."""
         found = circle(tuple(self._turns))
         if found is None:
             return None
-        forgiven = found.began - self._corrected_at >= FORGIVEN_AFTER
-        return found, 1 if forgiven else self._rung + 1
+        last = self._last
+        if not last.rung or found.began - last.before_turn >= FORGIVEN_AFTER:
+            return found, 1
+        return Circle(found.what, last.began or found.began), last.rung + 1
 
 
 def ask(call_id: str, found: Circle) -> Ask:

@@ -18,56 +18,28 @@ from orchestrator.core.verdict import (
     Done,
     NeedsInput,
     StopReason,
-    Verdict,
     Yielded,
 )
-from orchestrator.engine import loop, prompt
+from orchestrator.engine import prompt
 from orchestrator.engine.ports import ModelRequest, Spending, Usage
-from orchestrator.engine.prices import Price, cost
+from orchestrator.engine.prices import cost
 from tests.engine_world import (
-    FileJournal,
     FolderWorkspace,
     Killed,
     Script,
     Wire,
+    World,
     assignment,
     call,
     done,
+    results,
     text,
 )
-
-
-class World:
-    """One step: a folder, a journal, and as many claims on it as a test makes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.workspace = FolderWorkspace(path / "workspace")
-        self.wire = Wire()
-        self.mail: list[str] = []
-
-    def journal(self, **faults: Any) -> FileJournal:
-        return FileJournal(self.path / "journal.jsonl", mail=self.mail, **faults)
-
-    def claim(self, script: Script, journal: FileJournal | None = None, **changes: Any) -> Verdict:
-        return loop.work(
-            assignment(**changes),
-            self.wire,
-            model=script,
-            journal=journal or self.journal(),
-            workspace=self.workspace,
-            prices={"priced": Price(Decimal(1_000_000), Decimal(1_000_000))},
-        )
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-def results(request: Any) -> list[Any]:
-    """The tool results that a request's last message carries."""
-    return [block for block in request["messages"][-1]["content"] if block["type"] == "tool_result"]
 
 
 def test_a_step_reads_changes_and_ends_with_its_summary(world: World) -> None:
