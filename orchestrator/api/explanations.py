@@ -225,14 +225,20 @@ context-too-long | The conversation is too long
 limit-mistakes | Too many mistakes in a row
     The model made no call that could be run, several turns in a row.
     See the step's log; describe the step more precisely.
+agent-stuck | The agent goes in circles
+    It did the same again and again. It was told so, put back, and a person was asked; it did not help.
+    See the step's log; describe the step more precisely, or give it to another agent or model.
+budget-not-raised | The task's budget is used up
+    The task and its subtasks have spent their budget, and a person chose to stop.
+    Run it again with a higher budget.
 limit-turns | Not done within the turns allowed
-    The step used as many turns as ORCHESTRATOR_MAX_TURNS or the task's budget allows.
+    The step used as many turns as ORCHESTRATOR_MAX_TURNS allows.
     Split the step, or raise the limit.
 limit-tokens | Not done within the tokens allowed
-    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS or the task's budget allows.
+    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS allows.
     Split the step, or raise the limit.
 limit-cost | Not done within the cost allowed
-    The step cost as much as ORCHESTRATOR_MAX_COST_USD or the task's budget allows.
+    The step cost as much as ORCHESTRATOR_MAX_COST_USD allows.
     Split the step, or raise the limit.
 limit-wall-time | Not done within the time allowed
     The step's agent worked for as long as ORCHESTRATOR_MAX_WALL_TIME allows.

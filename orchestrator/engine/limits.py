@@ -14,7 +14,7 @@ from orchestrator.core.verdict import Ask, Broke, NeedsInput, Verdict, Waits
 from orchestrator.engine.dialogue import Dialogue
 from orchestrator.engine.ports import ModelError, Spending
 
-RAISE, STOP = "Raise it", "Stop"
+RAISE, STOP = "Double it", "Stop"
 PARKED_AFTER: Final = timedelta(minutes=1)
 """A longer wish of the provider's is waited for without a worker."""
 _NEXT_TO_NOTHING: Final = Decimal("0.000001")

@@ -49,7 +49,7 @@ class Reader:
     summaries: list[Any] = field(default_factory=list)
     refused: int = 0
 
-    def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], _: Stop, /) -> Reply:
+    def reply(self, request: ModelRequest, _: Callable[[StreamEvent], None], __: Stop, /) -> Reply:
         asked = json.loads(json.dumps(asdict(request)))
         if len(json.dumps(asked)) > self.too_long:
             self.refused += 1

@@ -413,7 +413,7 @@ def test_a_budget_that_the_whole_task_has_used_up_parks_until_it_is_raised(
     assert (parked.ask.kind, parked.ask.call_id) == (WaitingOn.BUDGET, "budget-1")
     assert script.turns_asked == [1, 2], "two turns of ten tokens and ten dollars each"
     assert world.claim(script, journal, budget=budget, limits=room) == parked, "asks the same once more"
-    world.journal().answer("budget-1", "Raise it")
+    world.journal().answer("budget-1", "Double it")
     again = world.claim(script, journal, budget=more, limits=room)
     assert isinstance(again, NeedsInput)
     assert again.ask.call_id == "budget-2"
