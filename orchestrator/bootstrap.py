@@ -23,6 +23,7 @@ from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment, ModelAccess
 from orchestrator.core.errors import Unavailable
+from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect
 from orchestrator.db.connect import Engine
@@ -58,7 +59,7 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     from orchestrator.agents.models import Models
 
     def live(assignment: Assignment) -> Model:
-        return wiring.live_model(desk.open_access(assignment), assignment.model)
+        return wiring.live_model(desk.open_access(assignment), assignment)
 
     models = Models(Path(__file__).parent / "data" / "recordings", live)
     return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
@@ -195,11 +196,37 @@ class Wiring:
         )
         return Workspaces(root, mirrors, sandbox, Bundles(mirrors, self.artifacts))
 
-    def live_model(self, access: ModelAccess, name: str | None) -> Model:
-        """A model by name, None the default one, as one claim reaches it."""
-        from orchestrator.engine.providers.anthropic import AnthropicModel
+    def models_for(self, assignment: Assignment) -> ModelSelection:
+        """Which models a run may choose from, and why."""
+        settings = self.settings
+        return select(
+            assignment.model,
+            settings.model,
+            settings.fallback_models,
+            settings.task_models,
+            settings.model_rules,
+            (assignment.task_description, *assignment.context.get("requirements", ())),
+        )
 
-        return AnthropicModel(name or self.settings.model, access.token, access.base_url)
+    def live_model(self, access: ModelAccess, assignment: Assignment) -> Model:
+        """The models of a run, as its claim reaches them."""
+        from orchestrator.engine.providers.live import Deadlines
+        from orchestrator.engine.providers.making import Making, make_selected
+        from orchestrator.engine.providers.tracing import Tracing
+
+        settings = self.settings
+        making = Making(
+            settings.model_options,
+            Deadlines(
+                read=settings.model_silence, stall=settings.model_stall, overall=settings.model_deadline
+            ),
+            Tracing(
+                tuple(settings.task_id_headers),
+                tuple(settings.timestamp_headers),
+                in_system=settings.trace_in_system,
+            ),
+        )
+        return make_selected(self.models_for(assignment), access, making)
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Ask, Done
 from orchestrator.core.workspace import WorkspaceRefusal
 from orchestrator.engine.ports import ToolResult, Workspace
 from orchestrator.engine.untrusted import cut, storable
 
-Outcome = ToolResult | Done | Ask
+Outcome = ToolResult | Done | Ask | SubtaskRequest
 
 
 class Risk(StrEnum):
@@ -25,6 +26,10 @@ class Risk(StrEnum):
     READ = "read"
     WRITE = "write"
     EXECUTE = "execute"
+    NETWORK = "network"
+    """It reaches a host outside, and may carry there what the agent knows."""
+    DELEGATE = "delegate"
+    """It sets others to work, on the same budget."""
     TALK = "talk"
 
 
@@ -59,6 +64,11 @@ class ToolContext:
     on_output: Callable[[str], None]
     command_timeout: timedelta
     """The longest that one command may take, whatever the model asks for."""
+    on_note: Callable[[str, Mapping[str, Any]], None] = lambda _kind, _data: None
+    """Records progress for people, as `Link.note` does: the plan, for one."""
+    read_output: Callable[[str, int, int], str | None] = lambda _handle, _start, _count: None
+    """At most `count` characters from `start` (from 0) of the whole output of a call whose result was cut;
+    None: no such output is kept."""
 
 
 @dataclass(frozen=True, slots=True)
