@@ -5,8 +5,7 @@
         code = stack.run(work)               # keeps it running until `work` returns, or until asked to stop
 
 Leaving the block stops it in order: workers, beat, Flower, gateway, API, Redis, Postgres. Asked again, it
-stops
-now.
+stops now.
 """
 
 from __future__ import annotations

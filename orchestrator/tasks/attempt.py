@@ -118,7 +118,10 @@ class Desk:
         warning = self._wiring.workspaces.sandbox.warning
         if warning:
             self._link.log("system", f"{warning}\n")
-        yield self._workspace
+        try:
+            yield self._workspace
+        finally:
+            self._workspace.close()
 
     def _start(self) -> tuple[str, str]:
         claimed, workspaces = self._claimed, self._wiring.workspaces
