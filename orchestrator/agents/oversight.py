@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -168,7 +168,7 @@ class Overseer:
         if changes_files:
             self._changed_at = time.monotonic()
 
-    def planned(self, entries: list[Mapping[str, str]]) -> None:
+    def planned(self, entries: Sequence[Mapping[str, str]]) -> None:
         self.link.note("plan", {"entries": [_storable(entry) for entry in entries[:100]]})
 
     def complained(self, text: str) -> None:
