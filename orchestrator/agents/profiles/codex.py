@@ -19,7 +19,7 @@ ESCALATE: Final = (
     "Commands need a person's leave here, and fail without it. Call exec_command with sandbox_permissions "
     'set to "require_escalated" each time, and with a justification.'
 )
-"""Its sandbox can't be set up in ours, where nothing may make namespaces; what isn't asked for doesn't run."""
+"""Its own sandbox can't be set up in ours, where nothing may make namespaces: unasked, nothing runs."""
 
 
 @dataclass(frozen=True, slots=True)
