@@ -21,7 +21,7 @@ from celery import Celery
 from orchestrator.agents.types import AGENT_TYPES, LATER, usable
 from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
-from orchestrator.core.assignment import Agent, Assignment
+from orchestrator.core.assignment import Agent, Assignment, ModelAccess
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect
@@ -41,13 +41,16 @@ _LOCAL_REDIS = "redis://127.0.0.1:6379/0"
 
 
 class Desk(Protocol):
-    """What one claim gives its agent: a journal and a workspace, opened when they are first needed."""
+    """What one claim gives its agent, each when it is first needed: a journal, a workspace, models."""
 
     def open_journal(self, assignment: Assignment) -> Journal: ...
 
     def open_sessions(self, assignment: Assignment) -> Sessions: ...
 
     def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
+
+    def open_access(self, assignment: Assignment) -> ModelAccess:
+        """Raises Unavailable `gateway-missing`, or LeaseLost."""
 
 
 AgentMaker = Callable[["Wiring", Desk], Agent]
@@ -58,7 +61,10 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     from orchestrator.agents.engine import EngineAgent
     from orchestrator.agents.models import Models
 
-    models = Models(Path(__file__).parent / "data" / "recordings", wiring.live_model)
+    def live(assignment: Assignment) -> Model:
+        return wiring.live_model(desk.open_access(assignment), assignment.model)
+
+    models = Models(Path(__file__).parent / "data" / "recordings", live)
     return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
 
 
@@ -144,6 +150,7 @@ class Wiring:
             settings.result_url,
             settings.message_secret,
             settings.anthropic_api_key,
+            settings.openai_api_key,
             settings.api_key,
         )
         from orchestrator.workspaces.credentials import passwords
@@ -192,19 +199,11 @@ class Wiring:
         )
         return Workspaces(root, mirrors, sandbox, Bundles(mirrors, self.artifacts))
 
-    @cached_property
-    def live_model(self) -> Callable[[str | None], Model] | None:
-        """Makes a live model by name; None without a key."""
-        key = self.settings.anthropic_api_key
-        if key is None:
-            return None
+    def live_model(self, access: ModelAccess, name: str | None) -> Model:
+        """A model by name, None the default one, as one claim reaches it."""
         from orchestrator.engine.providers.anthropic import AnthropicModel
 
-        base = self.settings.anthropic_base_url
-        default = self.settings.model
-        if base is None:
-            return lambda name: AnthropicModel(name or default, key.get_secret_value())
-        return lambda name: AnthropicModel(name or default, key.get_secret_value(), base)
+        return AnthropicModel(name or self.settings.model, access.token, access.base_url)
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:

@@ -86,7 +86,7 @@ class Workplace:
 
     def _introduce(self, number: int) -> Slot:
         settings = self.wiring.settings
-        has_key = settings.anthropic_api_key is not None
+        has_key = settings.gateway_url is not None
         name = self.name or f"agent@{socket.gethostname()}"
         return Slot(
             self.wiring.tenant_id,
