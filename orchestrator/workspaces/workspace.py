@@ -276,6 +276,11 @@ class Workspace:
             self._worktree.checkout(commit, clean=True)
         self._last = wanted
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether the tree is another than the step began with."""
+        return self._taken() != self._git.commit(self.start).tree
+
     def adopt(self, commit: str) -> str | None:
         """Merges what was built on a checkpoint of this attempt, maybe by another machine, into the tree.
 
