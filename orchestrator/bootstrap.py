@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from celery import Celery
 
-from orchestrator.agents.types import AGENT_TYPES, LATER, usable
+from orchestrator.agents.readiness import Readiness, Surroundings, readiness
+from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment
@@ -58,9 +59,16 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
 
 
+def agents_here(settings: Settings) -> tuple[Readiness, ...]:
+    """Which kinds of agent this machine can run, and what is missing for the others."""
+    keys = {"anthropic": settings.anthropic_api_key, "openai": getattr(settings, "openai_api_key", None)}
+    providers = frozenset(name for name, key in keys.items() if key is not None)
+    return readiness(Surroundings(providers, settings.agentapi_url, settings.agents_dir))
+
+
 @dataclass(frozen=True)
 class Wiring:
-    """One process's parts. `make_agent` is the only one that a test or a benchmark replaces."""
+    """One process's parts. `make_agent` and with it `ready` are all that a test or a benchmark replaces."""
 
     settings: Settings
     database_url: str | None
@@ -69,6 +77,7 @@ class Wiring:
     waits: bool = True
     """Whether somebody calls `.get()` here; else nothing is subscribed to for the results of what is sent."""
     make_agent: AgentMaker = engine_agent
+    ready: Callable[[Settings], tuple[Readiness, ...]] = agents_here
     tenant_id: str = DEFAULT_TENANT
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
 
@@ -121,15 +130,17 @@ class Wiring:
 
     @cached_property
     def policy(self) -> Policy:
-        has_key = self.settings.anthropic_api_key is not None
         return Policy(
             max_attempts=self.settings.max_attempts,
             allow_local_repositories=self.settings.allow_local_repositories,
             agent_types=frozenset(AGENT_TYPES),
-            default_agent=usable(has_key=has_key)[0] if has_key else "engine",
-            later_agent_types=LATER,
             allow_private_addresses=self.settings.allow_private_addresses,
         )
+
+    @cached_property
+    def agents(self) -> Mapping[str, Readiness]:
+        """Of this machine, by name of the kind."""
+        return {one.kind.name: one for one in self.ready(self.settings)}
 
     @cached_property
     def redactor(self) -> Redactor:
@@ -141,6 +152,7 @@ class Wiring:
             settings.message_secret,
             settings.anthropic_api_key,
             settings.api_key,
+            settings.agentapi_key,
         )
         from orchestrator.workspaces.credentials import passwords
 

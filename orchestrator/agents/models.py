@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.engine.ports import Model, ModelError
@@ -28,7 +27,6 @@ class Models:
             message = f"this agent can't do the work of {assignment.agent_type!r}"
             raise ModelError(ErrorClass.VALIDATION, "agent-type-unknown", message, retryable=False)
         if self.live is None:
-            missing = AGENT_TYPES["engine"].missing
-            message = f"this worker has no key for a model. {missing}"
+            message = "this worker has no key for a model. Set ANTHROPIC_API_KEY and restart the workers."
             raise ModelError(ErrorClass.AUTH, "model-key-missing", message, retryable=False)
         return self.live(assignment.model)

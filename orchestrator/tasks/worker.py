@@ -20,7 +20,6 @@ from billiard.process import current_process
 from celery import signals
 from celery.states import IGNORED
 
-from orchestrator.agents.types import usable
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.verdict import StopReason
@@ -84,8 +83,7 @@ class Workplace:
             self.pulse.free_slot(number)
 
     def _introduce(self, number: int) -> Slot:
-        settings = self.wiring.settings
-        has_key = settings.anthropic_api_key is not None
+        settings, agents = self.wiring.settings, self.wiring.agents
         name = self.name or f"agent@{socket.gethostname()}"
         return Slot(
             self.wiring.tenant_id,
@@ -96,8 +94,8 @@ class Workplace:
             self.boot_id,
             VERSION,
             self.queues,
-            usable(has_key=has_key),
-            (settings.model,) if has_key else (),
+            (*(name for name, one in agents.items() if one.is_usable), *sorted(settings.worker_capabilities)),
+            (settings.model,) if agents["engine"].is_usable else (),
         )
 
     def _rest(self, rest: bool) -> None:

@@ -24,6 +24,7 @@ from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
 from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent, Usage
 from orchestrator.tasks.registry import register
+from tests.agents_ready import named
 
 FOLDER = "HARNESS_FOLDER"
 SECRET = "sk-ant-api03-thisIsWhatNobodyMayEverRead-0123456789"
@@ -167,6 +168,8 @@ def agent(wiring: Wiring, desk: Desk) -> Agent:
 
 
 if FOLDER in os.environ:
-    registered = register(replace(bootstrap.load("harness"), make_agent=agent, publish_retry=True))
+    registered = register(
+        replace(bootstrap.load("harness"), make_agent=agent, ready=named, publish_retry=True)
+    )
     app = registered.app
     app.conf.worker_soft_shutdown_timeout = 8.0
