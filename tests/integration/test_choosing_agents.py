@@ -32,7 +32,7 @@ def test_a_step_waits_for_the_agent_that_its_task_names_and_a_new_worker_takes_i
             "missing": {"aider": ["not installed: Install it."]},
             "elsewhere": False,
         }
-        assert stack.ledger.row(task_id)["waiting_on"] == "agent"
+
         with worker(with_agents(stack, "aider")) as other:
             stack.healed(lambda: stack.ledger.row(task_id)["finished_at"], "the end")
             ended = step(stack, task_id)
