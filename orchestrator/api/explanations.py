@@ -405,6 +405,12 @@ already-running | A stack already runs for this folder
 not-running | Nothing runs for this folder
     No stack was started for it, or it has ended.
     Start it: orchestrator up
+model-script-invalid | The model server's script is not valid
+    A part of it is missing, unknown or of the wrong kind. Each one is named by a JSON pointer.
+    Correct those parts. docs/how-to/develop-with-the-model-server.md shows the format.
+model-script-unreadable | The model server's script can't be read
+    The file isn't there, or may not be read.
+    Give --script the path of a file that you can read.
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from orchestrator.workspaces.commands import Ended
 from orchestrator.workspaces.files import Files
 from orchestrator.workspaces.git import Git
 from orchestrator.workspaces.integrate import compose
+from orchestrator.workspaces.programs import Mount, Program, Running
 from orchestrator.workspaces.sandbox import Sandbox
 from orchestrator.workspaces.worktree import MAX_CHANGES, Place, Worktree
 
@@ -137,6 +138,20 @@ class Workspace:
         if ran.ended not in (Ended.EXIT, Ended.STOP):
             output += f"\n[killed: {ran.ended}]"
         return CommandResult(ran.code, output, ran.truncated, timed_out=ran.ended is Ended.TIMEOUT)
+
+    def launch(self, program: Program) -> Running:
+        """A program over these files, with what it mounts besides; the caller ends it."""
+        mounts = (*self._place.agent_mounts(), *program.mounts)
+        return self._sandbox.start(replace(program, mounts=mounts))
+
+    def inside(self, mount: Mount) -> str:
+        """The path under which a program finds it."""
+        return self._sandbox.inside(mount)
+
+    @property
+    def is_confined(self) -> bool:
+        """Whether programs see these files alone, and no network."""
+        return self._sandbox.kind == "bubblewrap"
 
     def checkpoint(self, label: str) -> str | None:
         """A commit of the tree on top of the last one; None if the tree is as it was there."""

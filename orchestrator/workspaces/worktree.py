@@ -17,7 +17,8 @@ from orchestrator.core.recovery import ErrorClass
 from orchestrator.workspaces.errors import GitError
 from orchestrator.workspaces.files import Files
 from orchestrator.workspaces.git import ISOLATION, SETTINGS, SHA
-from orchestrator.workspaces.sandbox import Mount, Sandbox
+from orchestrator.workspaces.programs import Mount
+from orchestrator.workspaces.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
