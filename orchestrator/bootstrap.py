@@ -27,14 +27,16 @@ from orchestrator.core.errors import Unavailable
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect
 from orchestrator.db.connect import Engine
-from orchestrator.engine.ports import Journal, Model, Workspace
+from orchestrator.engine.ports import Journal, Model
 from orchestrator.queues.app import create_app
 from orchestrator.queues.topology import Topology, topology
 
 if TYPE_CHECKING:
+    from orchestrator.agents.ports import Sessions
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
+    from orchestrator.workspaces.workspace import Workspace
 
 _LOCAL_REDIS = "redis://127.0.0.1:6379/0"
 
@@ -43,6 +45,8 @@ class Desk(Protocol):
     """What one claim gives its agent: a journal and a workspace, opened when they are first needed."""
 
     def open_journal(self, assignment: Assignment) -> Journal: ...
+
+    def open_sessions(self, assignment: Assignment) -> Sessions: ...
 
     def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
 

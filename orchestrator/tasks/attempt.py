@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import structlog
 
+from orchestrator.agents.ports import Sessions
 from orchestrator.bootstrap import Wiring
 from orchestrator.core import task_id as task_ids
 from orchestrator.core.assignment import Assignment, Budget, Limits
@@ -28,8 +29,10 @@ from orchestrator.engine.ports import Journal, LeaseLost
 from orchestrator.tasks import choosing
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
+from orchestrator.tasks.sessions import PostgresSessions
 from orchestrator.workspaces import integrate
 from orchestrator.workspaces.errors import ArtifactStoreUnavailable, MergeConflict
+from orchestrator.workspaces.homes import HomeOwner
 from orchestrator.workspaces.integrate import Conflict, Integrated
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace, patch
 
@@ -68,6 +71,11 @@ class Desk:
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
         alone = claimed.total == 1 and not claimed.conflicts
         return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone)
+
+    def open_sessions(self, assignment: Assignment) -> Sessions:  # noqa: ARG002 - a desk is one claim's
+        claimed = self._claimed
+        scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
+        return PostgresSessions(self._wiring.engine, scope, self._wiring.redactor)
 
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
@@ -151,6 +159,14 @@ class Desk:
                 self._wiring.workspaces.remove(self._owner)
             except FAULTS as fault:
                 log.warning("workspace_left", step=self._claimed.step.step_id, error=type(fault).__name__)
+
+    def remove_home(self) -> None:
+        """The step is over, and with it its agent's sessions."""
+        step = self._claimed.step
+        try:
+            self._wiring.workspaces.homes.remove(HomeOwner(step.task_id, step.step_id))
+        except FAULTS as fault:
+            log.warning("home_left", step=step.step_id, error=type(fault).__name__)
 
     def _store(self, commit: str) -> None:
         assert self._mirror is not None  # noqa: S101 - callers opened it

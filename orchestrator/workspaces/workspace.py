@@ -170,6 +170,11 @@ class Workspace:
             self._worktree.checkout(commit, clean=True)
         self._last = wanted
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether the tree is another than the step began with."""
+        return self._taken() != self._git.commit(self.start).tree
+
     def result(self, message: str, trailers: Mapping[str, str], base: str) -> str | None:
         """One commit on `base` with all that changed since; None if nothing did. Twice gives the same sha."""
         tree, start = self._taken(), self._git.commit(base)
