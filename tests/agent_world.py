@@ -111,13 +111,19 @@ class AgentWorld:
 
     @property
     def tools(self) -> list[str]:
-        return [str(data["name"]) for kind, data in self.wire.notes if kind == "tool" and data["state"] == "started"]
+        return [
+            str(data["name"])
+            for kind, data in self.wire.notes
+            if kind == "tool" and data["state"] == "started"
+        ]
 
     def log(self) -> str:
         return "".join(text for _, text in self.wire.logs)
 
 
-def fixing(*more: dict[str, Any], text: str = "Fixed add(): it subtracted. check.py passes now.") -> dict[str, Any]:
+def fixing(
+    *more: dict[str, Any], text: str = "Fixed add(): it subtracted. check.py passes now."
+) -> dict[str, Any]:
     """A script: repair, check, say so; `more` turns come first."""
     turns = [*more, {"calls": [{"run": FIX}]}, {"calls": [{"run": CHECK}]}, {"text": text}]
     return {"conversations": [{"name": "fix", "turns": turns}]}

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from claude_agent_sdk import (
     AssistantMessage,
@@ -22,6 +22,7 @@ from claude_agent_sdk import (
     ClaudeSDKError,
     Message,
     ResultMessage,
+    SessionStore,
     StreamEvent,
     TextBlock,
     ToolResultBlock,
@@ -93,7 +94,7 @@ class ClaudeCode:
         options = ClaudeAgentOptions(
             can_use_tool=gate.settle,
             hooks=gate.hooks,
-            session_store=Mirror(transcripts),
+            session_store=cast("SessionStore", Mirror(transcripts)),
             session_store_flush="eager",
             env=environment,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -102,7 +103,7 @@ class Pipe(Transport):
 def _read(stream: IO[bytes], put: Callable[[bytes | None], None]) -> None:
     try:
         gathered = b""
-        while chunk := stream.read(1024 * 1024):
+        while chunk := os.read(stream.fileno(), 1024 * 1024):
             *lines, gathered = (gathered + chunk).split(b"\n")
             for line in lines:
                 put(line)
@@ -116,7 +117,7 @@ def _read(stream: IO[bytes], put: Callable[[bytes | None], None]) -> None:
 
 def _retell(stream: IO[bytes], complain: Callable[[str], None]) -> None:
     try:
-        while chunk := stream.read(65536):
+        while chunk := os.read(stream.fileno(), 65536):
             complain(chunk.decode("utf-8", "replace"))
     except (OSError, ValueError):
         return
@@ -125,4 +126,4 @@ def _retell(stream: IO[bytes], complain: Callable[[str], None]) -> None:
 def _write(stream: IO[bytes], data: bytes) -> None:
     left = memoryview(data)
     while left:
-        left = left[stream.write(left) :]
+        left = left[os.write(stream.fileno(), left) :]

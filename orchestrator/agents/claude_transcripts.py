@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from claude_agent_sdk import SessionKey, SessionStore, SessionStoreEntry, project_key_for_directory
+from claude_agent_sdk import SessionKey, SessionStoreEntry, project_key_for_directory
 
 from orchestrator.agents.ports import Transcripts
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-class Mirror(SessionStore):
-    """What the SDK writes to and reads from: our port, which knows neither its types nor its loop."""
+class Mirror:
+    """What the SDK writes to and reads from: our port, which knows neither its types nor its loop. The SDK asks
+    for no more of a store than what it has."""
 
     def __init__(self, transcripts: Transcripts) -> None:
         self._transcripts = transcripts
