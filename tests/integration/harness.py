@@ -26,6 +26,7 @@ from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent, ToolResult, Usage
 from orchestrator.tasks.registry import register
+from tests.agents_ready import named
 
 FOLDER = "HARNESS_FOLDER"
 SECRET = "sk-ant-api03-thisIsWhatNobodyMayEverRead-0123456789"
@@ -213,6 +214,8 @@ def agent(wiring: Wiring, desk: Desk) -> Agent:
 
 
 if FOLDER in os.environ:
-    registered = register(replace(bootstrap.load("harness"), make_agent=agent, publish_retry=True))
+    registered = register(
+        replace(bootstrap.load("harness"), make_agent=agent, ready=named, publish_retry=True)
+    )
     app = registered.app
     app.conf.worker_soft_shutdown_timeout = 8.0
