@@ -80,6 +80,22 @@ class Reply:
     usage: Usage
     model: str
     request_id: str | None = None
+    reason: str | None = None
+    """Why this model answered, where there was a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """Whose request it is, for headers and logs; nothing of it changes what the model answers.
+
+    `turn` is the number of the turn that the reply becomes, and grows within a claim (`fence`) of a step.
+    """
+
+    task_id: str
+    step_id: str
+    fence: int
+    turn: int
+    purpose: Literal["turn", "summary"] = "turn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +105,7 @@ class ModelRequest:
     system: str
     tools: Sequence[Mapping[str, Any]]
     messages: Sequence[Mapping[str, Any]]
+    call: CallFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +122,36 @@ class CallAnnounced:
     name: str
 
 
-StreamEvent = TextDelta | CallAnnounced
+@dataclass(frozen=True, slots=True)
+class CallCompleted:
+    """A call is there as a whole, while the reply may still go on. A listener may check it, show it, or begin
+    what only reads; whether the call counts is known when the whole reply is."""
+
+    call_id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+    def block(self) -> Block:
+        return {"type": "tool_use", "id": self.call_id, "name": self.name, "input": self.arguments}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSwitched:
+    """From here on another model answers; what was heard of this reply before is void."""
+
+    model: str
+    reason: str
+
+
+StreamEvent = TextDelta | CallAnnounced | CallCompleted | ModelSwitched
 
 
 class Model(Protocol):
-    """Answers one request, once: it never retries and never hides an error in text."""
+    """Answers one request, once: it never retries and never hides an error in text.
+
+    A model may also have `metered: bool` (its usage is written down elsewhere), `context_tokens: int` (the
+    most that a request and its reply may have) and `count(request) -> int` (tokens, asked of the provider).
+    """
 
     @property
     def kind(self) -> Literal["live", "recorded"]: ...
@@ -146,6 +188,10 @@ class Turn:
     """0 for a recorded model; None when the price of the model isn't known."""
     elapsed: timedelta
     """Time at work since the turn before (or since the claim began); the sum is the step's wall time."""
+    reason: str | None = None
+    """Why this model answered, where there was a choice."""
+    metered: bool = False
+    """Its usage is written down elsewhere (by the gateway): the journal counts it no second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,29 +203,72 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Compacted:
+    """From turn `before_turn` on, less of the past is sent. What the journal holds stays as it is.
+
+    `shortened_to`: the outputs of the turns up to that one are sent in short. `summary`: stands in for the
+    turns up to `summarised_to`; None: nothing was summed up. `usage` is what writing the summary took.
+    """
+
+    before_turn: int
+    shortened_to: int
+    summarised_to: int = 0
+    summary: str | None = None
+    usage: Usage = Usage()
+    cost_usd: Decimal | None = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """The agent went in circles; before turn `before_turn` it was told so, in `text`.
+
+    `rung` counts from 1: told, rolled back, a person asked. `checkpoint`: the files were put back to it.
+    """
+
+    before_turn: int
+    rung: int
+    text: str
+    checkpoint: str | None = None
+    began: int = 0
+    """The turn in which the first of these circles began."""
+
+
+Entry = Turn | Heard | Compacted | Corrected
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """A tool call that was begun; `result` is None until it was finished."""
 
     call_id: str
     result: ToolResult | None = None
     checkpoint: str | None = None
+    turn: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """All that a journal holds, in the order in which it was appended."""
 
-    entries: tuple[Turn | Heard, ...] = ()
+    entries: tuple[Entry, ...] = ()
     calls: tuple[Call, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
     """call_id of what asked a person (a question, an approval, a budget) → the answer."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """call_id of what asked for leave → the digest of what was shown."""
     subtasks: Mapping[str, SubtaskEnd | None] = field(default_factory=dict)
     """call_id of a `start_subtask` → how that subtask ended; None while it lives."""
 
     @property
     def checkpoint(self) -> str | None:
-        """The commit of the tree after the last finished call that changed it."""
-        return next((call.checkpoint for call in reversed(self.calls) if call.checkpoint), None)
+        """The commit of the tree after the last finished call that changed it, or to which it was put back
+        since."""
+        back = [entry for entry in self.entries if isinstance(entry, Corrected) and entry.checkpoint]
+        since = back[-1].before_turn if back else 0
+        after = [call.checkpoint for call in self.calls if call.checkpoint and call.turn >= since]
+        if after:
+            return after[-1]
+        return back[-1].checkpoint if back else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +294,23 @@ class Journal(Protocol):
         transaction, so that it is heard once, whoever dies."""
 
     def spent_elsewhere(self) -> Spending:
-        """What the task's other steps have used in this run, and this step in earlier conversations."""
+        """What the whole tree of tasks has used, subtasks included, but for this conversation."""
 
     def append_turn(self, turn: Turn, /) -> None: ...
+
+    def append(self, entry: Compacted | Corrected, /) -> None: ...
+
+    def as_kept(self, arguments: Mapping[str, Any], /) -> Mapping[str, Any]:
+        """The arguments of a call as the journal keeps them, without secrets; twice changes nothing more."""
 
     def begin_call(self, turn: int, call_id: str, name: str, arguments: Mapping[str, Any], /) -> None:
         """Before the tool runs. A call that was begun before is begun once."""
 
     def finish_call(self, call_id: str, result: ToolResult, checkpoint: str | None, /) -> None: ...
+
+    def output(self, call_id: str, start: int, end: int, /) -> str | None:
+        """Characters `start` to `end` (from 0, the end left out) of the whole output of a finished call;
+        None: there is no such call."""
 
     def start_subtasks(self, requests: Sequence[SubtaskRequest], checkpoint: str | None, /) -> None:
         """Makes a task of each that has none yet, in one transaction; they start from `checkpoint` (None:
@@ -292,3 +390,7 @@ class Workspace(Protocol):
 
     def restore(self, commit: str, /) -> None:
         """Makes the tree exactly that of `commit`, which a checkpoint of this step returned."""
+
+    def adopt(self, commit: str, /) -> str | None:
+        """Merges what a subtask did, which started from a checkpoint of this step, into the tree; a conflict
+        changes nothing and is returned as a text."""
