@@ -71,7 +71,13 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
         return wiring.live_model(desk.open_access(assignment), assignment)
 
     models = Models(Path(__file__).parent / "data" / "recordings", live)
-    return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
+    return EngineAgent(
+        models.choose,
+        desk.open_journal,
+        desk.open_workspace,
+        wiring.settings.command_timeout,
+        wiring.tool_policy,
+    )
 
 
 def agents_here(settings: Settings, providers: frozenset[str]) -> tuple[Readiness, ...]:
@@ -245,7 +251,8 @@ class Wiring:
 
         settings = self.settings
         hosts = HostPolicy(tuple(settings.fetch_hosts), settings.fetch_private_addresses)
-        return ToolPolicy(hosts, settings.mcp_servers, subtasks=True)
+        subtasks = settings.max_subtasks > 0 and settings.max_subtask_depth > 0
+        return ToolPolicy(hosts, settings.mcp_servers, subtasks)
 
     @cached_property
     def workspaces(self) -> Workspaces:
