@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from orchestrator.core.errors import Refused
 from orchestrator.modelserver import chat, messages, responses
 from orchestrator.modelserver.asked import Asked, Dialect, NotUnderstood, call_id
 from orchestrator.modelserver.dialects import FORMS
-from orchestrator.modelserver.faults import FaultPlan, Order
+from orchestrator.modelserver.faults import FaultPlan, Kind, Order
 from orchestrator.modelserver.said import pieces
 from orchestrator.modelserver.script import NoLine, Played, Script, load, said
 from orchestrator.modelserver.sends import session_of
@@ -290,3 +291,24 @@ def test_a_script_with_a_mistake_is_refused_with_its_place(
     with pytest.raises(Refused) as refused:
         load(path)
     assert [fault.pointer for fault in refused.value.problems] == [pointer]
+
+
+# ---- what the documentation says
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "develop-with-the-model-server.md"
+
+
+def test_the_script_in_the_documentation_is_one() -> None:
+    (example,) = re.findall(r"```json\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    found = Script.model_validate_json(example)
+    assert calls(found, asked("please fix the mean", tools=["run_command", "write_file"])) == [
+        (None, "run_command", {"command": "cat test_stats.py"})
+    ]
+    second = asked("please fix the mean", said=called(0), tools=["Bash"])
+    assert [name for _, name, _ in calls(found, second)] == ["Bash"]
+    assert play(found, asked("other", said=[spoken("Nothing to do."), user("again")])).turn.text
+
+
+def test_every_fault_is_documented() -> None:
+    text = PAGE.read_text("utf-8").partition("## Faults")[2].partition("## What was sent")[0]
+    assert {kind for kind in Kind if f"`{kind}`" not in text} == set()
