@@ -96,8 +96,9 @@ class Script(Strict):
     def play(self, asked: Asked, headers: Mapping[str, str]) -> Played:
         """Raises `NoLine`."""
         for index, conversation in enumerate(self.conversations):
-            if conversation.when.matches(asked, headers):
-                return _played(conversation, conversation.name or str(index), asked)
+            seen = conversation.when.seen(asked)
+            if seen is not None and conversation.when.matches(asked, headers):
+                return _played(conversation, conversation.name or str(index), seen)
         raise NoLine(f"no conversation of the script is for this request; it begins: {asked.opening[:300]!r}")
 
 

@@ -133,6 +133,17 @@ def test_a_turn_can_wait_for_what_was_said_last_instead_of_its_number() -> None:
     assert play(found, asked(said=called(0))).turn.text == "two"
 
 
+def test_turns_are_counted_from_where_the_conversation_begins() -> None:
+    found = script(when={"since": "fix the mean"}, turns=[{"text": "one"}, {"text": "two"}])
+    examples = [spoken("I change main.py"), user("I switched"), spoken("Ok."), user("fix the mean")]
+    first = asked("an example", said=examples)
+    assert (play(found, first).turn.text, play(found, first).number) == ("one", 0)
+    again = asked("an example", said=[*examples, spoken("one"), user("the tests fail")])
+    assert (play(found, again).turn.text, play(found, again).number) == ("two", 1)
+    with pytest.raises(NoLine):
+        play(found, asked("fix the median"))
+
+
 # ---- which conversation
 
 
