@@ -246,7 +246,7 @@ def test_pieces_put_together_are_the_text(text: str) -> None:
 
 def test_an_order_strikes_the_nth_send_and_as_often_as_it_says() -> None:
     plan = FaultPlan((Order.model_validate({"kind": "cut", "nth": 2, "times": 2}),))
-    assert [plan.take(asked(), {}) is not None for _ in range(5)] == [False, True, True, False, False]
+    assert [plan.take(asked(), 0, {}) is not None for _ in range(5)] == [False, True, True, False, False]
     assert plan.standing() == []
 
 
@@ -254,8 +254,8 @@ def test_an_order_waits_for_the_sends_that_it_is_for() -> None:
     order = {"kind": "cut", "turn": 1, "when": {"contains": "fix"}, "times": None}
     plan = FaultPlan((Order.model_validate(order),))
     others = [asked("other", said=called(0)), asked("fix"), asked("fix", said=called(0, 1))]
-    assert [plan.take(one, {}) for one in others] == [None] * 3
-    assert all(plan.take(asked("fix", said=called(0)), {}) is not None for _ in range(3))
+    assert [plan.take(one, one.turn, {}) for one in others] == [None] * 3
+    assert all(plan.take(asked("fix", said=called(0)), 1, {}) is not None for _ in range(3))
 
 
 def test_a_session_is_the_task_then_the_clients_own_then_the_words() -> None:
