@@ -146,7 +146,9 @@ class FaultPlan:
         return [order for order, _ in self._standing]
 
     def take(self, asked: Asked, turn: int, headers: Mapping[str, str]) -> Fault | None:
-        """The fault for this send, which asks for this turn. Each order that matches counts it; the first that is due strikes."""
+        """The fault for this send, which asks for this turn. Orders that match count it, up to the first that
+        is due, which strikes.
+        """
         struck: Fault | None = None
         left: list[tuple[Order, int]] = []
         for order, seen in self._standing:

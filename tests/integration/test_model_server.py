@@ -35,12 +35,21 @@ def model() -> Iterator[RunningModel]:
         yield found
 
 
-def claude(model: RunningModel, **more: Any) -> anthropic.AsyncAnthropic:
-    return anthropic.AsyncAnthropic(api_key="key-of-a-test", base_url=model.url, max_retries=0, **more)
+TLS = httpx2.create_ssl_context()  # takes longer to make than a test needs it
 
 
-def gpt(model: RunningModel, **more: Any) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(api_key="key-of-a-test", base_url=model.openai_url, max_retries=0, **more)
+def claude(model: RunningModel, timeout: float = 30) -> anthropic.AsyncAnthropic:
+    http = anthropic.DefaultAsyncHttpxClient(verify=TLS, timeout=timeout)
+    return anthropic.AsyncAnthropic(
+        api_key="key-of-a-test", base_url=model.url, max_retries=0, timeout=timeout, http_client=http
+    )
+
+
+def gpt(model: RunningModel, timeout: float = 30) -> openai.AsyncOpenAI:
+    http = openai.DefaultAsyncHttpxClient(verify=TLS, timeout=timeout)
+    return openai.AsyncOpenAI(
+        api_key="key-of-a-test", base_url=model.openai_url, max_retries=0, timeout=timeout, http_client=http
+    )
 
 
 MESSAGES: dict[str, Any] = {
