@@ -75,6 +75,12 @@ class Settings(BaseSettings):
         default=0, validation_alias=_named("MAX_CONCURRENT_WORKFLOWS", "MAX_CONCURRENT_WORKFLOWS")
     )
     """How many workflows may run at once, parked ones not counted; 0 means no limit."""
+    max_subtask_depth: int = 3
+    """How many levels of subtasks a task may have below it."""
+    max_subtasks: int = 20
+    """How many subtasks one task may start in one run."""
+    max_tree_tasks: int = 100
+    """How many tasks there may be below one that somebody asked for, all levels together."""
     ageing: timedelta = timedelta(minutes=5)
     """After this long unclaimed a ready step is published one priority higher."""
 
@@ -91,11 +97,39 @@ class Settings(BaseSettings):
     anthropic_api_key: SecretStr | None = Field(
         default=None, validation_alias=_named("ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY")
     )
-    """Without it, recorded models alone."""
+    """The gateway's alone, as is the next one; with neither, recorded models only."""
     anthropic_base_url: str | None = Field(
         default=None, validation_alias=_named("ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL")
     )
-    """Another server that speaks the Messages API."""
+    """Another server that speaks the Messages API, with or without `/v1`."""
+    openai_api_key: SecretStr | None = Field(
+        default=None, validation_alias=_named("OPENAI_API_KEY", "OPENAI_API_KEY")
+    )
+    openai_base_url: str | None = Field(
+        default=None, validation_alias=_named("OPENAI_BASE_URL", "OPENAI_BASE_URL")
+    )
+    """Another server that speaks the Responses or the Chat Completions API, with or without `/v1`."""
+    gateway_url: str | None = None
+    """Where workers find the gateway, through which all live models are called."""
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = 8100
+    """Where the gateway listens."""
+    gateway_max_body_bytes: int = 33_554_432
+    """Longest request to a model that the gateway reads."""
+    gateway_first_byte: timedelta = timedelta(minutes=10)
+    """How long a provider may take until its reply begins."""
+    gateway_stall: timedelta = timedelta(minutes=3)
+    """The longest silence within a reply."""
+    gateway_call: timedelta = timedelta(minutes=30)
+    """The longest reply, however lively."""
+    run_models: list[str] = []
+    """Models, or patterns such as `claude-haiku-*`, that every run may use besides its own."""
+    breaker_failures: int = 5
+    """After so many failures in a row a provider, or a type of agent, is left alone."""
+    breaker_recovery: timedelta = timedelta(seconds=30)
+    """For so long; then one try at a time is let through."""
+    breaker_successes: int = 2
+    """So many of these must succeed."""
     model: str = "claude-sonnet-5-5"
     """For steps that name none."""
     max_turns: int = 100

@@ -97,8 +97,14 @@ already-answered | The question was answered already
     Only the first answer counts; the error tells it.
     See how the task goes on: orchestrator task watch <id>
 answer-invalid | The answer can't be taken
-    It is empty, too long, or names a choice that there isn't.
-    Send {"answer": {"text": "…"}} or {"answer": {"choice": 1}}.
+    It is empty, too long, or names a choice that there isn't; or it is no answer to a question of that kind.
+    Send {"answer": {"text": "…"}} or {"choice": 1}; leave takes Approve or Deny, a budget an amount or Stop.
+question-unanswered | Nobody answered in time
+    The task was created with on_question_timeout, which says that a question without an answer fails.
+    Run it again, with somebody there or with a longer time: orchestrator task retry <id>
+budget-refused | The budget was not raised
+    The task's budget was used up, and the person who was asked said to stop.
+    Create a task with a higher budget, or retry this one, which asks again: orchestrator task retry <id>
 range-invalid | That range is not in the file
     The file is shorter than the range that was asked for, or the range is malformed.
     Ask for another range, or for the whole file.
@@ -168,9 +174,45 @@ agent-type-unknown | The worker doesn't know this kind of agent
 agent-crashed | The agent itself broke
     Something unexpected happened inside the agent; the message names the error.
     See the worker's log. It is tried again a few times by itself.
-model-key-missing | There is no key for a model
-    The worker that took the step has no ANTHROPIC_API_KEY.
-    Set it where the workers run, restart them, then: orchestrator task retry <id>
+gateway-missing | The worker knows of no gateway
+    Live models are called through the gateway, which alone holds the providers' keys.
+    Start `orchestrator gateway` where the keys are, and set ORCHESTRATOR_GATEWAY_URL for the workers.
+gateway-unready | The gateway can't reach its database
+    Without its rows it can neither check a run's token nor reserve what a call costs, so nothing passes.
+    See why Postgres is away: orchestrator doctor. Calls work again by themselves when it is back.
+provider-missing | The gateway has no key for that provider
+    The model is of a provider that the gateway was given neither a key nor an address for.
+    Set ANTHROPIC_API_KEY or OPENAI_API_KEY where the gateway runs, then: orchestrator restart gateway
+provider-throttled | The provider asked for a pause
+    It answered 429 or 529 with a time to wait, and nothing is sent to that model before it has passed.
+    Nothing: the orchestrator tries again then. A higher rate limit at the provider makes it rarer.
+provider-unreachable | The provider can't be reached
+    The connection to the provider could not be made, or broke before the reply began.
+    Check the network of the gateway's machine, and ANTHROPIC_BASE_URL or OPENAI_BASE_URL there.
+provider-timeout | The provider did not answer in time
+    No reply began within ORCHESTRATOR_GATEWAY_FIRST_BYTE, or it fell silent for ORCHESTRATOR_GATEWAY_STALL.
+    Nothing: the orchestrator tries again. Raise these settings for a slow server of your own.
+circuit-open | A provider or a kind of agent is left alone for now
+    It failed again and again, so nothing is sent to it until it has had time to recover.
+    See why: orchestrator breakers list. Close it at once: orchestrator breakers reset KIND NAME
+budget-exhausted | The task's budget is used up
+    What the task and its subtasks have spent on models, with the calls in flight, has reached its budget.
+    Answer the task's question with a higher budget, or cancel it.
+price-unknown | The model's price is not known
+    The task has a budget in dollars, and nobody knows what a call of this model costs.
+    Use a model whose price is known, or bound the task by tokens or turns instead.
+model-not-allowed | The run may not use that model
+    A run may use its own model and those in ORCHESTRATOR_RUN_MODELS.
+    Name the model with the task (--model), or allow it in ORCHESTRATOR_RUN_MODELS.
+run-token-invalid | Not the token of a run that goes on
+    Tokens for models are good for one claim of one step. That claim has ended, or the token is another's.
+    Nothing: the step's next run gets a token of its own.
+too-many-calls | Too many calls in flight
+    One run made more calls of models at once than it may.
+    Let it make fewer at a time.
+path-unknown | The gateway doesn't pass that on
+    It serves /v1/messages, /v1/messages/count_tokens, /v1/responses, /v1/chat/completions and /v1/models.
+    Use one of these.
 model-unauthorized | The model's provider refuses the key
     The key is wrong, revoked, or may not use this model.
     Correct ANTHROPIC_API_KEY, restart the workers, then: orchestrator task retry <id>
@@ -261,14 +303,20 @@ context-too-long | The conversation is too long
 limit-mistakes | Too many mistakes in a row
     The model made no call that could be run, several turns in a row.
     See the step's log; describe the step more precisely.
+agent-stuck | The agent goes in circles
+    It did the same again and again. It was told so, put back, and a person was asked; it did not help.
+    See the step's log; describe the step more precisely, or give it to another agent or model.
+budget-not-raised | The task's budget is used up
+    The task and its subtasks have spent their budget, and a person chose to stop.
+    Run it again with a higher budget.
 limit-turns | Not done within the turns allowed
-    The step used as many turns as ORCHESTRATOR_MAX_TURNS or the task's budget allows.
+    The step used as many turns as ORCHESTRATOR_MAX_TURNS allows.
     Split the step, or raise the limit.
 limit-tokens | Not done within the tokens allowed
-    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS or the task's budget allows.
+    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS allows.
     Split the step, or raise the limit.
 limit-cost | Not done within the cost allowed
-    The step cost as much as ORCHESTRATOR_MAX_COST_USD or the task's budget allows.
+    The step cost as much as ORCHESTRATOR_MAX_COST_USD allows.
     Split the step, or raise the limit.
 limit-wall-time | Not done within the time allowed
     The step's agent worked for as long as ORCHESTRATOR_MAX_WALL_TIME allows.
