@@ -37,7 +37,7 @@ from orchestrator.engine.providers.openai import OpenAIModel
 from orchestrator.engine.providers.tracing import Tracing
 from tests.engine_world import text
 from tests.integration.test_provider_faults import APIS, REQUEST, SCRIPT, SECONDS
-from tests.messages_server import Answer, serving
+from tests.messages_server import Answer, closing, opening, serving, text_block
 from tests.model_server import RunningModel, model_server
 
 WITH_KEYS: dict[str, Callable[[RunningModel, Credential], Model]] = {
@@ -117,7 +117,7 @@ def test_each_call_says_whose_it_is(api: str) -> None:
         headers = server.sends()[0].headers
     assert headers["x-task-id"] == headers["x-kilocode-task-id"] == "task-1"
     assert headers["x-timestamp-iso"] == headers["x-kilocode-timestamp-iso"] == "2026-01-02T03:04:05.000Z"
-    assert headers["idempotency-key"] == "step-1-3-1-turn-1"
+    assert headers["idempotency-key"] == "step-1-3-1-turn-1-1"
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -249,6 +249,26 @@ def test_after_a_failed_send_the_past_is_told_as_a_whole() -> None:
         reply_of(model, request)
         assert [found is None for found in previous(server)] == [True, False, True]
         assert server.finished_twice() == []
+
+
+def test_thoughts_of_a_longer_past_are_dropped_with_one_more_request() -> None:
+    refusal = Answer(
+        status=400,
+        error={
+            "type": "invalid_request_error",
+            "message": "Invalid `signature`. The block is bound to a different conversation.",
+        },
+    )
+    good = Answer([opening(), *text_block(0, "x"), *closing("end_turn")])
+    with serving(refusal, good, good) as server:
+        model = AnthropicModel("claude-x", "k", server.url, deadlines=SECONDS)
+        assert reply_of(model).stop_reason == reply_of(model).stop_reason == "end_turn"
+        (plain, first), (controlled, second), (_, third) = server.requests
+    assert "thinking" not in first
+    assert second["thinking"]["block_binding"] == {"prefix_mismatch_behavior": "drop_block"}
+    assert "thinking-binding-controls" in controlled["anthropic-beta"]
+    assert "anthropic-beta" not in plain
+    assert third["thinking"] == second["thinking"], "a past that was shortened stays so"
 
 
 # ---- credentials
