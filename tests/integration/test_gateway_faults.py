@@ -12,14 +12,17 @@ from typing import Any
 import anthropic
 import httpx2
 import openai
+import psycopg2
 import pytest
 
+from orchestrator.core import run_token
 from orchestrator.core.assignment import Budget, ModelAccess
+from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.db import spending
 from tests.integration.gateway_server import MODEL, RunningGateway, gateway_to, issue
 from tests.integration.ledger import TENANT, Ledger, step, the_task
 from tests.integration.stack import until
-from tests.messages_server import Answer, MessagesServer, closing, opening, serving, text_block
+from tests.messages_server import Answer, closing, opening, serving, text_block
 
 STREAM = [opening(), *text_block(0, "I ", "read."), *closing("end_turn")]
 OVERLOADED = Answer(status=529, error={"type": "overloaded_error", "message": "Overloaded"})
@@ -28,9 +31,12 @@ OVERLOADED = Answer(status=529, error={"type": "overloaded_error", "message": "O
 def post(access: ModelAccess, *, stream: bool = True, model: str = MODEL, **more: Any) -> httpx2.Response:
     body = {"model": model, "max_tokens": 1000, "stream": stream, "messages": [], **more}
     with httpx2.Client(trust_env=False, timeout=30) as client:
-        return client.post(
-            f"{access.base_url}/v1/messages", json=body, headers={"x-api-key": access.token}
-        )
+        return client.post(f"{access.base_url}/v1/messages", json=body, headers={"x-api-key": access.token})
+
+
+def breaks_off(access: ModelAccess) -> None:
+    with pytest.raises(httpx2.HTTPError):
+        post(access)
 
 
 def code(answer: httpx2.Response) -> str | None:
@@ -96,7 +102,7 @@ def test_a_call_in_flight_holds_its_estimate_until_its_run_is_dead(
         ThreadPoolExecutor(1) as pool,
     ):
         first, second = gateway.access(ledger, dead), gateway.access(ledger, living)
-        hanging = pool.submit(lambda: pytest.raises(httpx2.HTTPError, post, first))
+        hanging = pool.submit(breaks_off, first)
         assert provider.speaking.wait(10)
         refused = post(second)
         assert code(refused) == "budget-exhausted"
@@ -159,13 +165,9 @@ def test_a_run_uses_its_own_models_alone(ledger: Ledger, tmp_path: Path, claim: 
         refused = post(access, model="claude-opus-4-6")
         assert (refused.status_code, code(refused)) == (403, "model-not-allowed")
         assert post(access, model="claude-haiku-4-5").status_code == 200
-        with openai.OpenAI(
-            api_key=access.token, base_url=f"{access.base_url}/v1", max_retries=0
-        ) as client:
+        with openai.OpenAI(api_key=access.token, base_url=f"{access.base_url}/v1", max_retries=0) as client:
             assert [model.id for model in client.models.list()] == [MODEL]
-        with anthropic.Anthropic(
-            api_key=access.token, base_url=access.base_url, max_retries=0
-        ) as speaker:
+        with anthropic.Anthropic(api_key=access.token, base_url=access.base_url, max_retries=0) as speaker:
             assert [model.id for model in speaker.models.list()] == [MODEL]
     assert len(provider.requests) == 1
 
@@ -284,7 +286,9 @@ def test_a_stream_that_breaks_off_breaks_off_for_the_caller_too_and_is_paid_for(
     assert (call["outcome"], call["estimated"]) == ("failed", True)
 
 
-@pytest.mark.parametrize(("answer", "status"), [(Answer(silent=True), 504), (Answer([opening()], then="hang"), 200)])
+@pytest.mark.parametrize(
+    ("answer", "status"), [(Answer(silent=True), 504), (Answer([opening()], then="hang"), 200)]
+)
 def test_a_provider_that_says_nothing_is_given_up_on(
     ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], answer: Answer, status: int
 ) -> None:
@@ -356,9 +360,7 @@ def test_what_can_not_be_read_is_refused_in_the_callers_dialect(
         gateway_to(ledger, provider.url, tmp_path, gateway_max_body_bytes=2000) as gateway,
     ):
         token = gateway.access(ledger, claim()).token
-        with httpx2.Client(
-            base_url=gateway.url, headers={"x-api-key": token}, trust_env=False
-        ) as client:
+        with httpx2.Client(base_url=gateway.url, headers={"x-api-key": token}, trust_env=False) as client:
             for path in ("/v1/messages", "/v1/responses", "/v1/chat/completions"):
                 for body, status in ((b"{", 400), (b"[]", 400), (b"x" * 3000, 413)):
                     answer = client.post(path, content=body)
@@ -380,7 +382,7 @@ def test_a_run_has_so_many_calls_in_flight(
         ThreadPoolExecutor(1) as pool,
     ):
         access = gateway.access(ledger, claim())
-        hanging = pool.submit(lambda: pytest.raises(httpx2.HTTPError, post, access))
+        hanging = pool.submit(breaks_off, access)
         assert provider.speaking.wait(10)
         assert code(post(access)) == "too-many-calls"
         provider.closing.set()
@@ -415,8 +417,6 @@ def _without_database(gateway: RunningGateway, work: Callable[[], httpx2.Respons
 
 
 def _refused(*_: object) -> Any:
-    import psycopg2
-
     raise psycopg2.OperationalError("the server is away")
 
 
@@ -430,9 +430,9 @@ def test_what_a_dead_gateway_left_open_counts_no_longer(
         run = spending.reserve(
             connection,
             spending.NewCall(
-                "call_1", _digest(token), "dead", "anthropic", MODEL, "messages", True, Decimal(1), 9
+                "call_1", run_token.digest(token), "dead", "anthropic", MODEL, "messages", True, Decimal(1), 9
             ),
-            _rule(),
+            CircuitBreaker(),
         )
         assert not isinstance(run, spending.Refusal)
     with serving(Answer(STREAM)) as provider, gateway_to(ledger, provider.url, tmp_path) as gateway:
@@ -443,30 +443,11 @@ def test_what_a_dead_gateway_left_open_counts_no_longer(
         until(lambda: ledger.rows("SELECT 1 FROM model_calls WHERE id = 'call_1' AND outcome = 'lost'"))
 
 
-def _digest(token: str) -> str:
-    from orchestrator.core import run_token
-
-    return run_token.digest(token)
-
-
-def _rule() -> Any:
-    from orchestrator.core.breaker import CircuitBreaker
-
-    return CircuitBreaker()
-
-
 def test_a_call_is_settled_once(ledger: Ledger, claim: Callable[..., Any]) -> None:
     token = issue(ledger, claim())
-    call = spending.NewCall("c", _digest(token), "g", "anthropic", MODEL, "messages", True, None, 9)
+    call = spending.NewCall("c", run_token.digest(token), "g", "anthropic", MODEL, "messages", True, None, 9)
     ended = spending.Ended("done", 200, None, spending.Tokens(5, 5), Decimal(1), spending.Tried.SUCCEEDED)
-    ledger.do(lambda c: spending.reserve(c, call, _rule()))
-    assert ledger.do(lambda c: spending.settle(c, TENANT, "c", ended, _rule())) is not None
-    assert ledger.do(lambda c: spending.settle(c, TENANT, "c", ended, _rule())) is None
+    ledger.do(lambda c: spending.reserve(c, call, CircuitBreaker()))
+    assert ledger.do(lambda c: spending.settle(c, TENANT, "c", ended, CircuitBreaker())) is not None
+    assert ledger.do(lambda c: spending.settle(c, TENANT, "c", ended, CircuitBreaker())) is None
     assert ledger.rows("SELECT spent_usd, calls FROM budgets") == [{"spent_usd": Decimal(1), "calls": 1}]
-
-
-def test_servers_of_tests_say_when_a_client_is_gone() -> None:
-    """Several tests above believe them."""
-    with serving(Answer([opening()], then="hang")) as server:
-        assert isinstance(server, MessagesServer)
-        assert not server.gone.is_set()
