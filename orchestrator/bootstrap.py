@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from celery import Celery
-
-from orchestrator.agents.types import AGENT_TYPES, LATER, usable
-from orchestrator.commands.submit import Policy
+from orchestrator.agents.types import AGENT_TYPES, LATER
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment, ModelAccess
+from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect
 from orchestrator.db.connect import Engine
 from orchestrator.engine.ports import Journal, Model, Workspace
-from orchestrator.queues.app import create_app
-from orchestrator.queues.topology import Topology, topology
 
 if TYPE_CHECKING:
+    from celery import Celery
+
+    from orchestrator.commands.submit import Policy
+    from orchestrator.queues.topology import Topology
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
@@ -100,6 +100,8 @@ class Wiring:
 
     @cached_property
     def app(self) -> Celery:
+        from orchestrator.queues.app import create_app
+
         result = self.settings.result_url
         return create_app(
             self.broker_url,
@@ -111,6 +113,8 @@ class Wiring:
 
     @cached_property
     def topology(self) -> Topology:
+        from orchestrator.queues.topology import topology
+
         return topology(self.broker_url)
 
     @cached_property
@@ -127,14 +131,23 @@ class Wiring:
 
     @cached_property
     def policy(self) -> Policy:
-        has_key = self.settings.anthropic_api_key is not None
+        from orchestrator.commands.submit import Policy
+
         return Policy(
             max_attempts=self.settings.max_attempts,
             allow_local_repositories=self.settings.allow_local_repositories,
             agent_types=frozenset(AGENT_TYPES),
-            default_agent=usable(has_key=has_key)[0] if has_key else "engine",
+            default_agent="engine",
             later_agent_types=LATER,
             allow_private_addresses=self.settings.allow_private_addresses,
+        )
+
+    @cached_property
+    def circuit_breaker(self) -> CircuitBreaker:
+        """The rule that all share."""
+        settings = self.settings
+        return CircuitBreaker(
+            settings.breaker_failures, settings.breaker_recovery, settings.breaker_successes
         )
 
     @cached_property
@@ -200,6 +213,28 @@ class Wiring:
         from orchestrator.engine.providers.anthropic import AnthropicModel
 
         return AnthropicModel(name or self.settings.model, access.token, access.base_url)
+
+
+def redact_logs(redactor: Redactor) -> None:
+    """Before anything is logged: one line an event, on stderr, secrets taken out. Safe to call again."""
+    import structlog
+
+    def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {
+            key: redactor.text(value) if isinstance(value, str) else value for key, value in event.items()
+        }
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            redact,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:

@@ -21,7 +21,6 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.core import run_token
-from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.run_tokens import Run
 from orchestrator.gateway.books import Books
@@ -57,7 +56,7 @@ def create_gateway(wiring: Wiring) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         settings = wiring.settings
-        books = Books(wiring.engine, wiring.tenant_id, rule_of(wiring))
+        books = Books(wiring.engine, wiring.tenant_id, wiring.circuit_breaker)
         evidence = Evidence(wiring.engine, lambda: wiring.artifacts, wiring.redactor)
         timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
         limits = httpx2.Limits(max_connections=_MOST_CONNECTIONS, keepalive_expiry=30)
@@ -98,11 +97,6 @@ def create_gateway(wiring: Wiring) -> Starlette:
         ),
     ]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _unknown, 405: _unknown})
-
-
-def rule_of(wiring: Wiring) -> CircuitBreaker:
-    settings = wiring.settings
-    return CircuitBreaker(settings.breaker_failures, settings.breaker_recovery, settings.breaker_successes)
 
 
 async def _beat(life: _Life, wiring: Wiring) -> None:

@@ -26,6 +26,7 @@ from orchestrator.db.connect import Connection
 from orchestrator.db.effects import StoredFile
 from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.engine.ports import Journal, LeaseLost
+from orchestrator.tasks.circuits import AgentCircuit
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
 from orchestrator.workspaces import integrate
@@ -257,9 +258,12 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
     try:
         if claimed.kind == "integrate":
             return push(wiring, claimed, link), None
-        agent = wiring.make_agent(wiring, desk)
-        with link.grace.over_agent():
-            verdict = without_secrets(agent.work(assignment_of(wiring, claimed), link), wiring.redactor)
+        assignment = assignment_of(wiring, claimed)
+        circuit = AgentCircuit(wiring, assignment.agent_type)
+        if (waits := circuit.ask()) is not None:
+            return waits, None
+        verdict = _agents_word(wiring, assignment, link, desk)
+        circuit.tell(verdict)
         if isinstance(verdict, Done):
             finished = desk.finish(verdict.summary)
         else:
@@ -292,6 +296,20 @@ def without_secrets(verdict: Verdict, redactor: Redactor) -> Verdict:
             return replace(verdict, detail=redactor.value(dict(verdict.detail)))
         case Yielded():
             return verdict
+
+
+def _agents_word(wiring: Wiring, assignment: Assignment, link: StepLink, desk: Desk) -> Verdict:
+    agent = wiring.make_agent(wiring, desk)
+    try:
+        with link.grace.over_agent():
+            return without_secrets(agent.work(assignment, link), wiring.redactor)
+    except FAULTS:
+        raise
+    except Exception as error:
+        if connect.is_lost(error):
+            raise
+        log.exception("agent_crashed", step=assignment.step_id)
+        return broke(error)
 
 
 FAULTS: Final = (WorkspaceFault, OrchestratorError, OSError)
