@@ -57,7 +57,8 @@ def test_the_engine_works_through_the_gateway_and_no_secret_stays_anywhere(
     source = repository(tmp_path / "source", {"README.md": "A project.\n"})
     request = {
         "description": "Write it",
-        "agent": {"type": "engine", "model": MODEL},
+        "agent": {"type": "engine"},
+        "model": MODEL,
         "repository": {"path": str(source)},
         "budget": {"max_cost_usd": "1"},
     }
