@@ -10,32 +10,32 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
-
-from celery import Celery
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from orchestrator.agents.readiness import Readiness, Surroundings, readiness
 from orchestrator.agents.types import AGENT_TYPES
-from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment, ModelAccess
+from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect, gateways
 from orchestrator.db.connect import Engine
 from orchestrator.engine.ports import Journal, Model
-from orchestrator.queues.app import create_app
-from orchestrator.queues.topology import Topology, topology
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from orchestrator.agents.ports import Sessions
+    from orchestrator.commands.submit import Policy
+    from orchestrator.queues.topology import Topology
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
@@ -146,6 +146,8 @@ class Wiring:
 
     @cached_property
     def app(self) -> Celery:
+        from orchestrator.queues.app import create_app
+
         result = self.settings.result_url
         return create_app(
             self.broker_url,
@@ -157,6 +159,8 @@ class Wiring:
 
     @cached_property
     def topology(self) -> Topology:
+        from orchestrator.queues.topology import topology
+
         return topology(self.broker_url)
 
     @cached_property
@@ -173,6 +177,8 @@ class Wiring:
 
     @cached_property
     def policy(self) -> Policy:
+        from orchestrator.commands.submit import Policy
+
         return Policy(
             max_attempts=self.settings.max_attempts,
             allow_local_repositories=self.settings.allow_local_repositories,
@@ -198,6 +204,14 @@ class Wiring:
     @cached_property
     def _providers(self) -> _Providers:
         return _Providers(self)
+
+    @cached_property
+    def circuit_breaker(self) -> CircuitBreaker:
+        """The rule that all share."""
+        settings = self.settings
+        return CircuitBreaker(
+            settings.breaker_failures, settings.breaker_recovery, settings.breaker_successes
+        )
 
     @cached_property
     def redactor(self) -> Redactor:
@@ -289,6 +303,28 @@ class Wiring:
             ),
         )
         return make_selected(self.models_for(assignment), access, making)
+
+
+def redact_logs(redactor: Redactor) -> None:
+    """Before anything is logged: one line an event, on stderr, secrets taken out. Safe to call again."""
+    import structlog
+
+    def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {
+            key: redactor.text(value) if isinstance(value, str) else value for key, value in event.items()
+        }
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            redact,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:
