@@ -98,8 +98,7 @@ already-answered | The question was answered already
     See how the task goes on: orchestrator task watch <id>
 answer-invalid | The answer can't be taken
     It is empty, too long, or names a choice that there isn't; or it is no answer to a question of that kind.
-    Send {"answer": {"text": "…"}} or {"answer": {"choice": 1}}. An approval takes Approve or Deny, more
-    budget an amount or Stop.
+    Send {"answer": {"text": "…"}} or {"choice": 1}; to an approval Approve or Deny, to a budget an amount.
 question-unanswered | Nobody answered in time
     The task was created with on_question_timeout, which says that a question without an answer fails.
     Run it again, with somebody there or with a longer time: orchestrator task retry <id>
