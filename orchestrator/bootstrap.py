@@ -21,29 +21,37 @@ from celery import Celery
 from orchestrator.agents.types import AGENT_TYPES, LATER, usable
 from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
-from orchestrator.core.assignment import Agent, Assignment
+from orchestrator.core.assignment import Agent, Assignment, ModelAccess
 from orchestrator.core.errors import Unavailable
+from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect
 from orchestrator.db.connect import Engine
-from orchestrator.engine.ports import Journal, Model, Workspace
+from orchestrator.engine.ports import Journal, Model
 from orchestrator.queues.app import create_app
 from orchestrator.queues.topology import Topology, topology
 
 if TYPE_CHECKING:
+    from orchestrator.agents.ports import Sessions
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
+    from orchestrator.workspaces.workspace import Workspace
 
 _LOCAL_REDIS = "redis://127.0.0.1:6379/0"
 
 
 class Desk(Protocol):
-    """What one claim gives its agent: a journal and a workspace, opened when they are first needed."""
+    """What one claim gives its agent, each when it is first needed: a journal, a workspace, models."""
 
     def open_journal(self, assignment: Assignment) -> Journal: ...
 
+    def open_sessions(self, assignment: Assignment) -> Sessions: ...
+
     def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
+
+    def open_access(self, assignment: Assignment) -> ModelAccess:
+        """Raises Unavailable `gateway-missing`, or LeaseLost."""
 
 
 AgentMaker = Callable[["Wiring", Desk], Agent]
@@ -54,7 +62,10 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     from orchestrator.agents.engine import EngineAgent
     from orchestrator.agents.models import Models
 
-    models = Models(Path(__file__).parent / "data" / "recordings", wiring.live_model)
+    def live(assignment: Assignment) -> Model:
+        return wiring.live_model(desk.open_access(assignment), assignment)
+
+    models = Models(Path(__file__).parent / "data" / "recordings", live)
     return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
 
 
@@ -140,6 +151,7 @@ class Wiring:
             settings.result_url,
             settings.message_secret,
             settings.anthropic_api_key,
+            settings.openai_api_key,
             settings.api_key,
         )
         from orchestrator.workspaces.credentials import passwords
@@ -188,19 +200,37 @@ class Wiring:
         )
         return Workspaces(root, mirrors, sandbox, Bundles(mirrors, self.artifacts))
 
-    @cached_property
-    def live_model(self) -> Callable[[str | None], Model] | None:
-        """Makes a live model by name; None without a key."""
-        key = self.settings.anthropic_api_key
-        if key is None:
-            return None
-        from orchestrator.engine.providers.anthropic import AnthropicModel
+    def models_for(self, assignment: Assignment) -> ModelSelection:
+        """Which models a run may choose from, and why."""
+        settings = self.settings
+        return select(
+            assignment.model,
+            settings.model,
+            settings.fallback_models,
+            settings.task_models,
+            settings.model_rules,
+            (assignment.task_description, *assignment.context.get("requirements", ())),
+        )
 
-        base = self.settings.anthropic_base_url
-        default = self.settings.model
-        if base is None:
-            return lambda name: AnthropicModel(name or default, key.get_secret_value())
-        return lambda name: AnthropicModel(name or default, key.get_secret_value(), base)
+    def live_model(self, access: ModelAccess, assignment: Assignment) -> Model:
+        """The models of a run, as its claim reaches them."""
+        from orchestrator.engine.providers.live import Deadlines
+        from orchestrator.engine.providers.making import Making, make_selected
+        from orchestrator.engine.providers.tracing import Tracing
+
+        settings = self.settings
+        making = Making(
+            settings.model_options,
+            Deadlines(
+                read=settings.model_silence, stall=settings.model_stall, overall=settings.model_deadline
+            ),
+            Tracing(
+                tuple(settings.task_id_headers),
+                tuple(settings.timestamp_headers),
+                in_system=settings.trace_in_system,
+            ),
+        )
+        return make_selected(self.models_for(assignment), access, making)
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:

@@ -28,7 +28,7 @@ AGENT_TYPES: Final[Mapping[str, AgentType]] = MappingProxyType(
                 "Built-in engine",
                 "live",
                 needs_key=True,
-                missing="Set ANTHROPIC_API_KEY and restart the workers.",
+                missing="Set ANTHROPIC_API_KEY or OPENAI_API_KEY and: orchestrator restart gateway",
             ),
             AgentType("replay", "REPLAY", "recorded", needs_key=False),
         )

@@ -13,7 +13,7 @@ from orchestrator.commands.publication import Publication, following
 from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.core.redaction import LOOKS
 from orchestrator.core.states import Event, WaitingOn
-from orchestrator.db import spending, transitions
+from orchestrator.db import budgets, transitions
 from orchestrator.db.locks import lock_task
 from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 from orchestrator.db.waking import wake
@@ -117,7 +117,7 @@ def _budget(
     raised = replies.budget(given, question["options"], root["budget"])
     if raised is None:
         return _stop(connection, question, by)
-    spending.raise_budget(connection, step.task, raised)
+    budgets.raise_budget(connection, step.task, raised)
     return _give(connection, question, replies.shown(raised), by)
 
 

@@ -482,3 +482,16 @@ def live_attempts(connection: Connection, attempts: Sequence[tuple[str, int]]) -
     steps, numbers = [step for step, _ in attempts], [number for _, number in attempts]
     found = rows(connection, _LIVE, steps=steps, attempts=numbers)
     return {(row["id"], row["attempt"]) for row in found}
+
+
+_UNFINISHED: Final = statement(
+    """
+    SELECT id FROM steps
+    WHERE id = ANY(CAST(:steps AS text[])) AND status IN ('queued', 'running', 'pending_input')
+    """
+)
+
+
+def unfinished(connection: Connection, steps: Sequence[str]) -> set[str]:
+    """Those of the steps that may still go on; what the others have left is nobody's."""
+    return {row["id"] for row in rows(connection, _UNFINISHED, steps=list(steps))}

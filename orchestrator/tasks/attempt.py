@@ -6,21 +6,23 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
 import structlog
 
+from orchestrator.agents.ports import Sessions
 from orchestrator.bootstrap import Wiring
-from orchestrator.core import task_id as task_ids
-from orchestrator.core.assignment import Assignment, Budget, Limits
-from orchestrator.core.errors import OrchestratorError
+from orchestrator.core import run_token, task_id as task_ids
+from orchestrator.core.assignment import Assignment, Budget, Limits, ModelAccess
+from orchestrator.core.errors import OrchestratorError, Unavailable
 from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.redaction import Redactor
 from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.core.workspace import WorkspaceFault
-from orchestrator.db import connect, effects
+from orchestrator.db import connect, effects, run_tokens
 from orchestrator.db.claims import Claimed
 from orchestrator.db.connect import Connection
 from orchestrator.db.effects import StoredFile
@@ -29,12 +31,16 @@ from orchestrator.engine.ports import Journal, LeaseLost
 from orchestrator.tasks import subtasks
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
+from orchestrator.tasks.sessions import PostgresSessions
 from orchestrator.workspaces import integrate
 from orchestrator.workspaces.errors import ArtifactStoreUnavailable, MergeConflict
+from orchestrator.workspaces.homes import HomeOwner
 from orchestrator.workspaces.integrate import Conflict, Integrated
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace, patch
 
 log: Final = structlog.get_logger(__name__)
+_TOKEN_SLACK: Final = timedelta(minutes=10)
+"""A token outlives the longest run by so much; it ends with its claim in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ class Finished:
 
 
 class Desk:
-    """One claim's journal and workspace, opened when the agent asks for them."""
+    """One claim's journal, workspace and access to models, opened when the agent asks for them."""
 
     def __init__(self, wiring: Wiring, claimed: Claimed, link: StepLink, boot_id: str) -> None:
         self._wiring = wiring
@@ -69,8 +75,38 @@ class Desk:
     def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
-        alone = claimed.total == 1 and not claimed.conflicts
-        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone, self._delegate)
+        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, self._delegate)
+
+    def open_access(self, assignment: Assignment) -> ModelAccess:
+        """A token that is good as long as this claim holds; see `bootstrap.Desk`."""
+        settings, claimed = self._wiring.settings, self._claimed
+        if not settings.gateway_url:
+            raise Unavailable(
+                "gateway-missing",
+                "Live models are called through the gateway, and this worker knows of none:"
+                " ORCHESTRATOR_GATEWAY_URL is not set.",
+                "Start one where the keys are: orchestrator gateway   `orchestrator up` does it by itself.",
+            )
+        token = run_token.new()
+        scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
+        try:
+            with self._wiring.engine.begin() as connection:
+                run_tokens.issue(
+                    connection,
+                    scope,
+                    sha256=run_token.digest(token),
+                    agent_type=assignment.agent_type,
+                    models=models_of(self._wiring, assignment),
+                    lifetime=settings.max_wall_time + _TOKEN_SLACK,
+                )
+        except FenceLost:
+            raise LeaseLost from None
+        return ModelAccess(settings.gateway_url.rstrip("/"), token)
+
+    def open_sessions(self, assignment: Assignment) -> Sessions:  # noqa: ARG002 - a desk is one claim's
+        claimed = self._claimed
+        scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
+        return PostgresSessions(self._wiring.engine, scope, self._wiring.redactor)
 
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
@@ -90,7 +126,10 @@ class Desk:
         warning = self._wiring.workspaces.sandbox.warning
         if warning:
             self._link.log("system", f"{warning}\n")
-        yield self._workspace
+        try:
+            yield self._workspace
+        finally:
+            self._workspace.close()
 
     def _start(self) -> tuple[str, str]:
         claimed, workspaces = self._claimed, self._wiring.workspaces
@@ -157,6 +196,14 @@ class Desk:
             except FAULTS as fault:
                 log.warning("workspace_left", step=self._claimed.step.step_id, error=type(fault).__name__)
 
+    def remove_home(self) -> None:
+        """The step is over, and with it its agent's sessions."""
+        step = self._claimed.step
+        try:
+            self._wiring.workspaces.homes.remove(HomeOwner(step.task_id, step.step_id))
+        except FAULTS as fault:
+            log.warning("home_left", step=step.step_id, error=type(fault).__name__)
+
     def _store(self, commit: str) -> None:
         assert self._mirror is not None  # noqa: S101 - callers opened it
         if self._origin and commit != self._origin:
@@ -172,6 +219,16 @@ class Desk:
     def _trailers(self) -> dict[str, str]:
         step = self._claimed.step
         return {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
+
+
+def models_of(wiring: Wiring, assignment: Assignment) -> list[str]:
+    """What the run may use: the models of its selection, and what the installation allows every run.
+
+    A name with its provider before it is that model, too: agents that need it so send the rest of it.
+    """
+    own = wiring.models_for(assignment).models
+    bare = [name.partition("/")[2] for name in own if "/" in name]
+    return list(dict.fromkeys([*own, *bare, *wiring.settings.run_models]))
 
 
 def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:

@@ -166,6 +166,7 @@ def _record(
     status = applied.instead or status
     if status in TERMINAL:
         desk.remove_workspace()
+        desk.remove_home()
     released = tuple(
         StepRef(claimed.step.tenant_id, claimed.step.task_id, claimed.step.workflow_id, step_id)
         for step_id in applied.released

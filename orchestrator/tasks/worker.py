@@ -34,6 +34,7 @@ from orchestrator.tasks.draining import Drain
 from orchestrator.tasks.evidence import check_store
 from orchestrator.tasks.pulse import Pulse
 from orchestrator.workspaces.errors import ArtifactStoreUnavailable, SandboxUnavailable
+from orchestrator.workspaces.homes import HomeOwner
 from orchestrator.workspaces.workspace import AttemptOwner
 
 log: Final = structlog.get_logger(__name__)
@@ -85,7 +86,7 @@ class Workplace:
 
     def _introduce(self, number: int) -> Slot:
         settings = self.wiring.settings
-        has_key = settings.anthropic_api_key is not None
+        has_key = settings.gateway_url is not None
         name = self.name or f"agent@{socket.gethostname()}"
         return Slot(
             self.wiring.tenant_id,
@@ -104,9 +105,11 @@ class Workplace:
         fleet.tell(self.wiring, self.queues, [self.name], rest=rest)
 
     def _clean(self) -> None:
-        """Workspaces of this machine whose attempt is over, by their own record of whose they are."""
+        """Workspaces of this machine whose attempt is over, and homes of steps that are, by their own record
+        of whose they are."""
         try:
             removed = self.wiring.workspaces.sweep_orphans(self._live)
+            removed += self.wiring.workspaces.homes.sweep(self._living)
         except (OSError, WorkspaceFault, OrchestratorError, SQLAlchemyError) as error:
             log.warning("clean_up_failed", error=type(error).__name__)
             return
@@ -117,6 +120,11 @@ class Workplace:
         with self.wiring.engine.connect() as connection:
             found = claims.live_attempts(connection, [(owner.step_id, owner.attempt) for owner in owners])
         return {owner for owner in owners if (owner.step_id, owner.attempt) in found}
+
+    def _living(self, owners: Sequence[HomeOwner]) -> set[HomeOwner]:
+        with self.wiring.engine.connect() as connection:
+            found = claims.unfinished(connection, [owner.step_id for owner in owners])
+        return {owner for owner in owners if owner.step_id in found}
 
 
 def attend(workplace: Workplace) -> None:

@@ -46,7 +46,8 @@ class Log(Base):
 
 
 class TurnRow(Base):
-    """One finished turn of a step's conversation, or a steering message that it heard before one."""
+    """One finished turn of a step's conversation, or what came before one: a steering message, that less of
+    the past is sent from then on, that the agent went in circles."""
 
     __tablename__ = "turns"
     __table_args__ = (
@@ -90,6 +91,8 @@ class ToolCall(Base):
     name: Mapped[str]
     arguments: Mapped[dict[str, Any]] = empty_object()
     result: Mapped[str | None]
+    output: Mapped[str | None]
+    """All that the call gave, where `result` shows the model a part of it."""
     is_error: Mapped[bool] = false()
     checkpoint: Mapped[str | None]
     started_at: Mapped[datetime] = now()
@@ -97,20 +100,27 @@ class ToolCall(Base):
 
 
 class UsageRow(Base):
-    """Tokens and money of one model call. `recorded` ones cost nothing."""
+    """Tokens and money of one model call: a live one's as the gateway saw them (`call_id`), a recorded one's
+    by its `turn`, which cost nothing."""
 
     __tablename__ = "usage"
     __table_args__ = (
         ForeignKeyConstraint(["tenant_id", "step_id"], ["steps.tenant_id", "steps.id"]),
         UniqueConstraint("tenant_id", "step_id", "conversation", "turn"),
         Index("ix_usage_task", "tenant_id", "task_id"),
+        Index(
+            "uq_usage_call", "tenant_id", "call_id", unique=True, postgresql_where=text("call_id IS NOT NULL")
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     task_id: Mapped[str]
     step_id: Mapped[str]
     conversation: Mapped[int] = zero()
-    turn: Mapped[int]
+    turn: Mapped[int | None]
+    call_id: Mapped[str | None]
+    provider: Mapped[str | None]
+    agent_type: Mapped[str | None]
     model: Mapped[str]
     recorded: Mapped[bool] = false()
     input_tokens: Mapped[int] = zero()
