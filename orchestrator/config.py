@@ -166,6 +166,16 @@ class Settings(BaseSettings):
     """Headers by which it says when it was sent; `X-KILOCODE-TIMESTAMP-ISO` is what others know."""
     trace_in_system: bool = False
     """For transports that pass no headers on: the task's id goes into the system prompt instead."""
+    agents_dir: Path | None = None
+    """Where the agents' programs are; None: `~/.cache/orchestrator/agents`."""
+    agentapi_url: str | None = Field(default=None, validation_alias=_named("AGENTAPI_URL", "AGENTAPI_URL"))
+    """A coder/agentapi server, which listens on 3284 by itself; makes the agent type `agentapi` usable."""
+    agentapi_key: SecretStr | None = Field(
+        default=None, validation_alias=_named("AGENTAPI_KEY", "AGENTAPI_KEY")
+    )
+    """Sent as a bearer token, for a proxy before it: the server itself knows no keys."""
+    worker_capabilities: Annotated[frozenset[str], NoDecode] = frozenset()
+    """What this machine offers to tasks that require it, besides its agents: `gpu,node`."""
 
     artifact_url: str | None = None
     """None: `<data_dir>/artifacts`; else `file:///…` or `s3://bucket/prefix`, with the usual AWS names."""
@@ -209,10 +219,18 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name} is not https://user:password@host/…, each part percent-encoded")
         return value
 
-    @field_validator("data_dir")
+    @field_validator("worker_capabilities", mode="before")
     @classmethod
-    def _expand(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
+    def _split(cls, value: object) -> object:
+        """Words between commas."""
+        return (
+            [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+        )
+
+    @field_validator("data_dir", "agents_dir")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().resolve()
 
 
 def _logs_in(url: str) -> bool:

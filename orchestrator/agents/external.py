@@ -70,6 +70,8 @@ class Leave:
 
     digest: str
     is_granted: bool
+    answer: str = ""
+    """What was said, to a question."""
 
 
 class Talk(Protocol):
@@ -275,4 +277,5 @@ def _leave(kept: Kept) -> Leave | None:
     asked = kept.session.asked
     if asked is None or asked.digest is None or asked.call_id not in kept.answers:
         return None
-    return Leave(asked.digest, prompts.is_granted(kept.answers[asked.call_id]))
+    answer = kept.answers[asked.call_id]
+    return Leave(asked.digest, prompts.is_granted(answer), answer)

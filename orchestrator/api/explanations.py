@@ -143,7 +143,13 @@ repository-unreachable | The repository can't be reached
     Try `git ls-remote <url>` where the worker runs, then: orchestrator task retry <id>
 agent-unknown | There is no such kind of agent
     This version doesn't know the agent type that the request names.
-    Leave it out to use the default.
+    Leave it out, and one is chosen by rule, or take a name from `orchestrator agent types`.
+agent-program-unknown | There is no such agent program
+    Only programs of orchestrator/data/agents.toml can be installed.
+    See them: orchestrator agent install --list
+agent-install-failed | An agent's program could not be installed
+    No package index can be reached, it has no such version, the folder can't be written, or the disk is full.
+    Read what the installer said, repair that, and run it again: nothing is left half done.
 agent-not-found | There is no such agent
     No agent that is there has this id or name.
     List them: orchestrator agent list

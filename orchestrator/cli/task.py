@@ -57,7 +57,9 @@ def create(
     title: Annotated[str | None, typer.Option(help="One line; else the description's first.")] = None,
     priority: Annotated[str | None, typer.Option(help="critical, high, medium, low.")] = None,
     mode: Annotated[str | None, typer.Option(help="auto, strict, dry-run.")] = None,
-    agent: Annotated[str | None, typer.Option(help="The kind of agent, such as engine or replay.")] = None,
+    agent: Annotated[
+        str | None, typer.Option(help="The kind of agent: see `orchestrator agent types`.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model.")] = None,
     requirements: Annotated[str | None, typer.Option(help="Separated by commas.")] = None,
     deadline: Annotated[str | None, typer.Option(help="A date or a time after which it fails.")] = None,

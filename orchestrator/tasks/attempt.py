@@ -28,7 +28,7 @@ from orchestrator.db.connect import Connection
 from orchestrator.db.effects import StoredFile
 from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.engine.ports import Journal, LeaseLost
-from orchestrator.tasks import subtasks
+from orchestrator.tasks import choosing, subtasks
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
 from orchestrator.tasks.sessions import PostgresSessions
@@ -236,8 +236,9 @@ def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:
     return wiring.credentials.environment(claimed.repository_credential, claimed.repository_url)
 
 
-def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
-    """What the agent is told: the installation's limits of each step, the request's budget of all of them."""
+def assignment_of(wiring: Wiring, claimed: Claimed, agent_type: str) -> Assignment:
+    """What an agent of that kind is told: the installation's limits of each step, the request's budget of
+    all of them."""
     settings, asked = wiring.settings, claimed.budget
     limits = Limits(
         turns=settings.max_turns,
@@ -261,7 +262,7 @@ def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
         fence=claimed.fence,
         task_description=claimed.task_description,
         description=claimed.description,
-        agent_type=claimed.agent_type or claimed.task_agent_type or wiring.policy.default_agent,
+        agent_type=agent_type,
         model=claimed.model or claimed.task_model,
         limits=limits,
         budget=budget,
@@ -296,9 +297,14 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
     try:
         if claimed.kind == "integrate":
             return push(wiring, claimed, link), None
+        chosen = choosing.choose(wiring, claimed, link)
+        if isinstance(chosen, Waits):
+            return chosen, None
         agent = wiring.make_agent(wiring, desk)
         with link.grace.over_agent():
-            verdict = without_secrets(agent.work(assignment_of(wiring, claimed), link), wiring.redactor)
+            verdict = without_secrets(
+                agent.work(assignment_of(wiring, claimed, chosen), link), wiring.redactor
+            )
         if isinstance(verdict, Done):
             finished = desk.finish(verdict.summary)
         else:

@@ -28,6 +28,7 @@ from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent,
 from orchestrator.engine.tools import TOOLS
 from orchestrator.engine.tools.talk import START_SUBTASK
 from orchestrator.tasks.registry import register
+from tests.agents_ready import named
 
 FOLDER = "HARNESS_FOLDER"
 SECRET = "sk-ant-api03-thisIsWhatNobodyMayEverRead-0123456789"
@@ -224,6 +225,8 @@ def agent(wiring: Wiring, desk: Desk) -> Agent:
 
 
 if FOLDER in os.environ:
-    registered = register(replace(bootstrap.load("harness"), make_agent=agent, publish_retry=True))
+    registered = register(
+        replace(bootstrap.load("harness"), make_agent=agent, ready=named, publish_retry=True)
+    )
     app = registered.app
     app.conf.worker_soft_shutdown_timeout = 8.0

@@ -28,7 +28,7 @@ description steps repo branch push title priority mode agent model requirements 
 budget timeout external_id id hold credential gates depends_on project validate_only question_timeout on_silence
 ask_before
 """
-NOTHING = dict.fromkeys(OPTIONS.split())
+NOTHING = dict.fromkeys([*OPTIONS.split(), "ask_before", "on_silence", "question_timeout"])
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_key_that_is_kept_for_one_server_is_sent_to_no_other(
     }
 
 
-PROCESSES = {"worker", "beat", "api", "gateway", "flower"}
+PROCESSES = {"worker", "beat", "api", "gateway", "flower", "model-server"}
 """They become other programs, which write logs."""
 
 
