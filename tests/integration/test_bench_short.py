@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench, growth, latency, makespan, parked, recovery, throughput
+from tests.benchmarks import bench, growth, latency, makespan, parked, recovery, throughput, turns
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -67,3 +67,11 @@ def test_parked_tasks_hold_no_slot_and_go_on_after_all_workers_were_restarted_in
 def test_the_table_says_what_missed_its_bound() -> None:
     lines = [("fast", "1", "≤ 2", True), ("slow", "30", "≤ 2", False)]
     assert bench._table(lines) == "fast   1  ≤ 2\nslow  30  ≤ 2  MISSED"
+
+
+def test_a_turn_is_timed_early_and_late_in_a_conversation() -> None:
+    found = turns.measure(early=3, late=9, around=2, rounds=1)
+    samples = [found.own_early, found.own_late, found.whole_early, found.whole_late]
+    assert [len(sample) for sample in samples] == [5] * 4
+    assert all(0 < own < whole for own, whole in zip(found.own_late, found.whole_late, strict=True))
+    assert found.growth > 0
