@@ -1,9 +1,9 @@
 """What a turn costs when the conversation is short and when it is long: the real loop, SDK and journal.
 
-The model is a program of its own on loopback, which answers each request at once with one call that reads a
-file of a thousand characters. Own work is what the loop does between two requests: it appends the turn, runs
-the call, writes it down, looks whether to go on. The whole adds building and sending the request by the
-official SDK and reading the reply.
+Each turn is one call that reads a file of a thousand characters. Own work is what the loop does between two
+requests: it appends the turn, runs the call, writes it down, looks whether to go on; it is measured with a
+model that does not look at its request. The whole adds building and sending the request by the official SDK
+and reading the reply, from a program of its own on loopback that answers at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -32,7 +32,7 @@ from orchestrator.db.claims import Claimed
 from orchestrator.db.journal import Scope
 from orchestrator.db.sql import StepRef
 from orchestrator.engine import loop
-from orchestrator.engine.ports import ModelRequest, Reply, StreamEvent
+from orchestrator.engine.ports import Model, ModelRequest, Reply, StreamEvent, Usage
 from orchestrator.engine.providers.anthropic import AnthropicModel
 from orchestrator.tasks.attempt import assignment_of
 from orchestrator.tasks.journal import PostgresJournal
@@ -76,13 +76,15 @@ def measure(early: int = EARLY, late: int = LATE, around: int = AROUND, rounds: 
                 (late, found.own_late, found.cpu_late, found.whole_late),
                 (early, found.own_early, found.cpu_early, found.whole_early),  # as soon after as can be
             ):
+                near, last = slice(turn - around - 1, turn + around), turn + around + 1
                 name = f"turns-{number}-{turn}"
-                with _answering(turn + around + 1) as url:
+                alone = _Timed(_Answers(last))
+                _converse(wiring, f"{name}-alone", alone, Path(folder) / f"{name}-alone")
+                own.extend(alone.own[near])
+                cpu.extend(alone.cpu[near])
+                with _answering(last) as url:
                     model = _Timed(AnthropicModel("claude-sonnet-4-6", "none", url))
                     _converse(wiring, name, model, Path(folder) / name)
-                near = slice(turn - around - 1, turn + around)
-                own.extend(model.own[near])
-                cpu.extend(model.cpu[near])
                 whole.extend(model.whole[near])
     return found
 
@@ -129,12 +131,28 @@ def _claimed(wiring: Wiring, task: str) -> Claimed:
     return claimed
 
 
+@dataclass
+class _Answers:
+    """Answers as the program does, without a look at the request."""
+
+    turns: int
+    name: str = "claude-sonnet-4-6"
+    kind: Literal["live", "recorded"] = "live"
+    turn: int = 0
+
+    def reply(self, _: ModelRequest, __: Callable[[StreamEvent], None], ___: Stop, /) -> Reply:
+        self.turn += 1
+        name, arguments = _call(self.turn, last=self.turn >= self.turns)
+        block = {"type": "tool_use", "id": f"call_{self.turn}", "name": name, "input": arguments}
+        return Reply((block,), "tool_use", Usage(100 + self.turn, 26), self.name)
+
+
 class _Timed:
     """Notes when each request began and when its reply was there."""
 
     kind: Literal["live", "recorded"] = "live"
 
-    def __init__(self, model: AnthropicModel) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         self.name = model.name
         self.own: list[float] = []
@@ -195,13 +213,17 @@ class _Answer(socketserver.StreamRequestHandler):
         self.wfile.write(head.encode() + b"connection: close\r\n\r\n" + body)
 
 
+def _call(turn: int, *, last: bool) -> tuple[str, Mapping[str, Any]]:
+    if last:
+        return "attempt_completion", {"summary": "Read."}
+    return "read_file", {"path": f"{turn % _FILES}.txt"}
+
+
 def _stream(turn: int, *, last: bool) -> bytes:
-    name, arguments = "attempt_completion", {"summary": "Read."}
-    if not last:
-        name, arguments = "read_file", {"path": f"{turn % _FILES}.txt"}
+    name, arguments = _call(turn, last=last)
     block = {"type": "tool_use", "id": f"call_{turn}", "name": name, "input": {}}
     delta = {"type": "input_json_delta", "partial_json": json.dumps(arguments)}
-    message = {
+    message: dict[str, Any] = {
         "id": "msg_1",
         "type": "message",
         "role": "assistant",
