@@ -89,6 +89,16 @@ class FolderWorkspace:
             raise WorkspaceRefusal(f"there is no file {path}")
         file.unlink()
 
+    def has(self, path: str, /) -> bool:
+        return os.path.lexists(self._inside(path))
+
+    def move(self, path: str, to: str, /) -> None:
+        source, target = self._inside(path), self._inside(to)
+        if not source.exists() or target.exists():
+            raise WorkspaceRefusal(f"there is no {path}, or there is a {to}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+
     def list(self, path: str, depth: int, /) -> Sequence[str]:
         start = self._inside(path)
         return [
@@ -381,6 +391,11 @@ ASSIGNMENT = Assignment(
 
 def assignment(**changes: Any) -> Assignment:
     return replace(ASSIGNMENT, **changes)
+
+
+def no_live_model(assignment: Assignment) -> Model:
+    """For runs of recordings alone."""
+    raise AssertionError(f"{assignment.step_key} asked for a live model")
 
 
 class World:

@@ -9,11 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 from orchestrator.core.assignment import Assignment, Link
-from orchestrator.core.verdict import Broke, Verdict
+from orchestrator.core.verdict import Broke, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.engine import loop
 from orchestrator.engine.limits import refused
-from orchestrator.engine.ports import Journal, Model, ModelError, Workspace
+from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Workspace
 from orchestrator.engine.tools import TOOLS
 from orchestrator.engine.tools.tool import Tool
 
@@ -48,5 +48,7 @@ class EngineAgent:
                 )
         except ModelError as error:
             return refused(error, {})
+        except LeaseLost:
+            return Yielded(StopReason.LEASE_LOST)
         except WorkspaceFault as fault:
             return Broke(fault.code, fault.message, fault.error)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.engine.ports import Model, ModelError
@@ -15,20 +14,16 @@ from orchestrator.engine.providers import replay
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """`live` makes the model of that name, None the default one; it is None itself where there is no key."""
+    """`live` makes the model that an assignment names, else the default one, with access for its claim."""
 
     recordings: Path
-    live: Callable[[str | None], Model] | None
+    live: Callable[[Assignment], Model]
 
     def choose(self, assignment: Assignment) -> Model:
-        """Raises `ModelError` when there is no such recording, no key, or no such agent type."""
+        """Raises `ModelError` when there is no such recording or no such agent type."""
         if assignment.agent_type == "replay":
             return replay.load(self.recordings, str(assignment.spec.get("recording", "")))
         if assignment.agent_type != "engine":
             message = f"this agent can't do the work of {assignment.agent_type!r}"
             raise ModelError(ErrorClass.VALIDATION, "agent-type-unknown", message, retryable=False)
-        if self.live is None:
-            missing = AGENT_TYPES["engine"].missing
-            message = f"this worker has no key for a model. {missing}"
-            raise ModelError(ErrorClass.AUTH, "model-key-missing", message, retryable=False)
-        return self.live(assignment.model)
+        return self.live(assignment)

@@ -58,7 +58,15 @@ _FINISH: Final = statement(
 _TURNS: Final = statement(
     """
     SELECT kind, number, message FROM turns
-    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation ORDER BY id
+    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation AND kind <> 'session'
+    ORDER BY id
+    """
+)
+_SESSION: Final = statement(
+    """
+    SELECT message FROM turns
+    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation AND kind = 'session'
+    ORDER BY id DESC LIMIT 1
     """
 )
 _CALLS: Final = statement(
@@ -238,6 +246,12 @@ class Stored:
     calls: tuple[Mapping[str, Any], ...]
     answers: Mapping[str, str]
     digests: Mapping[str, str]
+
+
+def session(connection: Connection, scope: Scope) -> Mapping[str, Any] | None:
+    """The latest record of an external agent's session (kind `session`)."""
+    row = one(connection, _SESSION, **scope.keys)
+    return None if row is None else row["message"]
 
 
 def load(connection: Connection, scope: Scope) -> Stored:

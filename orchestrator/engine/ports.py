@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 from orchestrator.core.assignment import Stop
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.subtask import SubtaskEnd, SubtaskRequest
-from orchestrator.core.workspace import CommandResult, Match
+from orchestrator.core.workspace import BackgroundOutput, CommandResult, Match
 
 Block = Mapping[str, Any]
 """One content block as the Messages API spells it: {"type": "text" | "tool_use" | …, …}."""
@@ -85,12 +85,27 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class CallFacts:
+    """Whose request it is, for headers and logs; nothing of it changes what the model answers.
+
+    `turn` is the number of the turn that the reply becomes, and grows within a claim (`fence`) of a step.
+    """
+
+    task_id: str
+    step_id: str
+    fence: int
+    turn: int
+    purpose: Literal["turn", "summary"] = "turn"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRequest:
     """One request. `messages` grows by appending from turn to turn; a model must not change it."""
 
     system: str
     tools: Sequence[Mapping[str, Any]]
     messages: Sequence[Mapping[str, Any]]
+    call: CallFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +135,15 @@ class CallCompleted:
         return {"type": "tool_use", "id": self.call_id, "name": self.name, "input": self.arguments}
 
 
-StreamEvent = TextDelta | CallAnnounced | CallCompleted
+@dataclass(frozen=True, slots=True)
+class ModelSwitched:
+    """From here on another model answers; what was heard of this reply before is void."""
+
+    model: str
+    reason: str
+
+
+StreamEvent = TextDelta | CallAnnounced | CallCompleted | ModelSwitched
 
 
 class Model(Protocol):
@@ -294,6 +317,26 @@ class Journal(Protocol):
         from the step's own start). Raises `SubtaskRefused` when a limit of depth or number forbids it."""
 
 
+class ServedProcess(Protocol):
+    """Somebody else's program, contained as commands are; its pipes are the caller's to read and write."""
+
+    @property
+    def stdin(self) -> IO[bytes]: ...
+
+    @property
+    def stdout(self) -> IO[bytes]: ...
+
+    @property
+    def stderr(self) -> IO[bytes]: ...
+
+    def code(self) -> int | None:
+        """None while it runs."""
+
+    def end(self, *, closing: float, terminating: float) -> int | None:
+        """Its input closed, SIGTERM, SIGKILL to all that it started, each after so many seconds; once or
+        twice."""
+
+
 class Workspace(Protocol):
     """The attempt's files and commands.
 
@@ -304,10 +347,16 @@ class Workspace(Protocol):
     def read(self, path: str, start: int | None, end: int | None, /) -> str:
         """Lines `start` to `end` (from 1, both included; None: to that edge), newlines as stored."""
 
+    def has(self, path: str, /) -> bool:
+        """Whether anything lies there: a file, a folder, a link."""
+
     def write(self, path: str, text: str, /) -> None:
         """Makes missing folders; replaces the whole file."""
 
     def delete(self, path: str, /) -> None: ...
+
+    def move(self, path: str, to: str, /) -> None:
+        """A file or a folder, to a path where nothing is; makes missing folders."""
 
     def list(self, path: str, depth: int, /) -> Sequence[str]:
         """Paths of what lies at most `depth` levels below `path`; those of folders end in '/'."""
@@ -319,6 +368,22 @@ class Workspace(Protocol):
         self, command: str, *, timeout: timedelta, on_output: Callable[[str], None], stop: Stop
     ) -> CommandResult:
         """One shell command in the root; `on_output` gets its output in pieces; a hard `stop` kills it."""
+
+    def start_background(
+        self, handle: str, command: str, *, timeout: timedelta, on_output: Callable[[str], None], stop: Stop
+    ) -> None:
+        """A shell command that goes on by itself: until its end, its timeout, a hard `stop`, or the end of
+        the claim, whichever is first. `handle` names it from then on."""
+
+    def read_background(self, handle: str, wait: timedelta, stop: Stop, /) -> BackgroundOutput:
+        """Waits up to `wait` for its end or a hard `stop`, then says what it printed since the last time."""
+
+    def stop_background(self, handle: str, /) -> BackgroundOutput:
+        """Kills it with all that it started."""
+
+    def serve(self, words: Sequence[str], environment: Mapping[str, str], /) -> ServedProcess:
+        """Starts a program that is talked to over its stdin and stdout; it ends with the claim at the
+        latest."""
 
     def checkpoint(self, label: str, /) -> str | None:
         """Commits the tree to a hidden ref; None if it is as at the last checkpoint or restore."""

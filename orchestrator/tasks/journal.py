@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
 from orchestrator.core.redaction import Redactor
-from orchestrator.db import effects, journal
+from orchestrator.core.subtask import SubtaskRequest
+from orchestrator.db import effects, journal, lineage
 from orchestrator.db.connect import Connection, Engine
 from orchestrator.db.journal import FenceLost, Scope, Spent
 from orchestrator.engine.ports import (
@@ -32,6 +33,9 @@ OUTPUT_KEPT: Final = 2_000_000
 """The most characters of one call's output."""
 _KINDS: Final[Mapping[type[Entry], str]] = {Compacted: "compacted", Corrected: "corrected"}
 
+Delegate = Callable[[Scope, Sequence[SubtaskRequest], str | None], None]
+"""Starts subtasks from a checkpoint. Raises FenceLost, SubtaskRefused."""
+
 
 @dataclass(frozen=True, slots=True)
 class PostgresJournal:
@@ -40,6 +44,8 @@ class PostgresJournal:
     engine: Engine
     scope: Scope
     redactor: Redactor
+    delegate: Delegate | None = None
+    """Starts subtasks. None: this journal is only read."""
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -52,6 +58,7 @@ class PostgresJournal:
     def load(self) -> Conversation:
         with self.engine.connect() as connection:
             stored = journal.load(connection, self.scope)
+            ended = lineage.ends(connection, self.scope.step, self.scope.conversation)
         entries = tuple(_entry(row["kind"], row["number"], row["message"]) for row in stored.turns)
         calls = tuple(
             Call(
@@ -62,7 +69,7 @@ class PostgresJournal:
             )
             for row in stored.calls
         )
-        return Conversation(entries, calls, stored.answers, stored.digests)
+        return Conversation(entries, calls, stored.answers, stored.digests, ended)
 
     def hear(self, before_turn: int, /) -> Sequence[Heard]:
         scope = self.scope
@@ -127,6 +134,14 @@ class PostgresJournal:
     def output(self, call_id: str, start: int, end: int, /) -> str | None:
         with self.engine.connect() as connection:
             return journal.output(connection, self.scope, call_id, start, end - start)
+
+    def start_subtasks(self, requests: Sequence[SubtaskRequest], checkpoint: str | None, /) -> None:
+        assert self.delegate is not None  # noqa: S101 - the desk's own journal has one
+        clean = [replace(each, objective=self.redactor.text(each.objective)) for each in requests]
+        try:
+            self.delegate(self.scope, clean, checkpoint)
+        except FenceLost:
+            raise LeaseLost from None
 
 
 def _entry(kind: str, number: int, message: Mapping[str, Any]) -> Entry:

@@ -16,11 +16,10 @@ import pytest
 
 from orchestrator.agents.engine import EngineAgent
 from orchestrator.agents.models import Models
-from orchestrator.agents.types import AGENT_TYPES, usable
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Broke, Done, NeedsInput, Verdict
-from tests.engine_world import FileJournal, FolderWorkspace, Killed, Wire, assignment
+from tests.engine_world import FileJournal, FolderWorkspace, Killed, Wire, assignment, no_live_model
 
 DATA = Path(__file__).parent.parent.parent / "orchestrator" / "data"
 KEEP, RAISE = "Keep 0", "Raise a ValueError"
@@ -42,7 +41,7 @@ class Demo:
 
     def agent(self) -> EngineAgent:
         return EngineAgent(
-            model=Models(DATA / "recordings", live=None).choose,
+            model=Models(DATA / "recordings", live=no_live_model).choose,
             open_journal=self.journal,
             open_workspace=self.workspace,
         )
@@ -168,16 +167,6 @@ def test_a_recording_that_is_not_there_is_a_verdict(demo: Make) -> None:
     verdict = demo("fix-bug", "other").claim({**first, "spec": {"recording": "../../secrets"}})
     assert isinstance(verdict, Broke)
     assert verdict.code == "recording-unknown"
-
-
-def test_without_a_key_only_recordings_work(demo: Make) -> None:
-    first = dict(demo("fix-bug").plan["steps"][0])
-    verdict = demo("fix-bug", "other").claim(first, agent_type="engine")
-    assert isinstance(verdict, Broke)
-    assert (verdict.code, verdict.error, verdict.retryable) == ("model-key-missing", ErrorClass.AUTH, False)
-    assert usable(has_key=False) == ("replay",)
-    assert usable(has_key=True) == ("engine", "replay")
-    assert AGENT_TYPES["replay"].model_kind == "recorded"
 
 
 def test_every_recorded_reply_says_that_no_model_wrote_it() -> None:

@@ -110,6 +110,7 @@ WAYS_ON = {
     WaitingOn.PAUSED: "a resume",
     WaitingOn.ESCALATION: "a resume",
     WaitingOn.SLOT: "the end of another workflow's step, or the sweep",
+    WaitingOn.AGENT: "a new worker, or the sweep after a while",
     WaitingOn.RETRY_BACKOFF: "the sweep, when the time has come",
 }
 """Each is shown by a test on real rows; a cancel and a deadline end them all."""

@@ -73,7 +73,10 @@ class ToolContext:
 
 @dataclass(frozen=True, slots=True)
 class Tool(Generic[A]):
-    """One tool. `run` never raises because of what the model sent: it answers with an error result."""
+    """One tool. `run` never raises because of what the model sent: it answers with an error result.
+
+    A tool whose arguments are described elsewhere (an MCP server's) overrides `schema` and `faults`.
+    """
 
     name: str
     description: str
@@ -99,15 +102,20 @@ class Tool(Generic[A]):
                 f"{self.name} was not run: its arguments are not a JSON object (a long call may be cut "
                 "off at the output limit; make it smaller)."
             )
+        if faults := self.faults(arguments):
+            return cut(f"{self.name} was not run, its arguments are wrong: {'; '.join(faults)}", 2000)
+        return None
+
+    def faults(self, arguments: Mapping[str, Any]) -> list[str]:
+        """What is wrong with them, ten faults at most."""
         try:
             self.arguments.model_validate(dict(arguments))
         except ValidationError as refused:
-            faults = "; ".join(
+            return [
                 f"{'.'.join(str(part) for part in fault['loc']) or 'arguments'}: {fault['msg']}"
                 for fault in refused.errors(include_url=False, include_input=False)[:10]
-            )
-            return cut(f"{self.name} was not run, its arguments are wrong: {faults}", 2000)
-        return None
+            ]
+        return []
 
     def run(self, workspace: Workspace, arguments: Mapping[str, Any], context: ToolContext) -> Outcome:
         """Raises `Stopped` when the stop cut it short, `WorkspaceFault` when the workspace itself failed."""
