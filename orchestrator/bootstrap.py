@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from orchestrator.agents.ports import Sessions
     from orchestrator.commands.submit import Policy
+    from orchestrator.engine.tools.policy import ToolPolicy
     from orchestrator.queues.topology import Topology
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
@@ -229,7 +230,14 @@ class Wiring:
         from orchestrator.workspaces.credentials import passwords
 
         known = [secret.get_secret_value() for secret in secrets if secret is not None]
-        return Redactor([*known, *passwords(self._named_credentials)])
+        headers = [item for server in settings.mcp_servers.values() for item in server.headers.items()]
+        words = [
+            word
+            for name, value in headers
+            if name.lower() not in ("accept", "content-type", "user-agent")
+            for word in (value, value.split(" ")[-1])  # "Bearer …" and the token alone
+        ]
+        return Redactor([*known, *words, *passwords(self._named_credentials)])
 
     @property
     def _named_credentials(self) -> dict[str, str]:
@@ -249,6 +257,16 @@ class Wiring:
         from orchestrator.workspaces.artifacts import Artifacts
 
         return Artifacts(self.settings.artifact_url or str(self.settings.data_dir / "artifacts"))
+
+    @cached_property
+    def tool_policy(self) -> ToolPolicy:
+        """What the engine's steps may use here besides their files and commands."""
+        from orchestrator.engine.tools.policy import ToolPolicy
+        from orchestrator.engine.web import HostPolicy
+
+        settings = self.settings
+        hosts = HostPolicy(tuple(settings.fetch_hosts), settings.fetch_private_addresses)
+        return ToolPolicy(hosts, settings.mcp_servers, subtasks=True)
 
     @cached_property
     def workspaces(self) -> Workspaces:
