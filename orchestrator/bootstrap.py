@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from celery import Celery
 
-from orchestrator.agents.readiness import Readiness, Surroundings, readiness
+from orchestrator.agents.readiness import Lately, Readiness, Surroundings, providers_at, readiness
 from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
-from orchestrator.core.assignment import Agent, Assignment
+from orchestrator.core.assignment import Agent, Assignment, ModelAccess
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect
@@ -42,13 +42,16 @@ _LOCAL_REDIS = "redis://127.0.0.1:6379/0"
 
 
 class Desk(Protocol):
-    """What one claim gives its agent: a journal and a workspace, opened when they are first needed."""
+    """What one claim gives its agent, each when it is first needed: a journal, a workspace, models."""
 
     def open_journal(self, assignment: Assignment) -> Journal: ...
 
     def open_sessions(self, assignment: Assignment) -> Sessions: ...
 
     def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
+
+    def open_access(self, assignment: Assignment) -> ModelAccess:
+        """Raises Unavailable `gateway-missing`, or LeaseLost."""
 
 
 AgentMaker = Callable[["Wiring", Desk], Agent]
@@ -59,14 +62,19 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     from orchestrator.agents.engine import EngineAgent
     from orchestrator.agents.models import Models
 
-    models = Models(Path(__file__).parent / "data" / "recordings", wiring.live_model)
+    def live(assignment: Assignment) -> Model:
+        return wiring.live_model(desk.open_access(assignment), assignment.model)
+
+    models = Models(Path(__file__).parent / "data" / "recordings", live)
     return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
 
 
 def agents_here(settings: Settings) -> tuple[Readiness, ...]:
     """Which kinds of agent this machine can run, and what is missing for the others."""
-    keys = {"anthropic": settings.anthropic_api_key, "openai": getattr(settings, "openai_api_key", None)}
+    keys = {"anthropic": settings.anthropic_api_key, "openai": settings.openai_api_key}
     providers = frozenset(name for name, key in keys.items() if key is not None)
+    if settings.gateway_url is not None:
+        providers = providers_at(settings.gateway_url)
     return readiness(Surroundings(providers, settings.agentapi_url, settings.agents_dir))
 
 
@@ -141,10 +149,14 @@ class Wiring:
             allow_private_addresses=self.settings.allow_private_addresses,
         )
 
-    @cached_property
+    @property
     def agents(self) -> Mapping[str, Readiness]:
         """Of this machine, by name of the kind."""
-        return {one.kind.name: one for one in self.ready(self.settings)}
+        return self._agents.now()
+
+    @cached_property
+    def _agents(self) -> Lately:
+        return Lately(lambda: self.ready(self.settings))
 
     @cached_property
     def redactor(self) -> Redactor:
@@ -155,6 +167,7 @@ class Wiring:
             settings.result_url,
             settings.message_secret,
             settings.anthropic_api_key,
+            settings.openai_api_key,
             settings.api_key,
             settings.agentapi_key,
         )
@@ -204,19 +217,11 @@ class Wiring:
         )
         return Workspaces(root, mirrors, sandbox, Bundles(mirrors, self.artifacts))
 
-    @cached_property
-    def live_model(self) -> Callable[[str | None], Model] | None:
-        """Makes a live model by name; None without a key."""
-        key = self.settings.anthropic_api_key
-        if key is None:
-            return None
+    def live_model(self, access: ModelAccess, name: str | None) -> Model:
+        """A model by name, None the default one, as one claim reaches it."""
         from orchestrator.engine.providers.anthropic import AnthropicModel
 
-        base = self.settings.anthropic_base_url
-        default = self.settings.model
-        if base is None:
-            return lambda name: AnthropicModel(name or default, key.get_secret_value())
-        return lambda name: AnthropicModel(name or default, key.get_secret_value(), base)
+        return AnthropicModel(name or self.settings.model, access.token, access.base_url)
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:

@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.core.model_choice import ModelOptions, ModelPrice, TaskType
+
 DEFAULT_TENANT: Final = "default"
 """The one tenant of an installation that has no others."""
 
@@ -73,6 +75,12 @@ class Settings(BaseSettings):
         default=0, validation_alias=_named("MAX_CONCURRENT_WORKFLOWS", "MAX_CONCURRENT_WORKFLOWS")
     )
     """How many workflows may run at once, parked ones not counted; 0 means no limit."""
+    max_subtask_depth: int = 3
+    """How many levels of subtasks a task may have below it."""
+    max_subtasks: int = 20
+    """How many subtasks one task may start in one run."""
+    max_tree_tasks: int = 100
+    """How many tasks there may be below one that somebody asked for, all levels together."""
     ageing: timedelta = timedelta(minutes=5)
     """After this long unclaimed a ready step is published one priority higher."""
 
@@ -89,11 +97,39 @@ class Settings(BaseSettings):
     anthropic_api_key: SecretStr | None = Field(
         default=None, validation_alias=_named("ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY")
     )
-    """Without it, recorded models alone."""
+    """The gateway's alone, as is the next one; with neither, recorded models only."""
     anthropic_base_url: str | None = Field(
         default=None, validation_alias=_named("ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL")
     )
-    """Another server that speaks the Messages API."""
+    """Another server that speaks the Messages API, with or without `/v1`."""
+    openai_api_key: SecretStr | None = Field(
+        default=None, validation_alias=_named("OPENAI_API_KEY", "OPENAI_API_KEY")
+    )
+    openai_base_url: str | None = Field(
+        default=None, validation_alias=_named("OPENAI_BASE_URL", "OPENAI_BASE_URL")
+    )
+    """Another server that speaks the Responses or the Chat Completions API, with or without `/v1`."""
+    gateway_url: str | None = None
+    """Where workers find the gateway, through which all live models are called."""
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = 8100
+    """Where the gateway listens."""
+    gateway_max_body_bytes: int = 33_554_432
+    """Longest request to a model that the gateway reads."""
+    gateway_first_byte: timedelta = timedelta(minutes=10)
+    """How long a provider may take until its reply begins."""
+    gateway_stall: timedelta = timedelta(minutes=3)
+    """The longest silence within a reply."""
+    gateway_call: timedelta = timedelta(minutes=30)
+    """The longest reply, however lively."""
+    run_models: list[str] = []
+    """Models, or patterns such as `claude-haiku-*`, that every run may use besides its own."""
+    breaker_failures: int = 5
+    """After so many failures in a row a provider, or a type of agent, is left alone."""
+    breaker_recovery: timedelta = timedelta(seconds=30)
+    """For so long; then one try at a time is let through."""
+    breaker_successes: int = 2
+    """So many of these must succeed."""
     model: str = "claude-sonnet-5-5"
     """For steps that name none."""
     max_turns: int = 100
@@ -115,6 +151,31 @@ class Settings(BaseSettings):
     """Sent as a bearer token, for a proxy before it: the server itself knows no keys."""
     worker_capabilities: Annotated[frozenset[str], NoDecode] = frozenset()
     """What this machine offers to tasks that require it, besides its agents: `gpu,node`."""
+    fallback_models: Annotated[list[str], NoDecode] = []
+    """Asked in this order when a model fails."""
+    task_models: Annotated[dict[TaskType, str], NoDecode] = {}
+    """A model of its own for a kind of work, as JSON: `{"planning": "…", "testing": "…"}`; kinds are
+    planning, implementation, testing, review, code_review. Within a step they take turns."""
+    model_rules: Annotated[dict[str, str], NoDecode] = {}
+    """A word of a task's requirements to the model for it, as JSON: `{"creative": "…"}`; the first counts."""
+    model_options: Annotated[dict[str, ModelOptions], NoDecode] = {}
+    """What must be known of a model, as JSON: `{"qwen3": {"api": "chat", "native_tools": false}}`; `api` is
+    messages, responses or chat; further: max_output_tokens, context_tokens, store."""
+    prices: Annotated[dict[str, ModelPrice], NoDecode] = {}
+    """USD per million tokens of models that aren't known here, as JSON:
+    `{"qwen3": {"input": "0.2", "output": "0.6"}}`, and cache_read and cache_write where they differ."""
+    model_silence: timedelta = timedelta(seconds=120)
+    """How long a model's server may send nothing at all."""
+    model_stall: timedelta = timedelta(minutes=3)
+    """How long a reply may stand still, whatever else is sent to keep the connection alive."""
+    model_deadline: timedelta = timedelta(minutes=10)
+    """How long one reply may take."""
+    task_id_headers: Annotated[list[str], NoDecode] = ["X-Task-Id"]
+    """Headers by which each call of a model names its task; `X-KILOCODE-TASK-ID` is what others know."""
+    timestamp_headers: Annotated[list[str], NoDecode] = ["X-Timestamp-Iso"]
+    """Headers by which it says when it was sent; `X-KILOCODE-TIMESTAMP-ISO` is what others know."""
+    trace_in_system: bool = False
+    """For transports that pass no headers on: the task's id goes into the system prompt instead."""
 
     artifact_url: str | None = None
     """None: `<data_dir>/artifacts`; else `file:///…` or `s3://bucket/prefix`, with the usual AWS names."""
@@ -134,11 +195,21 @@ class Settings(BaseSettings):
     """Of private repositories, as JSON: `{"forge": "https://user:token@forge.example/team/"}`. A task names
     one (`repository.credential`), and it is used at that address and below it alone."""
 
-    @field_validator("credentials", mode="before")
+    @field_validator("credentials", "task_models", "model_rules", "model_options", "prices", mode="before")
     @classmethod
     def _read(cls, value: object) -> object:
         """Compose passes on an empty text where nothing is set."""
         return (json.loads(value) if value.strip() else {}) if isinstance(value, str) else value
+
+    @field_validator("fallback_models", "task_id_headers", "timestamp_headers", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """JSON, or names with commas between."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return [name for part in value.split(",") if (name := part.strip())]
 
     @field_validator("credentials")
     @classmethod

@@ -25,6 +25,7 @@ from orchestrator.engine.ports import (
     Conversation,
     Heard,
     LeaseLost,
+    Model,
     ModelRequest,
     Reply,
     Spending,
@@ -309,3 +310,8 @@ ASSIGNMENT = Assignment(
 
 def assignment(**changes: Any) -> Assignment:
     return replace(ASSIGNMENT, **changes)
+
+
+def no_live_model(assignment: Assignment) -> Model:
+    """For runs of recordings alone."""
+    raise AssertionError(f"{assignment.step_key} asked for a live model")

@@ -19,10 +19,11 @@ from typing import Any
 
 import httpx2
 
-from orchestrator.modelserver.faults import FaultPlan, Order
+from orchestrator.modelserver.faults import Order
 from orchestrator.modelserver.script import Player, Script
 from orchestrator.modelserver.sends import Outcome, Send, SendLog
 from orchestrator.modelserver.server import ModelServer
+from orchestrator.modelserver.stage import Stage
 
 ScriptLike = Script | Mapping[str, Any] | Player
 PATIENCE = 20.0
@@ -33,7 +34,7 @@ class RunningModel:
     """A server in a thread of this process."""
 
     url: str
-    server: ModelServer
+    stage: Stage
     loop: asyncio.AbstractEventLoop
 
     @property
@@ -43,30 +44,30 @@ class RunningModel:
 
     def sends(self) -> list[Send]:
         """All requests to a model so far, in order; `.body` is the request's JSON."""
-        return self.server.log.all()
+        return self.stage.log.all()
 
     def bodies(self) -> list[Mapping[str, Any]]:
         return [send.body for send in self.sends()]
 
     def finished_twice(self) -> list[tuple[str, str, int]]:
         """Session, conversation and turn of all that was delivered whole more than once."""
-        return self.server.log.finished_twice()
+        return self.stage.log.finished_twice()
 
     def fault(self, kind: str, **more: Any) -> None:
         """For the next send, or as `when`, `turn`, `nth` and `times` say."""
         order = Order.model_validate({"kind": kind, **more})
-        self._in_loop(lambda: self.server.faults.add(order))
+        self._in_loop(lambda: self.stage.faults.add(order))
 
     def play(self, script: Script | Mapping[str, Any]) -> None:
-        self._in_loop(lambda: self.server.load(Script.model_validate(script)))
+        self._in_loop(lambda: self.stage.load(Script.model_validate(script)))
 
     def await_sends(self, count: int) -> None:
         """Until that many requests have come."""
-        assert self.server.log.wait(lambda: len(self.server.log._sends) >= count, PATIENCE), self.sends()
+        assert self.stage.log.wait(lambda: len(self.stage.log._sends) >= count, PATIENCE), self.sends()
 
     def await_end(self) -> list[Send]:
         """Until no request is open: what the server makes of a client's leaving is known then."""
-        log = self.server.log
+        log = self.stage.log
         quiet = log.wait(lambda: all(send.outcome is not Outcome.OPEN for send in log._sends), PATIENCE)
         assert quiet, self.sends()
         return self.sends()
@@ -85,11 +86,11 @@ def model_server(
     """`log`: a file that gets a line per send. A `script` that isn't JSON or a `Script` is asked itself."""
     started: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = []
     ready = threading.Event()
-    server = _server(script if script is not None else {}, SendLog(log))
+    stage = _stage(script if script is not None else {}, SendLog(log))
 
     async def serve() -> None:
         over = asyncio.Event()
-        async with server.listening(host, port) as chosen:
+        async with ModelServer(stage).listening(host, port) as chosen:
             started.append((chosen, asyncio.get_running_loop(), over))
             ready.set()
             await over.wait()
@@ -99,19 +100,18 @@ def model_server(
     assert ready.wait(PATIENCE), "the model server did not start"
     chosen, loop, over = started[0]
     try:
-        yield RunningModel(f"http://{host}:{chosen}", server, loop)
+        yield RunningModel(f"http://{host}:{chosen}", stage, loop)
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join(PATIENCE)
-        server.log.shut()
+        stage.log.shut()
         assert not thread.is_alive(), "the model server did not stop"
 
 
-def _server(script: ScriptLike, log: SendLog) -> ModelServer:
+def _stage(script: ScriptLike, log: SendLog) -> Stage:
     if not isinstance(script, Script | Mapping):
-        return ModelServer(script, log)
-    found = Script.model_validate(script)
-    return ModelServer(found, log, FaultPlan(found.faults), found.models)
+        return Stage(script, log)
+    return Stage.of(Script.model_validate(script), log)
 
 
 @dataclass(frozen=True)

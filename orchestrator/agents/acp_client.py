@@ -173,7 +173,7 @@ class Client:
         schema = getattr(mode, "requested_schema", None)
         if schema is None:
             return DeclineElicitationResponse(action="decline")  # an address to be opened in a browser
-        fields = {name: _plain(each) for name, each in (schema.properties or {}).items()}
+        fields = _fields(schema)
         self._ask(Wish(WaitingOn.QUESTION, _question(message, fields), _choices(fields)))
         await self._cancelling.wait()
         return CancelElicitationResponse(action="cancel")
@@ -250,18 +250,21 @@ def _output(update: ToolCallStart | ToolCallProgress) -> str:
     return raw if isinstance(raw, str) else ""
 
 
-def _plain(each: Any) -> Mapping[str, Any]:
-    found = each.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return found if isinstance(found, Mapping) else {}
+def _fields(schema: Any) -> dict[str, Mapping[str, Any]]:
+    """What a form asks for: what it requires, if it says so, since notes and the like stand beside that."""
+    fields = {
+        name: each.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for name, each in (schema.properties or {}).items()
+    }
+    return {name: fields[name] for name in schema.required or fields if name in fields}
 
 
 def _question(message: str, fields: Mapping[str, Mapping[str, Any]]) -> str:
+    """The form's own words, and each field's."""
     lines = [message]
-    for name, each in fields.items():
-        about = each.get("description") or each.get("title") or ""
-        if about and about != message:
-            lines.append(f"- {name}: {about}")
-    return storable("\n".join(lines))
+    for each in fields.values():
+        lines += [text for key in ("title", "description") if (text := each.get(key))]
+    return storable("\n".join(dict.fromkeys(lines)))
 
 
 def _choices(fields: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from orchestrator.workspaces.programs import Running
 
 MOST_LINE: Final = 16 * 1024**2
 """Bytes of one message: whole files come in one, 173 KB were seen. What is longer ends the connection."""
+OPTIONAL: Final = "$/"
+"""Notifications of JSON-RPC that a side may leave unread, such as $/cancel_request."""
 MOST_COMPLAINTS: Final = 256 * 1024
 """Bytes of stderr that are logged; the rest is read and forgotten."""
 
@@ -51,7 +53,7 @@ class Pipes:
                 message = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(message, dict):
+            if isinstance(message, dict) and not str(message.get("method", "")).startswith(OPTIONAL):
                 return message
 
     async def close(self) -> None:

@@ -23,12 +23,15 @@ CONNECTIONS: Final = 64
 CONNECT_SECONDS: Final = 10.0
 MOST_HEAD: Final = 64 * 1024
 SOCKET: Final = "gateway"
+CALL: Final = b"POST /v1/"
+COUNTING: Final = b"POST /v1/messages/count_tokens"
 CODE_HEADER: Final = "x-orchestrator-code"
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The head of one response. `code` says why the gateway itself refused; None: it is the provider's."""
+    """The head of the response to one call of a model. `code` says why the gateway itself refused; None: it
+    is the provider's."""
 
     status: int
     code: str | None = None
@@ -66,7 +69,7 @@ class Door:
 
     @property
     def calls(self) -> int:
-        """How many requests were answered."""
+        """How many calls of a model were answered."""
         with self._lock:
             return len(self._answers)
 
@@ -165,17 +168,19 @@ def _listening(folder: Path | None) -> socket.socket:
 
 
 class _Heads:
-    """Finds where a response begins: with the first bytes after some of a request.
+    """Finds where a response to a call begins: with the first bytes after some of its request.
 
     What a model says can't pass for one, as it comes in the middle of a response.
     """
 
     def __init__(self) -> None:
         self._expected = False
+        self._is_call = False
         self._gathered = b""
 
     def asked(self, data: bytes) -> None:
-        del data
+        if not self._expected:
+            self._is_call = data.startswith(CALL) and not data.startswith(COUNTING)
         self._expected, self._gathered = True, b""
 
     def answered(self, data: bytes) -> Answered | None:
@@ -186,7 +191,7 @@ class _Heads:
         if not end and len(self._gathered) < MOST_HEAD:
             return None
         self._expected, self._gathered = False, b""
-        return _read_head(head)
+        return _read_head(head) if self._is_call else None
 
 
 def _read_head(head: bytes) -> Answered | None:

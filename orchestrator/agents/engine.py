@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from orchestrator.core.assignment import Assignment, Link
-from orchestrator.core.verdict import Broke, Verdict
+from orchestrator.core.verdict import Broke, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.engine import loop
-from orchestrator.engine.ports import Journal, Model, ModelError, Workspace
+from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +41,7 @@ class EngineAgent:
                 )
         except ModelError as error:
             return Broke(error.code, error.message, error.error, error.retryable, error.retry_after)
+        except LeaseLost:
+            return Yielded(StopReason.LEASE_LOST)
         except WorkspaceFault as fault:
             return Broke(fault.code, fault.message, fault.error)

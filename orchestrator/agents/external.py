@@ -234,8 +234,8 @@ class _Work:
         refusal = self._enclosure.door.refusal_since(self._overseer.calls_before)
         if refusal is not None and end.cut is not Cut.MESSAGE:
             return refusals.verdict(refusal, fence=self._assignment.fence)
-        if end.wish is not None:
-            return NeedsInput(self._ask(end.wish))
+        if (wish := end.wish or _asked_in_words(end)) is not None:
+            return NeedsInput(self._ask(wish))
         if end.problem is not None:
             return end.problem
         if end.denials:
@@ -263,6 +263,14 @@ class _Work:
             return None, prompts.UNCHANGED
         summary = cut(storable(end.text.strip()), SUMMARY) or f"Done by {self._adapter.name}."
         return Done(summary, {"agent": self._adapter.name}), ""
+
+
+def _asked_in_words(end: TurnEnd) -> Wish | None:
+    """Any agent can ask so, whatever its protocol has for it."""
+    if end.cut is not None or end.problem is not None:
+        return None
+    found = prompts.question(end.text)
+    return None if found is None else Wish(WaitingOn.QUESTION, *found)
 
 
 def _leave(kept: Kept) -> Leave | None:

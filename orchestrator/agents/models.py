@@ -14,19 +14,16 @@ from orchestrator.engine.providers import replay
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """`live` makes the model of that name, None the default one; it is None itself where there is no key."""
+    """`live` makes the model that an assignment names, else the default one, with access for its claim."""
 
     recordings: Path
-    live: Callable[[str | None], Model] | None
+    live: Callable[[Assignment], Model]
 
     def choose(self, assignment: Assignment) -> Model:
-        """Raises `ModelError` when there is no such recording, no key, or no such agent type."""
+        """Raises `ModelError` when there is no such recording or no such agent type."""
         if assignment.agent_type == "replay":
             return replay.load(self.recordings, str(assignment.spec.get("recording", "")))
         if assignment.agent_type != "engine":
             message = f"this agent can't do the work of {assignment.agent_type!r}"
             raise ModelError(ErrorClass.VALIDATION, "agent-type-unknown", message, retryable=False)
-        if self.live is None:
-            message = "this worker has no key for a model. Set ANTHROPIC_API_KEY and restart the workers."
-            raise ModelError(ErrorClass.AUTH, "model-key-missing", message, retryable=False)
-        return self.live(assignment.model)
+        return self.live(assignment)

@@ -97,8 +97,15 @@ already-answered | The question was answered already
     Only the first answer counts; the error tells it.
     See how the task goes on: orchestrator task watch <id>
 answer-invalid | The answer can't be taken
-    It is empty, too long, or names a choice that there isn't.
-    Send {"answer": {"text": "…"}} or {"answer": {"choice": 1}}.
+    It is empty, too long, or names a choice that there isn't; or it is no answer to a question of that kind.
+    Send {"answer": {"text": "…"}} or {"answer": {"choice": 1}}. An approval takes Approve or Deny, more
+    budget an amount or Stop.
+question-unanswered | Nobody answered in time
+    The task was created with on_question_timeout, which says that a question without an answer fails.
+    Run it again, with somebody there or with a longer time: orchestrator task retry <id>
+budget-refused | The budget was not raised
+    The task's budget was used up, and the person who was asked said to stop.
+    Create a task with a higher budget, or retry this one, which asks again: orchestrator task retry <id>
 range-invalid | That range is not in the file
     The file is shorter than the range that was asked for, or the range is malformed.
     Ask for another range, or for the whole file.
@@ -174,9 +181,45 @@ agent-type-unknown | The worker doesn't know this kind of agent
 agent-crashed | The agent itself broke
     Something unexpected happened inside the agent; the message names the error.
     See the worker's log. It is tried again a few times by itself.
-model-key-missing | There is no key for a model
-    The worker that took the step has no ANTHROPIC_API_KEY.
-    Set it where the workers run, restart them, then: orchestrator task retry <id>
+gateway-missing | The worker knows of no gateway
+    Live models are called through the gateway, which alone holds the providers' keys.
+    Start `orchestrator gateway` where the keys are, and set ORCHESTRATOR_GATEWAY_URL for the workers.
+gateway-unready | The gateway can't reach its database
+    Without its rows it can neither check a run's token nor reserve what a call costs, so nothing passes.
+    See why Postgres is away: orchestrator doctor. Calls work again by themselves when it is back.
+provider-missing | The gateway has no key for that provider
+    The model is of a provider that the gateway was given neither a key nor an address for.
+    Set ANTHROPIC_API_KEY or OPENAI_API_KEY where the gateway runs, then: orchestrator restart gateway
+provider-throttled | The provider asked for a pause
+    It answered 429 or 529 with a time to wait, and nothing is sent to that model before it has passed.
+    Nothing: the orchestrator tries again then. A higher rate limit at the provider makes it rarer.
+provider-unreachable | The provider can't be reached
+    The connection to the provider could not be made, or broke before the reply began.
+    Check the network of the gateway's machine, and ANTHROPIC_BASE_URL or OPENAI_BASE_URL there.
+provider-timeout | The provider did not answer in time
+    No reply began within ORCHESTRATOR_GATEWAY_FIRST_BYTE, or it fell silent for ORCHESTRATOR_GATEWAY_STALL.
+    Nothing: the orchestrator tries again. Raise these settings for a slow server of your own.
+circuit-open | A provider or a kind of agent is left alone for now
+    It failed again and again, so nothing is sent to it until it has had time to recover.
+    See why: orchestrator breakers list. Close it at once: orchestrator breakers reset KIND NAME
+budget-exhausted | The task's budget is used up
+    What the task and its subtasks have spent on models, with the calls in flight, has reached its budget.
+    Answer the task's question with a higher budget, or cancel it.
+price-unknown | The model's price is not known
+    The task has a budget in dollars, and nobody knows what a call of this model costs.
+    Use a model whose price is known, or bound the task by tokens or turns instead.
+model-not-allowed | The run may not use that model
+    A run may use its own model and those in ORCHESTRATOR_RUN_MODELS.
+    Name the model with the task (--model), or allow it in ORCHESTRATOR_RUN_MODELS.
+run-token-invalid | Not the token of a run that goes on
+    Tokens for models are good for one claim of one step. That claim has ended, or the token is another's.
+    Nothing: the step's next run gets a token of its own.
+too-many-calls | Too many calls in flight
+    One run made more calls of models at once than it may.
+    Let it make fewer at a time.
+path-unknown | The gateway doesn't pass that on
+    It serves /v1/messages, /v1/messages/count_tokens, /v1/responses, /v1/chat/completions and /v1/models.
+    Use one of these.
 model-unauthorized | The model's provider refuses the key
     The key is wrong, revoked, or may not use this model.
     Correct ANTHROPIC_API_KEY, restart the workers, then: orchestrator task retry <id>
@@ -204,6 +247,9 @@ model-timeout | The model did not answer in time
 model-deadline | The model's reply took too long
     The reply had begun but wasn't complete within the time allowed for one turn.
     It is tried again by itself.
+model-stalled | The model's reply stood still
+    Nothing of the reply came for too long, though the connection was alive; nothing of it was used.
+    It is tried again by itself. A model that thinks for long needs a longer ORCHESTRATOR_MODEL_STALL.
 model-unreachable | The model can't be reached
     Nothing answers at the provider's address.
     Check the network and ANTHROPIC_BASE_URL where the workers run.
@@ -214,7 +260,7 @@ model-stream-truncated | The model's reply is incomplete
     The stream ended without its last part; nothing of it was used.
     It is tried again by itself.
 model-garbled | The model's reply can't be read
-    What came is not what the Messages API sends.
+    What came is not what the provider's API sends.
     It is tried again by itself; check ANTHROPIC_BASE_URL if it stays so.
 model-request-refused | The model's provider refuses the request
     It says that the request is not valid; the message tells why.
@@ -224,6 +270,39 @@ model-refused | The model refused to answer
     Word the task differently.
 model-repeated-call | The model used one call's id twice
     Two tool calls of a conversation had the same id, so that their results could not be told apart.
+    It is tried again by itself.
+budget-exhausted | The task's budget is used up
+    The gateway lets no further call through: the task has spent what it was allowed.
+    Answer the step's question with a higher budget, or cancel the task.
+circuit-open | A provider is left alone for now
+    It failed so often in a row that the gateway asks it nothing until it has had time to recover.
+    It is tried again by itself.
+run-token-invalid | The gateway no longer knows this run
+    The claim that the run's token was made for has ended.
+    Nothing: another worker has the step, or it is over.
+model-not-allowed | The run may not use this model
+    The gateway lets each run use its own models alone.
+    Name the model with the task, or allow it for all runs, then: orchestrator task retry <id>
+price-unknown | The model's price isn't known
+    A budget in USD can't be kept with a model whose price nobody has entered.
+    Enter it in ORCHESTRATOR_PRICES, or give the task no budget in USD.
+provider-missing | The gateway has no way to this model's provider
+    Neither a key nor an address of it is configured.
+    Set ANTHROPIC_API_KEY or OPENAI_API_KEY where the gateway runs and restart it.
+gateway-unready | The gateway can't work at the moment
+    It can't reach its database, without which it can't count what is spent.
+    It is tried again by itself; see: orchestrator doctor
+too-many-calls | The run has too many calls under way
+    The gateway lets a run make a few calls at a time.
+    It is tried again by itself.
+provider-throttled | The provider limits requests
+    It has told the gateway to wait, and the gateway keeps to that for everybody.
+    It is tried again when the provider says so.
+provider-unreachable | The gateway can't reach the provider
+    The connection failed before a reply began.
+    It is tried again by itself.
+provider-timeout | The provider did not answer the gateway in time
+    No reply began within the time allowed.
     It is tried again by itself.
 context-too-long | The conversation is too long
     The step's conversation doesn't fit the model's context any more.
@@ -411,6 +490,15 @@ model-script-invalid | The model server's script is not valid
 model-script-unreadable | The model server's script can't be read
     The file isn't there, or may not be read.
     Give --script the path of a file that you can read.
+model-recording-invalid | The recording is not valid
+    A line of the file isn't a recording that the model server made, or there is none in it.
+    Make one: orchestrator model-server --record FILE --upstream URL
+model-recording-unreadable | The recording can't be read
+    The file isn't there, may not be read, or isn't text.
+    Give --replay the path of a file that you can read.
+model-server-options | These options don't go together
+    The model server plays a script, or a recording, or records what a real API says.
+    Give one of --script FILE, --replay FILE, or --record FILE with --upstream URL.
 """
 
 

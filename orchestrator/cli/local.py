@@ -35,7 +35,7 @@ def up(
     ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Keep nothing afterwards.")] = False,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="Without Flower.")] = False,
     listen: Annotated[
-        str | None, typer.Option(help="Also open Postgres and Redis on this address of this machine.")
+        str | None, typer.Option(help="Also open Postgres, Redis and the gateway on this address.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -129,7 +129,7 @@ def restart(
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restart one service, or all of a kind; workers take a new ANTHROPIC_API_KEY along."""
+    """Restart one service, or all of a kind; the gateway takes new providers' keys along."""
     from orchestrator.local import control
 
     restarted = control.restart(settings(data).data_dir, service, os.environ)

@@ -42,7 +42,7 @@ app.add_typer(database, name="db")
 app.add_typer(operate.queue, name="queue", help="The broker's queues.")
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(local.up, local.down, local.ps, local.restart, local.logs, demo.demo, local.doctor),
-    *(serve.worker, serve.beat, serve.api, serve.flower, model_server.model_server),
+    *(serve.worker, serve.beat, serve.api, serve.gateway, serve.flower, model_server.model_server),
     *(system.explain, system.version),
 )
 for command in _COMMANDS:

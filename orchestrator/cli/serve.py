@@ -1,4 +1,5 @@
-"""The verbs that become one process of an installation: worker, beat, api, flower; the schema's upgrade."""
+"""The verbs that become one process of an installation: worker, beat, api, gateway, flower; the schema's
+upgrade."""
 
 from __future__ import annotations
 
@@ -98,6 +99,39 @@ def api(
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=3,
+    )
+
+
+def gateway(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Start the gateway: it alone holds the providers' keys, and all live models are called through it.
+
+    It takes ANTHROPIC_API_KEY and OPENAI_API_KEY (and …_BASE_URL) from its environment.
+    """
+    import uvicorn
+
+    from orchestrator import bootstrap
+    from orchestrator.gateway.app import create_gateway
+    from orchestrator.tasks import logs
+
+    _configured()
+    settings = session.settings()
+    given = {"gateway_host": host, "gateway_port": port, "waits_for_results": False}
+    settings = settings.model_copy(update={key: value for key, value in given.items() if value is not None})
+    wiring = bootstrap.load("gateway", settings)
+    logs.configure(wiring.redactor)
+    uvicorn.run(
+        create_gateway(wiring),
+        host=settings.gateway_host,
+        port=settings.gateway_port,
+        http="h11",
+        ws="none",
+        log_level="critical",  # a reply that a provider broke off is cut, which uvicorn would call our error
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
     )
 
 

@@ -23,7 +23,7 @@ _SHAPES: Final = re.compile(
           | (?:[\s\\nr]{0,8}[A-Za-z0-9+/=]{16,})* )
     | \bsk-ant-[A-Za-z0-9_-]{16,}
     | \bsk-(?:proj-)?[A-Za-z0-9_-]{32,}
-    | \bork_[A-Za-z0-9_-]{16,}
+    | \bor[kt]_[A-Za-z0-9_-]{16,}
     | \bgh[pousr]_[A-Za-z0-9]{20,}
     | \bgithub_pat_[A-Za-z0-9_]{20,}
     | \bglpat-[A-Za-z0-9_-]{20,}

@@ -25,6 +25,7 @@ from orchestrator.engine.limits import exceeded
 from orchestrator.engine.ports import (
     Block,
     Call,
+    CallAnnounced,
     Heard,
     Journal,
     LeaseLost,
@@ -213,7 +214,7 @@ class _Work:
     def _listen(self, event: StreamEvent) -> None:
         if isinstance(event, TextDelta):
             self._link.note("text", {"text": event.text})
-        else:
+        elif isinstance(event, CallAnnounced):
             self._link.note("tool", {"name": event.name, "state": "announced"})
 
     def _tell(self, turn: Turn) -> None:

@@ -80,6 +80,22 @@ class Reply:
     usage: Usage
     model: str
     request_id: str | None = None
+    reason: str | None = None
+    """Why this model answered, where there was a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """Whose request it is, for headers and logs; nothing of it changes what the model answers.
+
+    `turn` is the number of the turn that the reply becomes, and grows within a claim (`fence`) of a step.
+    """
+
+    task_id: str
+    step_id: str
+    fence: int
+    turn: int
+    purpose: Literal["turn", "summary"] = "turn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +105,7 @@ class ModelRequest:
     system: str
     tools: Sequence[Mapping[str, Any]]
     messages: Sequence[Mapping[str, Any]]
+    call: CallFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +122,36 @@ class CallAnnounced:
     name: str
 
 
-StreamEvent = TextDelta | CallAnnounced
+@dataclass(frozen=True, slots=True)
+class CallCompleted:
+    """A call is there as a whole, while the reply may still go on. A listener may check it, show it, or begin
+    what only reads; whether the call counts is known when the whole reply is."""
+
+    call_id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+    def block(self) -> Block:
+        return {"type": "tool_use", "id": self.call_id, "name": self.name, "input": self.arguments}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSwitched:
+    """From here on another model answers; what was heard of this reply before is void."""
+
+    model: str
+    reason: str
+
+
+StreamEvent = TextDelta | CallAnnounced | CallCompleted | ModelSwitched
 
 
 class Model(Protocol):
-    """Answers one request, once: it never retries and never hides an error in text."""
+    """Answers one request, once: it never retries and never hides an error in text.
+
+    A model may also have `metered: bool` (its usage is written down elsewhere), `context_tokens: int` (the
+    most that a request and its reply may have) and `count(request) -> int` (tokens, asked of the provider).
+    """
 
     @property
     def kind(self) -> Literal["live", "recorded"]: ...

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.core.errors import Conflict, OrchestratorError, Unavailable, Unknown
 from orchestrator.local import memory, processes, roster
+from orchestrator.local.services import PROVIDER_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from orchestrator.local.processes import Identity
     from orchestrator.local.roster import Entry, Roster
 
-CARRIED: Final = ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ORCHESTRATOR_CREDENTIALS")
-"""What `restart` takes along from the environment of whoever calls it."""
+CARRIED: Final = (*PROVIDER_SETTINGS, "ORCHESTRATOR_CREDENTIALS")
+"""What `restart` takes along from the environment of whoever calls it; providers' keys for the gateway alone."""
 
 _POLL_SECONDS: Final = 0.05
 _REQUESTS: Final = "requests"

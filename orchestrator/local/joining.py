@@ -31,6 +31,7 @@ def environment(data_dir: Path) -> dict[str, str]:
         "ORCHESTRATOR_MESSAGE_SECRET": known.message_secret,
         "ORCHESTRATOR_API_KEY": known.api_key,
     }
-    if "api" in current.urls:
-        found["ORCHESTRATOR_API_URL"] = current.urls["api"]
+    for name in ("api", "gateway"):
+        if name in current.urls:
+            found[f"ORCHESTRATOR_{name.upper()}_URL"] = current.urls[name]
     return found

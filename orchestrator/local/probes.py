@@ -35,6 +35,11 @@ def answers(port: int, path: str, *, host: str = "127.0.0.1") -> Callable[[Start
     return probe
 
 
+def reachable(host: str) -> str:
+    """By what address a server that listens on `host` is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - looked up only
+
+
 def says(pattern: str) -> Callable[[Started], bool]:
     """The pattern is found in what it has written since it started. For what has no door to knock at."""
     compiled = re.compile(pattern.encode())

@@ -41,23 +41,34 @@ class Report:
             self.say(f" ! sandbox    {found.what}: {found.why}. {found.fix}")
 
     def model(self, settings: Settings) -> None:
-        if settings.anthropic_api_key:
-            self.line("model", f"{settings.model} (key from ANTHROPIC_API_KEY)")
+        keys = [
+            name
+            for name, key, url in (
+                ("ANTHROPIC", settings.anthropic_api_key, settings.anthropic_base_url),
+                ("OPENAI", settings.openai_api_key, settings.openai_base_url),
+            )
+            if key or url
+        ]
+        if keys:
+            self.line("model", f"{settings.model} ({' and '.join(keys)} by the gateway)")
         else:
             self.say(
                 " ! model      no ANTHROPIC_API_KEY — only recorded demos will run."
-                " Set it and `orchestrator restart worker`."
+                " Set it and `orchestrator restart gateway`."
             )
 
     def other_machines(self, address: str, environment: Mapping[str, str], artifact_url: str | None) -> None:
         """The settings as lines for a shell, secrets included: that is what they are asked for."""
         host = socket.gethostname() if address in {"0.0.0.0", "::"} else address  # noqa: S104 - compared only
         self.say(
-            f"\n Postgres and Redis also listen on {address}. Workers elsewhere need these settings:\n"
+            f"\n Postgres, Redis and the gateway also listen on {address}. Workers elsewhere need these"
+            " settings:\n"
             " the passwords are in them and nothing is encrypted: only on a network that you trust.\n"
         )
         for name in (f"ORCHESTRATOR_{one}" for one in SHARED):
             self.say(f"   export {name}='{environment[name].replace('@127.0.0.1:', f'@{host}:')}'")
+        port = environment["ORCHESTRATOR_GATEWAY_URL"].rpartition(":")[2]
+        self.say(f"   export ORCHESTRATOR_GATEWAY_URL='http://{host}:{port}'")
         if artifact_url:
             self.say(f"   export ORCHESTRATOR_ARTIFACT_URL='{artifact_url}'")
         else:

@@ -22,6 +22,7 @@ class StopOrder(IntEnum):
     WORKER = 10
     BEAT = 20
     FLOWER = 30
+    GATEWAY = 35
     API = 40
     REDIS = 50
     POSTGRES = 60
@@ -48,8 +49,9 @@ class Started:
 class Service:
     """A process to keep running. `argv` and its like show in `ps`, so that secrets go in `env` or in files.
 
-    `env` comes on top of the supervisor's own environment, or alone when `inherits` is false. `stop` asks for
-    an orderly end, for which there are `stop_seconds`; `abort` is for those who won't wait.
+    `env` comes on top of the supervisor's own environment, or alone when `inherits` is false; what `hides`
+    names it never gets, nor at a restart. `stop` asks for an orderly end, for which there are `stop_seconds`;
+    `abort` is for those who won't wait.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Service:
     stop_order: StopOrder
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     inherits: bool = True
+    hides: frozenset[str] = frozenset()
     folder: Path | None = None
     account: Account | None = None
     port: int | None = None

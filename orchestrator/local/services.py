@@ -18,6 +18,14 @@ SYSTEM: Final = "system"
 PROGRAM: Final = (sys.executable, "-P", "-m", "orchestrator")
 """-P: a file in the current folder that is called celery.py or so must not be imported."""
 
+PROVIDER_SETTINGS: Final = tuple(
+    f"{prefix}{provider}_{setting}"
+    for provider in ("ANTHROPIC", "OPENAI")
+    for setting in ("API_KEY", "BASE_URL")
+    for prefix in ("", "ORCHESTRATOR_")
+)
+"""What the gateway alone gets: no other process of ours calls a provider."""
+_KEYS: Final = frozenset({*PROVIDER_SETTINGS, "ANTHROPIC_AUTH_TOKEN"})
 _DRAIN_SECONDS: Final = 60.0
 
 
@@ -39,6 +47,20 @@ class Processes:
             env=self.environment,
             folder=self.folder,
             port=port,
+            hides=_KEYS,
+        )
+
+    def gateway(self, host: str, port: int) -> Service:
+        """Asked to stop, it gives the calls under way a few seconds to end."""
+        return Service(
+            name="gateway",
+            kind="gateway",
+            argv=(*self.program, "gateway", "--host", host, "--port", str(port)),
+            ready=probes.answers(port, "/readyz", host=probes.reachable(host)),
+            stop_order=StopOrder.GATEWAY,
+            env=self.environment,
+            folder=self.folder,
+            port=port,
         )
 
     def worker(self, name: str, queues: tuple[str, ...], concurrency: int) -> Service:
@@ -54,6 +76,7 @@ class Processes:
             stop_order=StopOrder.WORKER,
             env=self.environment,
             folder=self.folder,
+            hides=_KEYS,
             stop_seconds=_DRAIN_SECONDS,
         )
 
@@ -66,6 +89,7 @@ class Processes:
             stop_order=StopOrder.BEAT,
             env=self.environment,
             folder=self.folder,
+            hides=_KEYS,
         )
 
     def flower(self, port: int, user: str, password: str) -> Service:
@@ -78,6 +102,7 @@ class Processes:
             stop_order=StopOrder.FLOWER,
             env={**self.environment, "FLOWER_BASIC_AUTH": f"{user}:{password}"},
             folder=self.folder,
+            hides=_KEYS,
             port=port,
         )
 

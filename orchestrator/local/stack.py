@@ -4,7 +4,8 @@
         stack.start()                        # returns when all of it is ready
         code = stack.run(work)               # keeps it running until `work` returns, or until asked to stop
 
-Leaving the block stops it in order: workers, beat, Flower, API, Redis, Postgres. Asked again, it stops now.
+Leaving the block stops it in order: workers, beat, Flower, gateway, API, Redis, Postgres. Asked again, it stops
+now.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Options:
     """What the command line decides; the rest is in the settings.
 
     `listen` is an address of this machine on which Postgres and Redis are opened to others. `program` is what
-    the verbs api, worker, beat, flower and db are given to.
+    the verbs api, gateway, worker, beat, flower and db are given to.
     """
 
     workers: int = 2
@@ -320,6 +321,13 @@ class Stack:
         parts = Processes(self.environment, self.data_dir, options.program)
         host = self._settings.api_host
         api = _Server("api", self._settings.api_port, (host,), lambda port: parts.api(host, port))
+        gateway_host = options.listen or self._settings.gateway_host
+        gateway = _Server(
+            "gateway",
+            supervisor.ports.get("gateway", self._settings.gateway_port),
+            (gateway_host,),
+            lambda port: parts.gateway(gateway_host, port),
+        )
         workers = parts.workers(options.workers, options.concurrency)
         flower = _Server(
             "flower",
@@ -327,6 +335,8 @@ class Stack:
             ("127.0.0.1",),
             lambda port: parts.flower(port, credentials.FLOWER_USER, self.credentials.flower_password),
         )
+        self._launch(supervisor, gateway)
+        told = self.environment["ORCHESTRATOR_GATEWAY_URL"] = self._url(gateway)
         self._launch(supervisor, api)
         for service in (*workers, parts.beat()):
             supervisor.launch(service)
@@ -335,6 +345,11 @@ class Stack:
         took = self._await(supervisor, api)
         self.api_url = self.environment["ORCHESTRATOR_API_URL"] = f"http://{host}:{api.port}"
         self._report.line("api", self.api_url, took)
+        took = self._await(supervisor, gateway)
+        self._report.line("gateway", self._url(gateway), took)
+        if self._url(gateway) != told:  # a stranger took its port, and the workers were told the old one
+            self.environment["ORCHESTRATOR_GATEWAY_URL"] = self._url(gateway)
+            supervisor.restart("worker")
         lanes = "critical, high, medium, low, system"
         slowest = max(supervisor.await_ready(worker.name) for worker in workers)
         self._report.line(
@@ -350,7 +365,12 @@ class Stack:
         if flower_url:
             what = f"{flower_url}  (read-only · {credentials.FLOWER_USER} / in {short(where)})"
             self._report.line("flower", what, took)
-        supervisor.publish({"api": self.api_url, **({"flower": flower_url} if flower_url else {})})
+        urls = {"api": self.api_url, "gateway": self._url(gateway)}
+        supervisor.publish({**urls, **({"flower": flower_url} if flower_url else {})})
+
+    def _url(self, server: _Server) -> str:
+        """As it is reached from here."""
+        return f"http://{probes.reachable(server.hosts[0])}:{server.port}"
 
     def _keep_credentials(self, flower_url: str | None) -> Path:
         """Where this user's clients find the key; a passing stack leaves nothing outside its folder."""

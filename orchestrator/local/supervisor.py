@@ -220,7 +220,8 @@ class Supervisor:
 
     def _spawn(self, service: Service, extra: Mapping[str, str]) -> _Run:
         log = self.log(service.name)
-        environment = {**(os.environ if service.inherits else {}), **service.env, **extra}
+        given = {**(os.environ if service.inherits else {}), **service.env, **extra}
+        environment = {name: value for name, value in given.items() if name not in service.hides}
         with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as output:
             log_from = output.tell()
             process = subprocess.Popen(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -98,14 +98,15 @@ def call_id(prefix: str, turn: int, index: int, send: str) -> str:
     return f"{prefix}_t{turn}i{index}_{send}"
 
 
-def turn_of(items: Iterable[Item]) -> int:
+def turn_of(items: Sequence[Item]) -> int:
     """How many turns the model has had, which is the number of its next one.
 
     Calls of this server's carry their turn in their id. Other words of the model count as one turn for as
-    long as nobody else speaks.
+    long as nobody else speaks. Words of the model at the very end are a turn that isn't over: a client
+    whose stream broke keeps what it has heard and asks for the rest.
     """
     turn, speaking = 0, False
-    for item in items:
+    for item in _without_last_words(items):
         if item.speaker is not Speaker.MODEL:
             speaking = False
         elif (found := _TURN_IN_ID.search(item.call_id or "")) is not None:
@@ -113,6 +114,13 @@ def turn_of(items: Iterable[Item]) -> int:
         elif not speaking:
             turn, speaking = turn + 1, True
     return turn
+
+
+def _without_last_words(items: Sequence[Item]) -> Sequence[Item]:
+    end = len(items)
+    while end and items[end - 1].speaker is Speaker.MODEL:
+        end -= 1
+    return items[:end]
 
 
 def as_text(content: Any) -> str:

@@ -31,6 +31,8 @@ _ERROR_TYPES: Final[Mapping[int, tuple[str, str | None]]] = {
     402: ("insufficient_quota", "insufficient_quota"),
     403: ("invalid_request_error", "permission_denied"),
     404: ("invalid_request_error", "model_not_found"),
+    409: ("invalid_request_error", None),
+    413: ("invalid_request_error", None),
     429: ("requests", "rate_limit_exceeded"),
 }
 
@@ -157,6 +159,7 @@ def ping() -> bytes:
 
 def error(status: int, message: str, code: str | None = None) -> dict[str, Any]:
     kind, usual = _ERROR_TYPES.get(status, ("server_error", None))
+    kind = code if code == "insufficient_quota" else kind
     return {"error": {"message": message, "type": kind, "param": None, "code": code or usual}}
 
 

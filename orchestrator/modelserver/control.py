@@ -3,65 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs
 
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.modelserver.faults import Order
 from orchestrator.modelserver.script import Script
+from orchestrator.modelserver.stage import Stage
 from orchestrator.modelserver.wire import Request
-
-if TYPE_CHECKING:
-    from orchestrator.modelserver.server import ModelServer
 
 _ORDERS = TypeAdapter(list[Order])
 _SCRIPT = TypeAdapter(Script)
 Answer = tuple[int, dict[str, Any]]
 
 
-def answer(server: ModelServer, request: Request) -> Answer:
+def answer(stage: Stage, request: Request) -> Answer:
     """Status and body. A request that changes something must say that it is JSON: no web page can do that
     from elsewhere without being asked first.
     """
     path = request.path.removeprefix("/_control/").rstrip("/")
     if request.method == "GET":
-        return _told(server, path, request.query)
+        return _told(stage, path, request.query)
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         return 415, {"error": "send content-type: application/json"}
     try:
-        return _changed(server, request.method, path, request.body)
+        return _changed(stage, request.method, path, request.body)
     except ValidationError as error:
         return 422, {"error": "not valid", "problems": error.errors(include_url=False, include_context=False)}
 
 
-def _told(server: ModelServer, path: str, query: str) -> Answer:
+def _told(stage: Stage, path: str, query: str) -> Answer:
     match path:
         case "health":
             return 200, {"status": "ok"}
         case "log":
             after = parse_qs(query).get("after", ["0"])[0]
             number = int(after) if after.isdecimal() else 0
-            return 200, {"sends": [send.record() for send in server.log.all() if send.number > number]}
+            return 200, {"sends": [send.record() for send in stage.log.all() if send.number > number]}
         case "faults":
-            return 200, {"faults": [order.model_dump(mode="json") for order in server.faults.standing()]}
+            return 200, {"faults": [order.model_dump(mode="json") for order in stage.faults.standing()]}
         case _:
             return 404, {"error": f"nothing at /_control/{path}"}
 
 
-def _changed(server: ModelServer, method: str, path: str, body: bytes) -> Answer:
+def _changed(stage: Stage, method: str, path: str, body: bytes) -> Answer:
     match (method, path):
         case ("POST", "faults"):
             orders = _ORDERS.validate_json(body if body.lstrip().startswith(b"[") else b"[" + body + b"]")
             for order in orders:
-                server.faults.add(order)
+                stage.faults.add(order)
             return 200, {"added": len(orders)}
         case ("DELETE", "faults"):
-            server.faults.clear()
+            stage.faults.clear()
         case ("POST", "script"):
-            server.load(_SCRIPT.validate_json(body))
+            stage.load(_SCRIPT.validate_json(body))
         case ("DELETE", "log"):
-            server.log.clear()
+            stage.log.clear()
         case _:
             return 404, {"error": f"no {method} /_control/{path}"}
     return 200, {"status": "ok"}

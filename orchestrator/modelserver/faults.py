@@ -38,8 +38,10 @@ class Kind(StrEnum):
     STALL = "stall"
     STALL_ALIVE = "stall-alive"
     CUT = "cut"
+    RESET = "reset"
     TRUNCATED = "truncated"
     GARBAGE = "garbage"
+    GARBAGE_BYTES = "garbage-bytes"
     ERROR_EVENT = "error-event"
     FAILED_EVENT = "failed-event"
     # A whole reply, slowly.
@@ -95,13 +97,14 @@ class Refusal:
     messages_code: str | None = None
     openai_code: str | None = None
     openai_status: int | None = None
+    openai_message: str | None = None
 
 
 REFUSALS: Final[Mapping[Kind, Refusal]] = {
     Kind.RATE_LIMIT: Refusal(429, "This request would exceed your organization's rate limit."),
     Kind.SERVER_ERROR: Refusal(500, "Internal server error"),
     Kind.OVERLOADED: Refusal(529, "Overloaded", openai_status=503),
-    Kind.UNAUTHORIZED: Refusal(401, "invalid x-api-key"),
+    Kind.UNAUTHORIZED: Refusal(401, "invalid x-api-key", openai_message="Incorrect API key provided."),
     Kind.FORBIDDEN: Refusal(403, "Your API key does not have permission to use the specified resource."),
     Kind.BILLING: Refusal(
         400,
@@ -115,7 +118,10 @@ REFUSALS: Final[Mapping[Kind, Refusal]] = {
     Kind.TOO_LARGE: Refusal(413, "Request exceeds the maximum allowed number of bytes."),
     Kind.TIMED_OUT: Refusal(504, "The request timed out."),
     Kind.CONTEXT_TOO_LONG: Refusal(
-        400, "prompt is too long: 200001 tokens > 200000 maximum", openai_code="context_length_exceeded"
+        400,
+        "prompt is too long: 200001 tokens > 200000 maximum",
+        openai_code="context_length_exceeded",
+        openai_message="Your input exceeds the context window of this model.",
     ),
     Kind.PREVIOUS_RESPONSE_NOT_FOUND: Refusal(
         400, "Previous response not found.", openai_code="previous_response_not_found"
@@ -161,8 +167,10 @@ def status_of(fault: Fault, dialect: Dialect) -> int:
     return fault.status or usual
 
 
-def message_of(fault: Fault) -> str:
-    return fault.message or REFUSALS.get(fault.kind, REFUSALS[Kind.OVERLOADED]).message
+def message_of(fault: Fault, dialect: Dialect) -> str:
+    refusal = REFUSALS.get(fault.kind, REFUSALS[Kind.OVERLOADED])
+    usual = refusal.message if dialect is Dialect.MESSAGES else refusal.openai_message or refusal.message
+    return fault.message or usual
 
 
 def code_of(fault: Fault, dialect: Dialect) -> str | None:

@@ -14,7 +14,10 @@ from orchestrator.modelserver.sends import Outcome
 from orchestrator.modelserver.wire import Connection
 
 _PING_EVERY = 0.05
-_GARBAGE = b'event: message\ndata: {"type": "content_block_delta", \xff\xfe garbage\n\n'
+_GARBAGE = {
+    Kind.GARBAGE: b'event: message\ndata: {"type": "content_block_delta", nonsense\n\n',
+    Kind.GARBAGE_BYTES: b'event: message\ndata: {"text": "\xff\xfe"}\n\n',
+}
 
 
 @dataclass(slots=True)
@@ -61,7 +64,7 @@ class Performance:
                 return await self._badly(rendering, fault)
 
     async def _refuse(self, fault: Fault) -> Outcome:
-        status, message = faults.status_of(fault, self.dialect), faults.message_of(fault)
+        status, message = faults.status_of(fault, self.dialect), faults.message_of(fault, self.dialect)
         headers = faults.headers_of(fault)
         if fault.kind is Kind.BAD_GATEWAY:
             await self.answer(status, message.encode(), {"content-type": "text/html", **headers})
@@ -119,11 +122,13 @@ class Performance:
                 await self.connection.end()
                 return Outcome.COMPLETE
             case Kind.CUT:
+                pass  # the connection is closed after us, with the body incomplete
+            case Kind.RESET:
                 self.connection.cut()
             case Kind.TRUNCATED:
                 await self._stop_short(rendering)
-            case Kind.GARBAGE:
-                await self._garble(rendering, after)
+            case Kind.GARBAGE | Kind.GARBAGE_BYTES:
+                await self._garble(rendering, fault.kind, after)
             case _:
                 await self._fail(rendering, fault)
         return Outcome.BROKEN_OFF
@@ -143,18 +148,19 @@ class Performance:
         if rendering.streams:
             await self.connection.end()
 
-    async def _garble(self, rendering: Rendering, after: Sequence[bytes]) -> None:
+    async def _garble(self, rendering: Rendering, kind: Kind, after: Sequence[bytes]) -> None:
         if rendering.streams:
-            await self.connection.write(_GARBAGE)
+            await self.connection.write(_GARBAGE[kind])
             await self._frames(after)
         else:
-            await self.connection.write(b"\xff" * sum(map(len, after)))
+            filler = b"!" if kind is Kind.GARBAGE else b"\xff"
+            await self.connection.write(filler * sum(map(len, after)))
         await self.connection.end()
 
     async def _fail(self, rendering: Rendering, fault: Fault) -> None:
         if not rendering.streams:
             return
-        status, message = faults.status_of(fault, self.dialect), faults.message_of(fault)
+        status, message = faults.status_of(fault, self.dialect), faults.message_of(fault, self.dialect)
         code = faults.code_of(fault, self.dialect)
         if fault.kind is Kind.FAILED_EVENT and self.failure is not None:
             await self.connection.write(self.failure)

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from orchestrator.core.errors import Problem, Refused
 from orchestrator.modelserver.asked import Asked, Offered, call_id
 from orchestrator.modelserver.faults import Fault, Kind, Order
-from orchestrator.modelserver.said import Call, Counts, Ending, Said, compact, tokens_in
+from orchestrator.modelserver.said import Call, Counts, Ending, Rendering, Said, compact, tokens_in
 from orchestrator.modelserver.when import Strict, Texts, When
 
 
@@ -70,10 +70,16 @@ class Conversation(Strict):
 
     name: str | None = None
     when: When = When()
-    turns: tuple[Turn, ...] = Field(min_length=1)
+    turns: tuple[Turn, ...]
     loop: bool = False
     side: str = "Working on it."
     """Answers requests without tools in a conversation that calls tools: titles and summaries."""
+
+    @model_validator(mode="after")
+    def _has_turns(self) -> Conversation:
+        if not self.turns:
+            raise ValueError("a conversation has at least one turn")
+        return self
 
     @property
     def calls_tools(self) -> bool:
@@ -103,6 +109,8 @@ class Played:
     number: int
     turn: Turn
     side: bool = False
+    recorded: Rendering | None = None
+    """Goes over the wire as it is, in place of the turn."""
 
 
 class NoLine(Exception):

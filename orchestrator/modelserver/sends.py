@@ -112,7 +112,7 @@ class SendLog:
                 number=len(self._sends) + 1,
                 at=_now(),
                 path=path,
-                headers={name: value for name, value in headers.items() if name in _KEPT},
+                headers=harmless_headers(headers),
                 key=_fingerprint(headers),
                 body_sha256=hashlib.sha256(raw).hexdigest(),
                 body_bytes=len(raw),
@@ -129,6 +129,10 @@ class SendLog:
             key = (send.session, conversation, turn, side)
             self._nth[key] += 1
             send.nth = self._nth[key]
+
+    def end(self, send: Send, outcome: Outcome, status: int) -> None:
+        send.status = status
+        self.close(send, outcome)
 
     def close(self, send: Send, outcome: Outcome) -> None:
         with self._changed:
@@ -166,6 +170,11 @@ class SendLog:
     def shut(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def harmless_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Those that tell whose call it is, and hold no key."""
+    return {name: value for name, value in headers.items() if name in _KEPT}
 
 
 def session_of(headers: Mapping[str, str], opening: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -13,20 +14,21 @@ import structlog
 
 from orchestrator.agents.ports import Sessions
 from orchestrator.bootstrap import Wiring
-from orchestrator.core import task_id as task_ids
-from orchestrator.core.assignment import Assignment, Budget, Limits
-from orchestrator.core.errors import OrchestratorError
+from orchestrator.core import run_token, task_id as task_ids
+from orchestrator.core.assignment import Assignment, Budget, Limits, ModelAccess
+from orchestrator.core.errors import OrchestratorError, Unavailable
 from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.redaction import Redactor
+from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.core.workspace import WorkspaceFault
-from orchestrator.db import connect, effects
+from orchestrator.db import connect, effects, run_tokens
 from orchestrator.db.claims import Claimed
 from orchestrator.db.connect import Connection
 from orchestrator.db.effects import StoredFile
 from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.engine.ports import Journal, LeaseLost
-from orchestrator.tasks import choosing
+from orchestrator.tasks import choosing, subtasks
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
 from orchestrator.tasks.sessions import PostgresSessions
@@ -37,6 +39,8 @@ from orchestrator.workspaces.integrate import Conflict, Integrated
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace, patch
 
 log: Final = structlog.get_logger(__name__)
+_TOKEN_SLACK: Final = timedelta(minutes=10)
+"""A token outlives the longest run by so much; it ends with its claim in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Finished:
 
 
 class Desk:
-    """One claim's journal and workspace, opened when the agent asks for them."""
+    """One claim's journal, workspace and access to models, opened when the agent asks for them."""
 
     def __init__(self, wiring: Wiring, claimed: Claimed, link: StepLink, boot_id: str) -> None:
         self._wiring = wiring
@@ -65,12 +69,40 @@ class Desk:
         )
         self._workspace: Workspace | None = None
         self._mirror: str | None = None
+        self._origin: str | None = None
+        """What the repository itself has: bundles hold what is on top of it."""
 
     def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
         alone = claimed.total == 1 and not claimed.conflicts
-        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone)
+        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone, self._delegate)
+
+    def open_access(self, assignment: Assignment) -> ModelAccess:
+        """A token that is good as long as this claim holds; see `bootstrap.Desk`."""
+        settings, claimed = self._wiring.settings, self._claimed
+        if not settings.gateway_url:
+            raise Unavailable(
+                "gateway-missing",
+                "Live models are called through the gateway, and this worker knows of none:"
+                " ORCHESTRATOR_GATEWAY_URL is not set.",
+                "Start one where the keys are: orchestrator gateway   `orchestrator up` does it by itself.",
+            )
+        token = run_token.new()
+        scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
+        try:
+            with self._wiring.engine.begin() as connection:
+                run_tokens.issue(
+                    connection,
+                    scope,
+                    sha256=run_token.digest(token),
+                    agent_type=assignment.agent_type,
+                    models=models_of(self._wiring, assignment),
+                    lifetime=settings.max_wall_time + _TOKEN_SLACK,
+                )
+        except FenceLost:
+            raise LeaseLost from None
+        return ModelAccess(settings.gateway_url.rstrip("/"), token)
 
     def open_sessions(self, assignment: Assignment) -> Sessions:  # noqa: ARG002 - a desk is one claim's
         claimed = self._claimed
@@ -107,14 +139,16 @@ class Desk:
                 commit = effects.fix_base(connection, claimed.step, claimed.fence, base.commit)
         else:
             commit = claimed.base_commit
-        mirror = workspaces.mirrors.prepare(claimed.repository_url, commit, credentials=login, stop=stop)
+        origin = claimed.origin_commit or commit
+        mirror = workspaces.mirrors.prepare(claimed.repository_url, origin, credentials=login, stop=stop)
+        workspaces.bundles.ensure(mirror, commit)
         if claimed.conflicts and claimed.tip_commit:
             start = claimed.tip_commit
             workspaces.bundles.ensure(mirror, start)
         else:
             results = [row["result_commit"] for row in claimed.needs if row["result_commit"]]
             start = workspaces.start_commit(mirror, commit, results)
-        self._base = commit
+        self._origin = origin
         with self._wiring.engine.begin() as connection:
             effects.fix_start(connection, claimed.step, claimed.fence, start)
         return mirror, start
@@ -170,13 +204,29 @@ class Desk:
 
     def _store(self, commit: str) -> None:
         assert self._mirror is not None  # noqa: S101 - callers opened it
-        base = getattr(self, "_base", None)
-        if base and commit != base:
-            self._wiring.workspaces.bundles.store(self._mirror, commit, base)
+        if self._origin and commit != self._origin:
+            self._wiring.workspaces.bundles.store(self._mirror, commit, self._origin)
+
+    def _delegate(self, scope: Scope, requests: Sequence[SubtaskRequest], checkpoint: str | None) -> None:
+        """Subtasks that start from this workspace's checkpoint, which any machine may need from now on."""
+        start = checkpoint or (self._workspace.start if self._workspace else None)
+        if start is not None:
+            self._store(start)
+        subtasks.start(self._wiring, scope, requests, start)
 
     def _trailers(self) -> dict[str, str]:
         step = self._claimed.step
         return {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
+
+
+def models_of(wiring: Wiring, assignment: Assignment) -> list[str]:
+    """What the run may use: its own model, and what the installation allows every run.
+
+    A name with its provider before it is that model, too: agents that need it so send the rest of it.
+    """
+    own = assignment.model or wiring.settings.model
+    named = [own, own.partition("/")[2]] if "/" in own else [own]
+    return list(dict.fromkeys([*named, *wiring.settings.run_models]))
 
 
 def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:
@@ -216,7 +266,16 @@ def assignment_of(wiring: Wiring, claimed: Claimed, agent_type: str) -> Assignme
         budget=budget,
         spec=claimed.spec,
         context=_context(claimed),
+        approvals=_approvals(claimed.approvals or ()),
     )
+
+
+RISKS: Final = ("read", "write", "execute", "network")
+"""The classes that `*` stands for."""
+
+
+def _approvals(asked: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for each in asked for name in (RISKS if each == "*" else (each,))))
 
 
 def _context(claimed: Claimed) -> dict[str, Any]:
@@ -362,7 +421,7 @@ def merge(
     ref = f"refs/heads/{task_ids.branch(step.task_id)}"
     integrate.move(git, ref, merged.commit, git.ref(ref))
     workspaces.mirrors.keep(finished.mirror, merged.commit)
-    workspaces.bundles.store(finished.mirror, merged.commit, row.base)
+    workspaces.bundles.store(finished.mirror, merged.commit, claimed.origin_commit or row.base)
     effects.set_tip(connection, step.task, merged.commit)
     effects.add_artifact(
         connection,

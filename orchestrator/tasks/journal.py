@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 from orchestrator.core.redaction import Redactor
-from orchestrator.db import effects, journal
+from orchestrator.core.subtask import SubtaskRequest
+from orchestrator.db import effects, journal, lineage
 from orchestrator.db.connect import Connection, Engine
 from orchestrator.db.journal import FenceLost, Scope, Spent
 from orchestrator.engine.ports import Call, Conversation, Heard, LeaseLost, Spending, ToolResult, Turn, Usage
+
+Delegate = Callable[[Scope, Sequence[SubtaskRequest], str | None], None]
+"""Starts subtasks from a checkpoint. Raises FenceLost, SubtaskRefused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,8 @@ class PostgresJournal:
     redactor: Redactor
     alone: bool = False
     """The step's first conversation, and the plan has no other step: nobody else spends."""
+    delegate: Delegate | None = None
+    """Starts subtasks. None: this journal is only read."""
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -37,6 +43,7 @@ class PostgresJournal:
     def load(self) -> Conversation:
         with self.engine.connect() as connection:
             stored = journal.load(connection, self.scope)
+            ended = lineage.ends(connection, self.scope.step, self.scope.conversation)
         entries: list[Turn | Heard] = [
             _turn(row["number"], row["message"])
             if row["kind"] == "turn"
@@ -51,7 +58,7 @@ class PostgresJournal:
             )
             for row in stored.calls
         )
-        return Conversation(tuple(entries), calls, stored.answers)
+        return Conversation(tuple(entries), calls, stored.answers, ended)
 
     def hear(self, before_turn: int, /) -> Sequence[Heard]:
         scope = self.scope
@@ -97,7 +104,9 @@ class PostgresJournal:
             "elapsed_seconds": turn.elapsed.total_seconds(),
         }
         with self._writing() as connection:
-            journal.append(connection, self.scope, "turn", turn.number, message, spent)
+            # What a live model used, the gateway has written down already.
+            counted = spent if spent.recorded else None
+            journal.append(connection, self.scope, "turn", turn.number, message, counted)
 
     def begin_call(self, turn: int, call_id: str, name: str, arguments: Mapping[str, Any], /) -> None:
         with self._writing() as connection:
@@ -108,6 +117,14 @@ class PostgresJournal:
         with self._writing() as connection:
             text = self.redactor.text(result.text)
             journal.finish_call(connection, self.scope, call_id, text, result.is_error, checkpoint)
+
+    def start_subtasks(self, requests: Sequence[SubtaskRequest], checkpoint: str | None, /) -> None:
+        assert self.delegate is not None  # noqa: S101 - the desk's own journal has one
+        clean = [replace(each, objective=self.redactor.text(each.objective)) for each in requests]
+        try:
+            self.delegate(self.scope, clean, checkpoint)
+        except FenceLost:
+            raise LeaseLost from None
 
 
 def _turn(number: int, message: Mapping[str, Any]) -> Turn:

@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -103,7 +104,7 @@ class Workspaces:
         again = self._claim(owner, folder)
         if not again:
             self._make(place, git, checkpoint or start)
-        workspace = Workspace(owner, place, git, self.sandbox, start)
+        workspace = Workspace(owner, place, git, self.sandbox, start, partial(self.bundles.ensure, mirror))
         if again or checkpoint is not None:
             workspace.restore(checkpoint or start)
         return workspace

@@ -13,9 +13,10 @@ from orchestrator.core.assignment import Stop
 from orchestrator.core.task_id import spelled
 from orchestrator.core.workspace import CommandResult, Match, WorkspaceRefusal
 from orchestrator.workspaces.commands import Ended
+from orchestrator.workspaces.errors import MergeConflict
 from orchestrator.workspaces.files import Files
 from orchestrator.workspaces.git import Git
-from orchestrator.workspaces.integrate import compose
+from orchestrator.workspaces.integrate import compose, merged_tree
 from orchestrator.workspaces.programs import Mount, Program, Running
 from orchestrator.workspaces.sandbox import Sandbox
 from orchestrator.workspaces.worktree import MAX_CHANGES, Place, Worktree
@@ -58,13 +59,22 @@ class Workspace:
     Raises `WorkspaceRefusal` for what the agent asked wrongly and `WorkspaceFault` for what broke.
     """
 
-    def __init__(self, owner: AttemptOwner, place: Place, git: Git, sandbox: Sandbox, start: str) -> None:
+    def __init__(
+        self,
+        owner: AttemptOwner,
+        place: Place,
+        git: Git,
+        sandbox: Sandbox,
+        start: str,
+        bring: Callable[[str], None],
+    ) -> None:
         self.owner = owner
         self.start = start
         """The commit that the step builds on."""
         self._place = place
         self._git = git
         self._sandbox = sandbox
+        self._bring = bring
         self._files = Files(place.tree)
         self._worktree = Worktree(place, sandbox, self._files)
         self._last = git.commit(start)
@@ -174,6 +184,27 @@ class Workspace:
     def is_changed(self) -> bool:
         """Whether the tree is another than the step began with."""
         return self._taken() != self._git.commit(self.start).tree
+
+    def adopt(self, commit: str) -> str | None:
+        """Merges what was built on a checkpoint of this attempt, maybe by another machine, into the tree.
+
+        The next checkpoint holds it. The text of a conflict: the tree is as it was. Raises `CommitMissing`.
+        """
+        self._bring(commit)
+        tree = self._taken()
+        ours = self._last
+        if tree != ours.tree:
+            as_it_is = self._git.write_commit(tree, (ours.sha,), "The tree as it is\n", ours.committed_at)
+            ours = self._git.commit(as_it_is)
+        try:
+            merged = merged_tree(self._git, ours.sha, commit)
+        except MergeConflict as conflict:
+            return conflict.text
+        if merged != tree:
+            both = self._git.write_commit(merged, (ours.sha, commit), "Adopt\n", ours.committed_at)
+            self._keep(both)
+            self._worktree.checkout(both, clean=False)
+        return None
 
     def result(self, message: str, trailers: Mapping[str, str], base: str) -> str | None:
         """One commit on `base` with all that changed since; None if nothing did. Twice gives the same sha."""

@@ -2,9 +2,9 @@
 
     scripts/bench [--only NAME] [--json] [--dags DIR]
 
-NAME is throughput, latency, makespan or growth, which a run without it measures, or one of those that take
-minutes more and are measured by name alone: recovery (kill -9 in the middle of a step, about five minutes)
-and parked (a thousand tasks that wait for a person, about three).
+NAME is throughput, latency, makespan, growth or parser, which a run without it measures, or one of those that
+take minutes more and are measured by name alone: recovery (kill -9 in the middle of a step, about five
+minutes) and parked (a thousand tasks that wait for a person, about three).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any, Final
 
 import structlog
 
-from tests.benchmarks import growth, latency, makespan, parked, recovery, throughput
+from tests.benchmarks import growth, latency, makespan, parked, parsing, recovery, throughput
 
-NAMES: Final = ("throughput", "latency", "makespan", "growth")
+NAMES: Final = ("throughput", "latency", "makespan", "growth", "parser")
 BY_NAME_ALONE: Final = ("recovery", "parked")
 _ENOUGH_BY_CANVAS: Final = 0.8
 _WORTH_A_WORD_MS: Final = 0.05
@@ -126,6 +126,22 @@ def _growth(_: argparse.Namespace) -> Result:
     )
 
 
+def _parser(_: argparse.Namespace) -> Result:
+    found, enough = parsing.measure(), parsing.ENOUGH_MB_PER_SECOND
+    return Result(
+        {"parser_mb_per_second": {name: round(speed, 1) for name, speed in found.speeds.items()}},
+        [
+            (
+                f"stream parser, {name}, MB/s",
+                f"{speed:.1f}",
+                "" if name == "small calls alone" else f"≥ {enough:g}",
+                name == "small calls alone" or speed >= enough,
+            )
+            for name, speed in found.speeds.items()
+        ],
+    )
+
+
 def _recovery(_: argparse.Namespace) -> Result:
     found = recovery.measure()
     values = recovery.as_json(found)
@@ -182,6 +198,7 @@ _MEASURES: Final[Mapping[str, Callable[[argparse.Namespace], Result]]] = {
     "latency": _latency,
     "makespan": _makespan,
     "growth": _growth,
+    "parser": _parser,
     "recovery": _recovery,
     "parked": _parked,
 }

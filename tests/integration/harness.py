@@ -21,8 +21,10 @@ from orchestrator.agents.engine import EngineAgent
 from orchestrator.bootstrap import Desk, Wiring
 from orchestrator.core.assignment import Agent, Assignment, Link, Stop
 from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
-from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent, Usage
+from orchestrator.core.states import WaitingOn
+from orchestrator.core.subtask import SubtaskRequest
+from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
+from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent, ToolResult, Usage
 from orchestrator.tasks.registry import register
 from tests.agents_ready import named
 
@@ -71,8 +73,10 @@ class Obedient:
     desk: Desk
     notes: Notes
 
-    def work(self, assignment: Assignment, link: Link) -> Verdict:
+    def work(self, assignment: Assignment, link: Link) -> Verdict:  # noqa: PLR0912 - one for each word
         name = f"{assignment.task_id}.{assignment.step_key}"
+        if assignment.description.startswith("{"):  # a subtask brings no spec
+            assignment = replace(assignment, spec=json.loads(assignment.description))
         if assignment.spec.get("do") == "edit":
             return self._edit(name, assignment, link)
         self.notes.write(
@@ -85,11 +89,17 @@ class Obedient:
                 return Yielded(reason)
         match assignment.spec.get("do", "work"):
             case "ask" if not (answers := self.desk.open_journal(assignment).load().answers):
-                return NeedsInput(Ask("call_1", "Which one?", ("left", "right")))
+                return NeedsInput(Ask("call_1", "Which one?", ("left", "right"), default="left"))
             case "ask":
                 return Done("asked", {"answer": answers["call_1"]})
+            case "delegate" | "delegate and break":
+                return self._delegate(name, assignment)
             case "break":
                 return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
+            case "write":
+                with self.desk.open_workspace(assignment) as workspace:
+                    workspace.write(assignment.spec["path"], assignment.spec["text"])
+                    self.notes.write("saw", step=name, files=workspace.list(".", 1))
             case "break once" if assignment.attempt == 1:
                 return Broke("no-luck", "Not yet.", ErrorClass.AGENT)
             case "stubborn":
@@ -100,6 +110,42 @@ class Obedient:
                 os._exit(9)
         self.notes.write("done", step=name, fence=assignment.fence)
         return Done(f"{assignment.step_key} is done", {"previous": assignment.context.get("previous")})
+
+    def _delegate(self, name: str, assignment: Assignment) -> Verdict:
+        """Starts the spec's `objectives` as subtasks, waits for them, and merges what they left.
+
+        A call that hasn't been answered is answered once, as the engine does it.
+        """
+        journal = self.desk.open_journal(assignment)
+        asked = [
+            SubtaskRequest(f"call_{place}", objective)
+            for place, objective in enumerate(assignment.spec["objectives"], start=1)
+        ]
+        with self.desk.open_workspace(assignment) as workspace:
+            ends = journal.load().subtasks
+            if not ends:
+                workspace.write("parent.txt", "parent\n")
+                checkpoint = workspace.checkpoint("write_file")
+                journal.begin_call(1, "call_0", "write_file", {})
+                journal.finish_call("call_0", ToolResult("written"), checkpoint)
+                for request in asked:
+                    journal.begin_call(1, request.call_id, "start_subtask", {})
+                journal.start_subtasks(asked, checkpoint)
+                self.notes.write("delegated", step=name, fence=assignment.fence)
+                while self.notes.is_held(f"{name}.delegated"):
+                    time.sleep(0.02)
+                if assignment.spec["do"] == "delegate and break":
+                    return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
+                return Waits(WaitingOn.SUBTASK)
+            if not all(ends.values()):
+                return Waits(WaitingOn.SUBTASK)
+            for call_id, end in sorted(ends.items()):
+                assert end is not None
+                conflict = workspace.adopt(end.commit) if end.commit else None
+                result = ToolResult(conflict or end.summary)
+                journal.finish_call(call_id, result, workspace.checkpoint("adopted"))
+                self.notes.write("told", step=name, call=call_id, status=end.status, conflict=conflict)
+        return Done("delegated", {end.call_id: end.summary for end in ends.values() if end})
 
     def _stubborn(self, name: str, assignment: Assignment, link: Link) -> Verdict:
         """Starts what ignores every wish to end, and never looks at the stop while that runs."""

@@ -24,7 +24,8 @@ def main(verb: str, arguments: list[str]) -> None:
         case "db":
             print("1 migration applied")
             return
-        case "api" | "flower":
+        case "api" | "flower" | "gateway":
+            print(verb, "with", os.environ.get("ANTHROPIC_API_KEY", "no key"), flush=True)
             port = int(arguments[arguments.index("--port") + 1])
             _let_a_stranger_take(verb, port)
             http.server.HTTPServer(("127.0.0.1", port), _Fine).serve_forever()

@@ -48,6 +48,10 @@ class _Answering(http.server.BaseHTTPRequestHandler):
     server: Gateway
     protocol_version = "HTTP/1.1"
 
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
+
     def do_GET(self) -> None:
         self.server.seen.append(self.path)
         answers = self.server.answers
@@ -153,10 +157,9 @@ def _processes() -> list[Path]:
     return [at / "cmdline" for at in Path("/proc").iterdir() if at.name.isdigit()]
 
 
-FETCH = (
-    "import sys, urllib.request;"
-    "print(urllib.request.urlopen(sys.argv[1]).status, flush=True)"
-)  # fmt: skip
+FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).status, flush=True)"
+CALL = FETCH.replace("sys.argv[1])", "sys.argv[1], data=b'{}' * 100_000)")
+SUPPRESS = "import contextlib\nwith contextlib.suppress(Exception):\n    "
 
 
 def test_it_reaches_the_gateway(enclosure: Enclosure, gateway: Gateway) -> None:
@@ -179,11 +182,16 @@ def test_it_reaches_nothing_else(confined: Enclosure, gateway: Gateway) -> None:
 def test_why_the_gateway_refused_is_read_at_the_door_and_a_body_can_not_pass_for_it(
     enclosure: Enclosure, gateway: Gateway
 ) -> None:
-    gateway.answers = [(200, {}), (402, {"x-orchestrator-code": "budget-exhausted", "retry-after": "7"})]
-    said(enclosure, FETCH, f"{enclosure.base_url}/v1/one")
+    gateway.answers = [
+        (200, {}),
+        (404, {}),
+        (402, {"x-orchestrator-code": "budget-exhausted", "retry-after": "7"}),
+    ]
+    said(enclosure, CALL, f"{enclosure.base_url}/v1/messages")
     assert enclosure.door.refusal_since(0) is None
-    catch = "import contextlib\nwith contextlib.suppress(Exception):\n    " + FETCH
-    said(enclosure, catch, f"{enclosure.base_url}/v1/two")
+    said(enclosure, SUPPRESS + FETCH, f"{enclosure.base_url}/v1/models")
+    assert enclosure.door.refusal_since(0) is None
+    said(enclosure, SUPPRESS + CALL, f"{enclosure.base_url}/v1/messages")
     refusal = enclosure.door.refusal_since(1)
     assert refusal is not None
     assert (refusal.status, refusal.code) == (402, "budget-exhausted")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench, growth, latency, makespan, parked, recovery, throughput
+from tests.benchmarks import bench, growth, latency, makespan, parked, parsing, recovery, throughput
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -62,6 +62,16 @@ def test_parked_tasks_hold_no_slot_and_go_on_after_all_workers_were_restarted_in
     assert found.counts["parked"] == found.counts["completed"] == 12
     assert found.counts["body_runs"] == 1
     assert (len(found.slot_free), len(found.answered_alone), len(found.answered_at_once)) == (3, 3, 9)
+
+
+def test_the_parser_is_timed_by_kind_of_text() -> None:
+    found = parsing.measure(size=50_000, rounds=1)
+    assert set(found.speeds) == set(parsing.TEXTS)
+    assert all(speed > 0 for speed in found.speeds.values())
+
+
+def test_random_texts_are_read_alike_in_random_pieces() -> None:
+    assert parsing.fuzz(seconds=2, seed=3) > 0
 
 
 def test_the_table_says_what_missed_its_bound() -> None:

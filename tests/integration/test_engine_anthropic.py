@@ -16,6 +16,7 @@ from orchestrator.core.verdict import Broke, Done, StopReason, Yielded
 from orchestrator.engine import loop
 from orchestrator.engine.ports import (
     CallAnnounced,
+    CallCompleted,
     ModelError,
     ModelRequest,
     Reply,
@@ -89,7 +90,9 @@ def test_a_streamed_reply_is_put_together_and_heard_as_it_comes() -> None:
         TextDelta("I "),
         TextDelta("read."),
         CallAnnounced("read_file"),
+        CallCompleted("t1", "read_file", {"path": "a"}),
         CallAnnounced("list_files"),
+        CallCompleted("t2", "list_files", {}),
     ]
 
 

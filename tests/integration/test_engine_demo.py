@@ -19,7 +19,7 @@ from orchestrator.agents.models import Models
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Broke, Done, NeedsInput, Verdict
-from tests.engine_world import FileJournal, FolderWorkspace, Killed, Wire, assignment
+from tests.engine_world import FileJournal, FolderWorkspace, Killed, Wire, assignment, no_live_model
 
 DATA = Path(__file__).parent.parent.parent / "orchestrator" / "data"
 KEEP, RAISE = "Keep 0", "Raise a ValueError"
@@ -41,7 +41,7 @@ class Demo:
 
     def agent(self) -> EngineAgent:
         return EngineAgent(
-            model=Models(DATA / "recordings", live=None).choose,
+            model=Models(DATA / "recordings", live=no_live_model).choose,
             open_journal=self.journal,
             open_workspace=self.workspace,
         )
@@ -167,13 +167,6 @@ def test_a_recording_that_is_not_there_is_a_verdict(demo: Make) -> None:
     verdict = demo("fix-bug", "other").claim({**first, "spec": {"recording": "../../secrets"}})
     assert isinstance(verdict, Broke)
     assert verdict.code == "recording-unknown"
-
-
-def test_without_a_key_only_recordings_work(demo: Make) -> None:
-    first = dict(demo("fix-bug").plan["steps"][0])
-    verdict = demo("fix-bug", "other").claim(first, agent_type="engine")
-    assert isinstance(verdict, Broke)
-    assert (verdict.code, verdict.error, verdict.retryable) == ("model-key-missing", ErrorClass.AUTH, False)
 
 
 def test_every_recorded_reply_says_that_no_model_wrote_it() -> None:

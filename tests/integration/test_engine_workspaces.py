@@ -19,7 +19,7 @@ from orchestrator.engine import loop, ports
 from orchestrator.workspaces.checkouts import Workspaces
 from orchestrator.workspaces.mirrors import Base
 from orchestrator.workspaces.workspace import Workspace
-from tests.engine_world import FileJournal, Killed, Script, Wire, assignment, call, done
+from tests.engine_world import FileJournal, Killed, Script, Wire, assignment, call, done, no_live_model
 from tests.integration.repositories import git, installation, owner, repository, without_bubblewrap
 
 DATA = Path(__file__).parent.parent.parent / "orchestrator" / "data"
@@ -87,7 +87,9 @@ class Run:
             self.commits[step.step_key] = commit
 
     def work(self, given: Mapping[str, Any]) -> Done:
-        agent = EngineAgent(Models(DATA / "recordings", live=None).choose, self.journal, self.workspace)
+        agent = EngineAgent(
+            Models(DATA / "recordings", live=no_live_model).choose, self.journal, self.workspace
+        )
         step = assignment(
             step_key=given["id"],
             task_description=PLAN["description"],

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from threading import Barrier
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy.exc import IntegrityError
@@ -35,14 +35,14 @@ def send(ledger: Ledger, text: str) -> None:
     ledger.run("INSERT INTO messages (task_id, author, text) VALUES ('t', 'me', :text)", text=text)
 
 
-def turn(number: int, text: str = "hello") -> Turn:
+def turn(number: int, text: str = "hello", kind: Literal["live", "recorded"] = "recorded") -> Turn:
     return Turn(
         number=number,
         content=({"type": "text", "text": text},),
         stop_reason="tool_use",
         usage=Usage(10, 2, 3, 4),
         model="model-1",
-        model_kind="live",
+        model_kind=kind,
         request_id="req_1",
         cost_usd=Decimal("0.0125"),
         elapsed=timedelta(seconds=1.5),
@@ -124,8 +124,16 @@ def test_a_turn_is_kept_once(ledger: Ledger) -> None:
         mine.append_turn(turn(1, "another"))
     assert mine.load().entries == (turn(1),)
     assert ledger.rows("SELECT input_tokens, output_tokens, cost_usd, recorded FROM usage") == [
-        {"input_tokens": 10, "output_tokens": 2, "cost_usd": Decimal("0.0125"), "recorded": False}
+        {"input_tokens": 10, "output_tokens": 2, "cost_usd": Decimal("0.0125"), "recorded": True}
     ]
+
+
+def test_what_a_live_model_used_is_left_to_the_gateway_to_write_down(ledger: Ledger) -> None:
+    """Which does so before the reply's end is seen here: a second row would count it twice."""
+    mine = kept(ledger, ledger.take(ledger.task()["work"]))
+    mine.append_turn(turn(1, kind="live"))
+    assert mine.load().entries == (turn(1, kind="live"),)
+    assert ledger.rows("SELECT 1 FROM usage") == []
 
 
 def test_a_call_is_begun_once_and_its_first_result_stays(ledger: Ledger) -> None:

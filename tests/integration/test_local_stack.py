@@ -134,7 +134,7 @@ def test_a_missing_sandbox_is_said_and_in_strict_mode_nothing_starts(
 def test_it_starts_all_parts_and_ctrl_c_leaves_none_of_them(up: Callable[..., Up], folder: Path) -> None:
     stack = up()
     said = stack.until(" ! model")
-    parts = ["postgres", "redis", "schema", "api", "agents", "beat", "flower"]
+    parts = ["postgres", "redis", "schema", "api", "gateway", "agents", "beat", "flower"]
     positions = [said.index(f" ✓ {part}") for part in parts]
     assert positions == sorted(positions)
     assert "(kept between runs)" in said
@@ -143,6 +143,7 @@ def test_it_starts_all_parts_and_ctrl_c_leaves_none_of_them(up: Callable[..., Up
         "supervisor",
         "postgres",
         "redis",
+        "gateway",
         "api",
         "agent-1",
         "agent-2",
@@ -191,15 +192,20 @@ def test_a_second_stack_on_the_same_data_is_refused(shared: Up) -> None:
     assert shared.process.poll() is None
 
 
-def test_a_key_set_later_reaches_the_workers_by_a_restart(shared: Up) -> None:
+def test_a_key_set_later_reaches_the_gateway_alone_by_a_restart(shared: Up) -> None:
     folder = shared.folder
     before = {row.name: row.pid for row in control.ps(folder)}
-    restarted = control.restart(folder, "worker", {"ANTHROPIC_API_KEY": "a-key", "OTHER": "stays"})
-    assert restarted == ("agent-1", "agent-2", "system")
+    given = {"ANTHROPIC_API_KEY": "a-key", "OTHER": "stays"}
+    assert control.restart(folder, "gateway", given) == ("gateway",)
+    assert control.restart(folder, "worker", given) == ("agent-1", "agent-2", "system")
     after = {row.name: row.pid for row in control.ps(folder)}
-    assert {name for name in after if after[name] != before[name]} == set(restarted)
+    assert {name for name in after if after[name] != before[name]} == {
+        *("gateway", "agent-1", "agent-2", "system")
+    }
+    said = [line for _, line in control.logs(folder, ["gateway"]) if line.startswith("gateway")]
+    assert said == ["gateway with no key", "gateway with a-key"]
     lines = [line for _, line in control.logs(folder, ["worker"]) if "agent-1" in line]
-    assert [line.partition(" with ")[2] for line in lines] == ["no key is ready.", "a-key is ready."]
+    assert [line.partition(" with ")[2] for line in lines] == ["no key is ready."] * 2
     assert not list((folder / "requests").iterdir())
     with pytest.raises(Unknown, match="unknown-service"):
         control.restart(folder, "nobody", {})

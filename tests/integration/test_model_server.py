@@ -91,7 +91,7 @@ def test_messages_streams_text_and_calls_and_goes_on_with_their_results(model: R
             assert (whole.content[0].text, whole.stop_reason) == ("Done.", "end_turn")
             counted = await client.messages.count_tokens(model="m", messages=messages)
             assert counted.input_tokens > 10
-            assert [one.id async for one in client.models.list()] == list(model.server.models)
+            assert [one.id async for one in client.models.list()] == list(model.stage.models)
 
     asyncio.run(talk())
     assert [(send.conversation, send.turn, send.nth, send.outcome) for send in model.await_end()] == [
@@ -172,7 +172,7 @@ def test_chat_streams_deltas_with_usage_at_the_end_and_goes_on(model: RunningMod
             messages = [*CHAT["messages"], said, *results]
             second = await client.chat.completions.create(**{**CHAT, "messages": messages})
             assert (second.choices[0].message.content, second.choices[0].finish_reason) == ("Done.", "stop")
-            assert [one.id async for one in client.models.list()] == list(model.server.models)
+            assert [one.id async for one in client.models.list()] == list(model.stage.models)
 
     asyncio.run(talk())
     assert [send.turn for send in model.await_end()] == [0, 1]

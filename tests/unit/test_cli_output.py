@@ -167,7 +167,7 @@ def test_a_key_that_is_kept_for_one_server_is_sent_to_no_other(
     }
 
 
-PROCESSES = {"worker", "beat", "api", "flower"}
+PROCESSES = {"worker", "beat", "api", "gateway", "flower"}
 """They become other programs, which write logs."""
 
 

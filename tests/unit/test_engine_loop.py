@@ -412,7 +412,7 @@ def test_an_empty_reply_is_not_sent_back_as_an_empty_message(world: World, conte
 )
 def test_each_limit_ends_the_step_for_good(world: World, limits: Limits, code: str) -> None:
     turns = [[call(f"c{number}", "list_files")] for number in range(9)]
-    script = Script(turns, kind="live", name="priced-1", usage=Usage(input_tokens=10, output_tokens=3))
+    script = Script(turns, kind="live", name="priced", usage=Usage(input_tokens=10, output_tokens=3))
     verdict = world.claim(script, limits=limits)
     assert isinstance(verdict, Broke)
     assert (verdict.code, verdict.error, verdict.retryable) == (code, ErrorClass.LIMIT, False)

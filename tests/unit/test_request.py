@@ -112,7 +112,6 @@ def test_a_typing_error_is_not_silent_and_a_caller_s_own_field_is() -> None:
         {"parent_id": "other"},
         {"callback_url": "https://example.org/hook"},
         {"project": "web"},
-        {"on_question_timeout": {"after": "1h"}},
         {"validate_only": True},
     ],
 )

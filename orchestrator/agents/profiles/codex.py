@@ -15,6 +15,11 @@ from orchestrator.core.verdict import Broke
 
 KEY: Final = "ORCHESTRATOR_RUN_TOKEN"
 PROVIDER: Final = "orchestrator"
+ESCALATE: Final = (
+    "Commands need a person's leave here, and fail without it. Call exec_command with sandbox_permissions "
+    'set to "require_escalated" each time, and with a justification.'
+)
+"""Its own sandbox can't be set up in ours, where nothing may make namespaces: unasked, nothing runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,9 @@ class Codex:
         folder = enclosure.home_on_disk / ".codex"
         folder.mkdir(mode=0o700, exist_ok=True)
         (folder / "config.toml").write_text(
-            _config(assignment.model or self.default_model, enclosure.base_url)
+            _config(
+                assignment.model or self.default_model, enclosure.base_url, asks=bool(assignment.approvals)
+            )
         )
         return {
             "CODEX_HOME": f"{enclosure.home}/.codex",
@@ -48,7 +55,7 @@ class Codex:
         return Settings(mode=self._mode(assignment))
 
     def _mode(self, assignment: Assignment) -> str:
-        """Ours is the sandbox. Its own breaks git, and is there only to make it ask."""
+        """Ours is the sandbox; with its own it asks before a command leaves it."""
         return "read-only" if assignment.approvals else "agent-full-access"
 
     def problem(self, said: Said) -> Broke | None:
@@ -61,17 +68,19 @@ class Codex:
         return None
 
 
-def _config(model: str, base_url: str) -> str:
+def _config(model: str, base_url: str, *, asks: bool) -> str:
     """Strings of JSON are strings of TOML."""
     lines = (
         f"model = {json.dumps(model)}",
         f"model_provider = {json.dumps(PROVIDER)}",
-        'approval_policy = "never"',
-        'sandbox_mode = "danger-full-access"',
         "check_for_update_on_startup = false",
+        *([f"developer_instructions = {json.dumps(ESCALATE)}"] if asks else []),
+        f"approval_policy = {json.dumps('on-request' if asks else 'never')}",
+        f"sandbox_mode = {json.dumps('read-only' if asks else 'danger-full-access')}",
         "[features]",
         "plugins = false",
         "apps = false",
+        "default_mode_request_user_input = true",
         "[analytics]",
         "enabled = false",
         f"[model_providers.{PROVIDER}]",

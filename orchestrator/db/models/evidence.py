@@ -97,20 +97,27 @@ class ToolCall(Base):
 
 
 class UsageRow(Base):
-    """Tokens and money of one model call. `recorded` ones cost nothing."""
+    """Tokens and money of one model call: a live one's as the gateway saw them (`call_id`), a recorded one's
+    by its `turn`, which cost nothing."""
 
     __tablename__ = "usage"
     __table_args__ = (
         ForeignKeyConstraint(["tenant_id", "step_id"], ["steps.tenant_id", "steps.id"]),
         UniqueConstraint("tenant_id", "step_id", "conversation", "turn"),
         Index("ix_usage_task", "tenant_id", "task_id"),
+        Index(
+            "uq_usage_call", "tenant_id", "call_id", unique=True, postgresql_where=text("call_id IS NOT NULL")
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     task_id: Mapped[str]
     step_id: Mapped[str]
     conversation: Mapped[int] = zero()
-    turn: Mapped[int]
+    turn: Mapped[int | None]
+    call_id: Mapped[str | None]
+    provider: Mapped[str | None]
+    agent_type: Mapped[str | None]
     model: Mapped[str]
     recorded: Mapped[bool] = false()
     input_tokens: Mapped[int] = zero()

@@ -1,0 +1,354 @@
+"""Money: what a call reserves before it is sent, and what is settled after. Each is one transaction.
+
+Reservations of one task tree are made one after the other, under the lock of its row in `budgets`. An open
+one counts while its claim holds and its gateway lives. The lock order: tasks, steps, budgets, breakers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from orchestrator.core import spending
+from orchestrator.core.assignment import Budget
+from orchestrator.core.breaker import BreakerState, CircuitBreaker
+from orchestrator.core.spending import Spending
+from orchestrator.db import breakers
+from orchestrator.db.breakers import BreakerKind, Tried
+from orchestrator.db.events import EventDraft, append_events
+from orchestrator.db.gateways import SILENT_SECONDS
+from orchestrator.db.locks import LOCK_SQL
+from orchestrator.db.run_tokens import HOLDS_SQL, Run, run_of
+from orchestrator.db.sql import Prepared, TaskRef, dumps, one, statement
+
+MOST_AT_ONCE: Final = 16
+"""Calls of one run in flight."""
+MOST_THROTTLED: Final = timedelta(hours=1)
+"""Longer than this no provider's wish is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCall:
+    """A call that somebody with a token wants to make. `cost_usd` None: the model's price isn't known."""
+
+    id: str
+    sha256: str
+    gateway_id: str
+    provider: str
+    model: str
+    dialect: str
+    streamed: bool
+    cost_usd: Decimal | None
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why no call is made; `code` is stable."""
+
+    code: str
+    message: str
+    retry_after: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What one call used; the four don't overlap. `estimated`: the provider didn't say."""
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    estimated: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.input + self.output + self.cache_read + self.cache_write
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a call ended. `used` None: nothing that is paid for. `throttled`: the pause that was asked for."""
+
+    outcome: str
+    http_status: int | None
+    error_code: str | None
+    used: Tokens | None
+    cost_usd: Decimal | None
+    tried: Tried
+    first_byte_after: timedelta | None = None
+    throttled: timedelta | None = None
+
+
+_OPEN_SQL: Final = f"""
+    SELECT coalesce(sum(c.reserved_usd), 0) AS held_usd, coalesce(sum(c.reserved_tokens), 0) AS held_tokens,
+        count(*) AS held_calls, count(*) FILTER (WHERE c.sha256 = r.sha256) AS own_calls
+    FROM model_calls c
+    JOIN steps cs ON cs.tenant_id = c.tenant_id AND cs.id = c.step_id
+    JOIN gateways g ON g.tenant_id = c.tenant_id AND g.id = c.gateway_id
+    WHERE c.tenant_id = r.tenant_id AND c.root_id = r.root_id AND c.ended_at IS NULL
+      AND cs.fence = c.fence AND cs.status = 'running' AND cs.lease_until > clock_timestamp()
+      AND g.heartbeat_at > clock_timestamp() - make_interval(secs => {SILENT_SECONDS})
+"""
+_ASKED: Final = Prepared(
+    "model_call_asked",
+    f"""
+    SELECT 1 FROM run_tokens r JOIN budgets b ON b.tenant_id = r.tenant_id AND b.root_id = r.root_id
+    WHERE r.sha256 = :sha FOR UPDATE OF b;
+    SELECT r.tenant_id, r.task_id, r.root_id, r.workflow_id, r.step_id, r.sha256, r.fence, r.conversation,
+        r.agent_type, r.models, t.budget, b.spent_usd, b.spent_tokens, b.calls, h.*,
+        (SELECT k.state FROM breakers k
+         WHERE k.tenant_id = r.tenant_id AND k.kind = 'provider' AND k.name = :provider) AS circuit,
+        (SELECT w.until_at - clock_timestamp() FROM throttles w
+         WHERE w.tenant_id = r.tenant_id AND w.provider = :provider AND w.model = :model
+           AND w.until_at > clock_timestamp()) AS throttled
+    FROM run_tokens r
+    JOIN steps s ON s.tenant_id = r.tenant_id AND s.id = r.step_id
+    JOIN tasks t ON t.tenant_id = r.tenant_id AND t.id = r.root_id
+    JOIN budgets b ON b.tenant_id = r.tenant_id AND b.root_id = r.root_id
+    CROSS JOIN LATERAL ({_OPEN_SQL}) h
+    WHERE r.sha256 = :sha AND {HOLDS_SQL}
+    """,
+)
+_RESERVE: Final = Prepared(
+    "model_call_reserve",
+    """
+    INSERT INTO model_calls (tenant_id, id, sha256, task_id, root_id, step_id, fence, conversation,
+        agent_type, gateway_id, provider, model, dialect, streamed, reserved_usd, reserved_tokens)
+    VALUES (:tenant, :id, :sha, :task, :root, :step, :fence, :conversation, :agent_type, :gateway, :provider,
+        :model, :dialect, :streamed, :cost, :tokens)
+    """,
+    fence="int",
+    conversation="int",
+    streamed="boolean",
+    cost="numeric",
+    tokens="bigint",
+)
+
+
+def reserve(connection: Connection, call: NewCall, rule: CircuitBreaker) -> Run | Refusal:
+    """Admits a call and reserves what it may cost, or says why not. The pure half is `core.spending`."""
+    row = one(connection, _ASKED, sha=call.sha256, provider=call.provider, model=call.model)
+    if row is None:
+        return Refusal("run-token-invalid", "This token is not that of a run that goes on.")
+    run = run_of(row)
+    refusal = _refusal(call, run, row)
+    if refusal is not None:
+        return refusal
+    if row["circuit"] not in {None, BreakerState.CLOSED}:
+        held = breakers.ask(connection, run.step.tenant_id, BreakerKind.PROVIDER, call.provider, rule)
+        if held is not None:
+            text = f"{call.provider} has failed again and again; nothing is sent to it for now."
+            return Refusal("circuit-open", text, held.retry_after)
+    _RESERVE.run(
+        connection,
+        {
+            "tenant": run.step.tenant_id,
+            "id": call.id,
+            "sha": run.sha256,
+            "task": run.step.task_id,
+            "root": run.root_id,
+            "step": run.step.step_id,
+            "fence": run.fence,
+            "conversation": run.conversation,
+            "agent_type": run.agent_type,
+            "gateway": call.gateway_id,
+            "provider": call.provider,
+            "model": call.model,
+            "dialect": call.dialect,
+            "streamed": call.streamed,
+            "cost": call.cost_usd or Decimal(0),
+            "tokens": call.tokens,
+        },
+    )
+    return run
+
+
+def _refusal(call: NewCall, run: Run, row: dict[str, Any]) -> Refusal | None:
+    if not run.may_use(call.model):
+        return Refusal("model-not-allowed", f"This run may not use {call.model[:80]!r}.")
+    budget = spending.budget_of(row["budget"])
+    if budget.cost_usd is not None and call.cost_usd is None:
+        text = f"The task has a budget in dollars, and the price of {call.model[:80]!r} is not known."
+        return Refusal("price-unknown", text)
+    spent = Spending(row["spent_usd"], row["spent_tokens"], row["calls"])
+    held = Spending(row["held_usd"], int(row["held_tokens"]), row["held_calls"])
+    used_up = spending.exhausted(budget, spent, held)
+    if used_up is not None:
+        return Refusal("budget-exhausted", used_up)
+    if row["own_calls"] >= MOST_AT_ONCE:
+        text = f"This run has {MOST_AT_ONCE} calls in flight."
+        return Refusal("too-many-calls", text, timedelta(seconds=1))
+    if row["throttled"] is not None:
+        text = f"{call.provider} has asked for a pause of {call.model[:80]}."
+        return Refusal("provider-throttled", text, row["throttled"])
+    return None
+
+
+_SETTLE: Final = statement(
+    """
+    SELECT 1 FROM model_calls c JOIN steps s ON s.tenant_id = c.tenant_id AND s.id = c.step_id
+    WHERE c.tenant_id = :tenant AND c.id = :id FOR KEY SHARE OF s;
+    WITH ended AS (
+        UPDATE model_calls SET outcome = :outcome, http_status = :status, error_code = :error,
+            input_tokens = :input, output_tokens = :output, cache_read_tokens = :cache_read,
+            cache_write_tokens = :cache_write, estimated = :estimated, cost_usd = :cost,
+            first_byte_at = started_at + make_interval(secs => :first_byte), ended_at = clock_timestamp()
+        WHERE tenant_id = :tenant AND id = :id AND (ended_at IS NULL OR outcome = 'lost')
+        RETURNING *
+    ), used AS (
+        INSERT INTO usage (tenant_id, task_id, step_id, conversation, call_id, provider, agent_type, model,
+            input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cost_usd)
+        SELECT tenant_id, task_id, step_id, conversation, id, provider, agent_type, model, input_tokens,
+            output_tokens, cache_read_tokens, cache_write_tokens, cost_usd
+        FROM ended WHERE :counts
+    ), spent AS (
+        UPDATE budgets b SET spent_usd = b.spent_usd + coalesce(e.cost_usd, 0),
+            spent_tokens = b.spent_tokens + e.input_tokens + e.output_tokens + e.cache_read_tokens
+                + e.cache_write_tokens,
+            calls = b.calls + 1
+        FROM ended e WHERE :counts AND b.tenant_id = e.tenant_id AND b.root_id = e.root_id
+        RETURNING b.*
+    ), pause AS (
+        INSERT INTO throttles (tenant_id, provider, model, until_at, status)
+        SELECT tenant_id, provider, model, clock_timestamp() + make_interval(secs => :pause), http_status
+        FROM ended WHERE :pause > 0
+        ON CONFLICT (tenant_id, provider, model) DO UPDATE SET status = excluded.status,
+            until_at = greatest(throttles.until_at, excluded.until_at), updated_at = clock_timestamp()
+    )
+    SELECT e.root_id, e.provider, t.budget, s.spent_usd, s.spent_tokens, s.calls, s.warned_for
+    FROM ended e JOIN tasks t ON t.tenant_id = e.tenant_id AND t.id = e.root_id
+    LEFT JOIN spent s ON true
+    """
+)
+"""The step's row first: whoever has it may keep it for a while, and meanwhile the tree's siblings go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """`warn`: four fifths of the tree's budget are gone, and nobody has been told yet."""
+
+    root: TaskRef
+    budget: Budget
+    warn: bool
+
+
+def settle(
+    connection: Connection, tenant_id: str, call_id: str, ended: Ended, rule: CircuitBreaker
+) -> Settled | None:
+    """Writes down what a call used, whatever has become of its run since. Twice is once (None)."""
+    used = ended.used or Tokens()
+    pause = min(ended.throttled or timedelta(0), MOST_THROTTLED)
+    row = one(
+        connection,
+        _SETTLE,
+        tenant=tenant_id,
+        id=call_id,
+        outcome=ended.outcome,
+        status=ended.http_status,
+        error=ended.error_code,
+        input=used.input,
+        output=used.output,
+        cache_read=used.cache_read,
+        cache_write=used.cache_write,
+        estimated=used.estimated,
+        cost=ended.cost_usd,
+        first_byte=None if ended.first_byte_after is None else ended.first_byte_after.total_seconds(),
+        counts=ended.used is not None,
+        pause=pause.total_seconds(),
+    )
+    if row is None:
+        return None
+    breakers.record(
+        connection, tenant_id, BreakerKind.PROVIDER, row["provider"], rule, ended.tried, ended.error_code
+    )
+    budget = spending.budget_of(row["budget"])
+    near = row["calls"] is not None and spending.nearly_exhausted(
+        budget, Spending(row["spent_usd"], row["spent_tokens"], row["calls"])
+    )
+    return Settled(
+        TaskRef(tenant_id, row["root_id"]), budget, near and row["warned_for"] != _bounds(row["budget"])
+    )
+
+
+_WARN: Final = statement(
+    LOCK_SQL
+    + """
+    UPDATE budgets b SET warned_for = t.bounds
+    FROM (SELECT tenant_id, id, budget - 'max_duration' AS bounds FROM tasks) t
+    WHERE b.tenant_id = :tenant AND b.root_id = :task AND t.tenant_id = b.tenant_id AND t.id = b.root_id
+      AND b.warned_for IS DISTINCT FROM t.bounds
+    RETURNING b.spent_usd, b.spent_tokens, b.calls, t.bounds
+    """
+)
+
+
+def warn(connection: Connection, root: TaskRef) -> bool:
+    """The event `budget` on the tree's root, once for each height of its budget; takes the task's lock."""
+    row = one(connection, _WARN, tenant=root.tenant_id, task=root.task_id)
+    if row is None:
+        return False
+    data = {
+        "spent": {
+            "cost_usd": str(row["spent_usd"]),
+            "tokens": row["spent_tokens"],
+            "turns": row["calls"],
+        },
+        "budget": row["bounds"],
+    }
+    append_events(connection, root, [EventDraft("progress", "budget", data)])
+    return True
+
+
+def _bounds(budget: dict[str, Any]) -> dict[str, Any]:
+    return {name: bound for name, bound in budget.items() if name != "max_duration"}
+
+
+_RELEASE: Final = Prepared(
+    "model_call_release",
+    "DELETE FROM model_calls WHERE tenant_id = :tenant AND id = :id AND ended_at IS NULL",
+)
+
+
+def release(connection: Connection, tenant_id: str, call_id: str) -> None:
+    """Of a call that was never sent: as if nobody had asked."""
+    _RELEASE.run(connection, {"tenant": tenant_id, "id": call_id})
+
+
+_SPENT: Final = statement(
+    """
+    SELECT b.spent_usd, b.spent_tokens, b.calls FROM tasks t
+    JOIN budgets b ON b.tenant_id = t.tenant_id AND b.root_id = t.root_id
+    WHERE t.tenant_id = :tenant AND t.id = :task
+    """
+)
+_RAISE: Final = statement(
+    """
+    UPDATE tasks r SET budget = r.budget || CAST(:bounds AS jsonb), updated_at = clock_timestamp()
+    FROM tasks t WHERE t.tenant_id = :tenant AND t.id = :task AND r.tenant_id = t.tenant_id
+      AND r.id = t.root_id
+    RETURNING r.budget
+    """
+)
+
+
+def spent(connection: Connection, task: TaskRef) -> Spending:
+    """By live models, in the whole tree that the task belongs to."""
+    row = one(connection, _SPENT, tenant=task.tenant_id, task=task.task_id)
+    return Spending() if row is None else Spending(row["spent_usd"], row["spent_tokens"], row["calls"])
+
+
+def raise_budget(connection: Connection, task: TaskRef, budget: Budget) -> Budget | None:
+    """Sets the bounds that are given, of the whole tree; the others stay. None: no such task."""
+    bounds = {
+        "max_cost_usd": None if budget.cost_usd is None else str(budget.cost_usd),
+        "max_tokens": budget.tokens,
+        "max_turns": budget.turns,
+    }
+    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    row = one(connection, _RAISE, tenant=task.tenant_id, task=task.task_id, bounds=dumps(given))
+    return None if row is None else spending.budget_of(row["budget"])

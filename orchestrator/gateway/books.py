@@ -1,0 +1,126 @@
+"""The gateway's accounts: the rows, reached from an event loop by threads of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import structlog
+
+from orchestrator.core.breaker import CircuitBreaker
+from orchestrator.db import gateways, run_tokens, spending
+from orchestrator.db.connect import Connection, Engine, SQLAlchemyError
+from orchestrator.db.run_tokens import Run
+from orchestrator.db.spending import Ended, NewCall, Refusal
+
+log: Final = structlog.get_logger(__name__)
+T = TypeVar("T")
+_THREADS: Final = 8
+_ANSWER_SECONDS: Final = 5.0
+_AGAIN_SECONDS: Final = (0.2, 1.0, 5.0)
+UNREADY: Final = Refusal(
+    "gateway-unready", "The gateway can't reach its database, so it lets nothing through."
+)
+
+
+class Books:
+    """What is reserved and settled. A database that is away is a refusal, never a free pass; what was used
+    meanwhile is written down when it returns."""
+
+    def __init__(self, engine: Engine, tenant_id: str, rule: CircuitBreaker) -> None:
+        self._engine = engine
+        self._tenant_id = tenant_id
+        self._rule = rule
+        self._threads = ThreadPoolExecutor(_THREADS, "books")
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def find(self, sha256: str) -> Run | Refusal:
+        """For what costs nothing. A token that is no good is a refusal."""
+        try:
+            run = await self._bounded(lambda connection: run_tokens.find(connection, sha256))
+        except (SQLAlchemyError, TimeoutError) as error:
+            return _unready(error)
+        return run or Refusal("run-token-invalid", "This token is not that of a run that goes on.")
+
+    async def reserve(self, call: NewCall) -> Run | Refusal:
+        asked = self._begin(lambda connection: spending.reserve(connection, call, self._rule))
+        try:
+            return await asyncio.wait_for(asyncio.shield(asked), _ANSWER_SECONDS)
+        except SQLAlchemyError as error:
+            return _unready(error)
+        except (TimeoutError, asyncio.CancelledError) as late:
+            asked.add_done_callback(lambda done: self._take_back(done, call))
+            if isinstance(late, asyncio.CancelledError):
+                raise
+            return _unready(late)
+
+    def settle(self, call_id: str, ended: Ended) -> asyncio.Task[None]:
+        """Goes on until it is written, whatever becomes of who waits for it."""
+        task = asyncio.create_task(self._settle(call_id, ended))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return task
+
+    async def beat(self, gateway_id: str, url: str, providers: list[str]) -> None:
+        """Raises SQLAlchemyError."""
+        await self._begin(
+            lambda connection: gateways.beat(connection, self._tenant_id, gateway_id, url, providers)
+        )
+
+    async def close(self, gateway_id: str, seconds: float) -> None:
+        """Waits so long for what is still to be settled."""
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=seconds)
+        try:
+            await self._bounded(lambda connection: gateways.leave(connection, self._tenant_id, gateway_id))
+        except (SQLAlchemyError, TimeoutError) as error:
+            log.warning("gateway_left_unheard", error=type(error).__name__)
+        for task in self._settling:
+            task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+        def within() -> T:
+            with self._engine.begin() as connection:
+                return work(connection)
+
+        return asyncio.get_running_loop().run_in_executor(self._threads, within)
+
+    async def _bounded(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.wait_for(self._begin(work), _ANSWER_SECONDS)
+
+    def _take_back(self, done: asyncio.Future[Run | Refusal], call: NewCall) -> None:
+        """It was reserved after all, when nobody waited for it any more."""
+        if done.cancelled() or done.exception() is not None or isinstance(done.result(), Refusal):
+            return
+        self._begin(lambda connection: spending.release(connection, self._tenant_id, call.id))
+
+    async def _settle(self, call_id: str, ended: Ended) -> None:
+        tries = 0
+        while True:
+            try:
+                settled = await self._begin(
+                    lambda connection: spending.settle(
+                        connection, self._tenant_id, call_id, ended, self._rule
+                    )
+                )
+                break
+            except SQLAlchemyError as error:
+                log.warning("call_not_settled_yet", call=call_id, error=type(error).__name__)
+                await asyncio.sleep(_AGAIN_SECONDS[min(tries, len(_AGAIN_SECONDS) - 1)])
+                tries += 1
+        if settled is not None and settled.warn:
+            await self._warn(settled)
+
+    async def _warn(self, settled: spending.Settled) -> None:
+        try:
+            await self._begin(lambda connection: spending.warn(connection, settled.root))
+        except SQLAlchemyError as error:  # the next call that is settled warns
+            log.warning("budget_not_warned_of", task=settled.root.task_id, error=type(error).__name__)
+
+
+def _unready(error: BaseException) -> Refusal:
+    log.warning("database_away", error=type(error).__name__)
+    return UNREADY

@@ -1,0 +1,248 @@
+"""What a reply says of itself while it passes: how many tokens, how it ended, and what it was.
+
+Nothing here changes or delays a byte. Replies are a stranger's: whatever can't be read is let go by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from orchestrator.core.spending import BYTES_PER_TOKEN
+from orchestrator.db.spending import Tokens
+from orchestrator.gateway.dialects import CHAT, MESSAGES, Dialect
+from orchestrator.gateway.frames import Frames
+
+_ANTHROPIC_NAMES: Final = {
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cache_read_input_tokens": "cache_read",
+    "cache_creation_input_tokens": "cache_write",
+}
+
+
+@dataclass(slots=True)
+class Seen:
+    """What is known so far. `counted`: the provider has given the final number of tokens."""
+
+    tokens: dict[str, int] = field(default_factory=dict)
+    counted: bool = False
+    ended: bool = False
+    error: str | None = None
+    written: int = 0
+    """Characters of the reply."""
+    content: Any = None
+    """The reply put together, as its API spells it when it isn't streamed."""
+
+
+class Reader(Protocol):
+    """Takes one event of a stream, or a whole reply. May raise TypeError, KeyError, AttributeError for what
+    it can't read."""
+
+    def event(self, seen: Seen, event: Mapping[str, Any]) -> None: ...
+
+    def whole(self, seen: Seen, reply: Mapping[str, Any]) -> None: ...
+
+
+class Observer:
+    """Watches one reply of `dialect`."""
+
+    def __init__(self, dialect: Dialect, *, streamed: bool) -> None:
+        self.seen = Seen()
+        self._reader = _reader(dialect)
+        self._frames = Frames() if streamed else None
+        self._body: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> None:
+        if self._frames is None:
+            self._body.append(chunk)
+            return
+        for _, data in self._frames.feed(chunk):
+            self.take(data)
+
+    def take(self, data: bytes | None) -> None:
+        """One event's data."""
+        event = _object(data)
+        if event is None:
+            if data is not None and data.strip() == b"[DONE]":
+                self.seen.ended = True
+            return
+        try:
+            self._reader.event(self.seen, event)
+        except (TypeError, KeyError, AttributeError, ValueError):
+            return
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        if self._frames is not None:
+            return
+        reply = _object(b"".join(self._body))
+        if reply is None:
+            return
+        self.seen.ended = True
+        self.seen.content = reply
+        try:
+            self._reader.whole(self.seen, reply)
+        except (TypeError, KeyError, AttributeError, ValueError):
+            return
+
+    def tokens(self, input_expected: int) -> Tokens:
+        """As the provider counted; what it didn't say is estimated from lengths."""
+        seen, counts = self.seen, self.seen.tokens
+        estimate = 0 if seen.counted else seen.written // BYTES_PER_TOKEN + 1
+        return Tokens(
+            input=counts.get("input", 0 if seen.counted else input_expected),
+            output=max(counts.get("output", 0), estimate),
+            cache_read=counts.get("cache_read", 0),
+            cache_write=counts.get("cache_write", 0),
+            estimated=not seen.counted,
+        )
+
+
+def _object(data: bytes | None) -> Mapping[str, Any] | None:
+    if not data or not data.lstrip().startswith(b"{"):
+        return None
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+class _Messages:
+    """Counts in a stream are totals so far: the latest ones hold."""
+
+    def __init__(self) -> None:
+        self._arguments: dict[int, list[str]] = {}
+        self._blocks: dict[int, dict[str, Any]] = {}
+
+    def event(self, seen: Seen, event: Mapping[str, Any]) -> None:
+        match event.get("type"):
+            case "message_start":
+                seen.content = {**event["message"], "content": []}
+                self._use(seen, event["message"].get("usage"))
+            case "content_block_start":
+                self._blocks[event["index"]] = block = dict(event["content_block"])
+                seen.content["content"].append(block)
+            case "content_block_delta":
+                self._extend(seen, self._blocks[event["index"]], event["index"], event["delta"])
+            case "message_delta":
+                self._use(seen, event.get("usage"))
+                seen.counted = True
+                seen.content.update(event["delta"])
+            case "message_stop":
+                seen.ended = True
+            case "error":
+                seen.error = str(event["error"]["type"])[:80]
+
+    def _extend(self, seen: Seen, block: dict[str, Any], index: int, delta: Mapping[str, Any]) -> None:
+        for kind in ("text", "thinking"):
+            if kind in delta:
+                block[kind] = block.get(kind, "") + delta[kind]
+                seen.written += len(delta[kind])
+        if "partial_json" in delta:
+            parts = self._arguments.setdefault(index, [])
+            parts.append(delta["partial_json"])
+            block["input"] = parts  # joined when it is kept
+            seen.written += len(delta["partial_json"])
+
+    def whole(self, seen: Seen, reply: Mapping[str, Any]) -> None:
+        if reply.get("type") == "error":
+            seen.error = str(reply["error"]["type"])[:80]
+        elif isinstance(reply.get("usage"), dict):
+            self._use(seen, reply["usage"])
+            seen.counted = True
+
+    def _use(self, seen: Seen, usage: Mapping[str, Any] | None) -> None:
+        for theirs, ours in _ANTHROPIC_NAMES.items():
+            if usage and isinstance(usage.get(theirs), int):
+                seen.tokens[ours] = _count(usage[theirs])
+
+
+class _Responses:
+    def event(self, seen: Seen, event: Mapping[str, Any]) -> None:
+        kind = str(event.get("type", ""))
+        if kind in {"response.completed", "response.incomplete", "response.failed"}:
+            seen.ended = True
+            seen.content = event["response"]
+            self.whole(seen, event["response"])
+        elif kind == "error":
+            seen.error = str(event.get("code") or "error")[:80]
+        elif kind.endswith(".delta") and isinstance(event.get("delta"), str):
+            seen.written += len(event["delta"])
+
+    def whole(self, seen: Seen, reply: Mapping[str, Any]) -> None:
+        error = reply.get("error")
+        if isinstance(error, dict):
+            seen.error = str(error.get("code") or error.get("type") or "error")[:80]
+        usage = reply.get("usage")
+        if isinstance(usage, dict):
+            cached = _count((usage.get("input_tokens_details") or {}).get("cached_tokens"))
+            seen.tokens = {
+                "input": max(0, _count(usage.get("input_tokens")) - cached),
+                "output": _count(usage.get("output_tokens")),
+                "cache_read": cached,
+            }
+            seen.counted = True
+
+
+class _Chat:
+    def event(self, seen: Seen, event: Mapping[str, Any]) -> None:
+        self.whole(seen, event)
+        if seen.content is None:
+            seen.content = {"model": event.get("model"), "choices": {}}
+        for choice in event.get("choices") or ():
+            kept = seen.content["choices"].setdefault(choice.get("index", 0), {"message": {}})
+            if choice.get("finish_reason"):
+                kept["finish_reason"] = choice["finish_reason"]
+            _grow(seen, kept["message"], choice.get("delta") or {})
+
+    def whole(self, seen: Seen, reply: Mapping[str, Any]) -> None:
+        error = reply.get("error")
+        if isinstance(error, dict):
+            seen.error = str(error.get("code") or error.get("type") or "error")[:80]
+        usage = reply.get("usage")
+        if isinstance(usage, dict):
+            cached = _count((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
+            seen.tokens = {
+                "input": max(0, _count(usage.get("prompt_tokens")) - cached),
+                "output": _count(usage.get("completion_tokens")),
+                "cache_read": cached,
+            }
+            seen.counted = True
+
+
+def _grow(seen: Seen, into: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    """A delta's texts are appended, its numbered lists item by item, all else replaced."""
+    for name, value in delta.items():
+        if isinstance(value, str) and name not in {"role", "id", "type"}:
+            into.setdefault(name, []).append(value)
+            seen.written += len(value)
+        elif isinstance(value, list):
+            items = into.setdefault(name, {})
+            for place, item in enumerate(value):
+                _grow(seen, items.setdefault(item.get("index", place), {}), item)
+        elif isinstance(value, dict):
+            _grow(seen, into.setdefault(name, {}), value)
+        elif value is not None:
+            into[name] = value
+
+
+def _reader(dialect: Dialect) -> Reader:
+    if dialect is MESSAGES:
+        return _Messages()
+    return _Chat() if dialect is CHAT else _Responses()
+
+
+def is_usage_chunk(data: bytes | None) -> bool:
+    """The last chunk of a chat, which has no choices and tells what was used."""
+    if data is None or b'"usage"' not in data:
+        return False
+    chunk = _object(data)
+    return chunk is not None and not chunk.get("choices") and isinstance(chunk.get("usage"), dict)

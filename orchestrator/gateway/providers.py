@@ -1,0 +1,87 @@
+"""The providers that this gateway has a way to, and what is said to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from orchestrator.config import Settings
+from orchestrator.gateway.dialects import Dialect, Family
+
+_PUBLIC: Final = {
+    Family.ANTHROPIC: "https://api.anthropic.com",
+    Family.OPENAI: "https://api.openai.com",
+}
+_HOP_BY_HOP: Final = frozenset(
+    {
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer"),
+        *(b"transfer-encoding", b"upgrade", b"proxy-connection", b"expect"),
+    }
+)
+_OURS: Final = frozenset(
+    {
+        *(b"host", b"content-length", b"authorization", b"x-api-key", b"cookie", b"accept-encoding"),
+        *(b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"),
+    }
+)
+_OUR_PREFIXES: Final = (b"x-orchestrator-", b"x-kilocode-", b"x-task-", b"x-timestamp-", b"x-run-")
+_KEPT_BACK: Final = frozenset({b"set-cookie", b"content-length", b"server", b"date", b"alt-svc"})
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """`base_url` has no path that the dialect's own begins with. Without a key it is a server of the user's
+    own."""
+
+    name: Family
+    base_url: str
+    key: str | None = field(repr=False)
+
+    def url(self, dialect: Dialect, query: bytes) -> str:
+        asked = f"?{query.decode('ascii', 'replace')}" if query else ""
+        return f"{self.base_url}{dialect.path}{asked}"
+
+    def headers(
+        self, given: Iterable[tuple[bytes, bytes]], added: Mapping[str, str]
+    ) -> list[tuple[bytes, bytes]]:
+        """The caller's, without those that are for us, and the real key. Encoded replies couldn't be
+        observed."""
+        kept = [
+            (name, value)
+            for name, value in given
+            if name not in _HOP_BY_HOP and name not in _OURS and not name.startswith(_OUR_PREFIXES)
+        ]
+        kept.append((b"accept-encoding", b"identity"))
+        if self.key is not None and self.name is Family.ANTHROPIC:
+            kept.append((b"x-api-key", self.key.encode()))
+        elif self.key is not None:
+            kept.append((b"authorization", b"Bearer " + self.key.encode()))
+        return [*kept, *((name.encode(), value.encode()) for name, value in added.items())]
+
+
+def providers_of(settings: Settings) -> Mapping[Family, Provider]:
+    found = {
+        Family.ANTHROPIC: (settings.anthropic_api_key, settings.anthropic_base_url),
+        Family.OPENAI: (settings.openai_api_key, settings.openai_base_url),
+    }
+    return {
+        name: Provider(name, _root(url or _PUBLIC[name]), key.get_secret_value() if key else None)
+        for name, (key, url) in found.items()
+        if (key and key.get_secret_value()) or url
+    }
+
+
+def _root(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def passed_back(headers: Iterable[tuple[bytes, bytes]], *, decoded: bool) -> list[tuple[bytes, bytes]]:
+    """Of the provider's headers those that the caller gets."""
+    return [
+        (name.lower(), value)
+        for name, value in headers
+        if name.lower() not in _HOP_BY_HOP
+        and name.lower() not in _KEPT_BACK
+        and not (decoded and name.lower() == b"content-encoding")
+    ]
