@@ -6,26 +6,29 @@ producer that calls `.delay()` loads neither a model's SDK nor a web framework.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from celery import Celery
 
-from orchestrator.agents.readiness import Lately, Readiness, Surroundings, providers_at, readiness
+from orchestrator.agents.readiness import Readiness, Surroundings, readiness
 from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment, ModelAccess
 from orchestrator.core.errors import Unavailable
+from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
-from orchestrator.db import connect
+from orchestrator.db import connect, gateways
 from orchestrator.db.connect import Engine
 from orchestrator.engine.ports import Journal, Model
 from orchestrator.queues.app import create_app
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from orchestrator.workspaces.workspace import Workspace
 
 _LOCAL_REDIS = "redis://127.0.0.1:6379/0"
+_PROVIDERS_SECONDS: Final = 5.0
 
 
 class Desk(Protocol):
@@ -63,19 +67,39 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     from orchestrator.agents.models import Models
 
     def live(assignment: Assignment) -> Model:
-        return wiring.live_model(desk.open_access(assignment), assignment.model)
+        return wiring.live_model(desk.open_access(assignment), assignment)
 
     models = Models(Path(__file__).parent / "data" / "recordings", live)
     return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
 
 
-def agents_here(settings: Settings) -> tuple[Readiness, ...]:
-    """Which kinds of agent this machine can run, and what is missing for the others."""
-    keys = {"anthropic": settings.anthropic_api_key, "openai": settings.openai_api_key}
-    providers = frozenset(name for name, key in keys.items() if key is not None)
-    if settings.gateway_url is not None:
-        providers = providers_at(settings.gateway_url)
+def agents_here(settings: Settings, providers: frozenset[str]) -> tuple[Readiness, ...]:
+    """Which kinds of agent this machine can run with these providers' models, and what is missing for the
+    others."""
     return readiness(Surroundings(providers, settings.agentapi_url, settings.agents_dir))
+
+
+@dataclass
+class _Providers:
+    """Whose models can be reached: with a key of this process's own, as the gateway has it, or through a
+    gateway that lives. That is looked up anew every few seconds, and when nobody can say, it stays as it was.
+    """
+
+    wiring: Wiring
+    _seen: frozenset[str] = frozenset()
+    _until: float = 0.0
+
+    def now(self) -> frozenset[str]:
+        settings = self.wiring.settings
+        keys = {"anthropic": settings.anthropic_api_key, "openai": settings.openai_api_key}
+        own = frozenset(name for name, key in keys.items() if key is not None)
+        if settings.gateway_url is None or not self.wiring.has_database:
+            return own
+        if time.monotonic() >= self._until:
+            with contextlib.suppress(connect.SQLAlchemyError), self.wiring.engine.connect() as connection:
+                self._seen = gateways.providers(connection, self.wiring.tenant_id)
+            self._until = time.monotonic() + _PROVIDERS_SECONDS
+        return own | self._seen
 
 
 @dataclass(frozen=True)
@@ -89,7 +113,7 @@ class Wiring:
     waits: bool = True
     """Whether somebody calls `.get()` here; else nothing is subscribed to for the results of what is sent."""
     make_agent: AgentMaker = engine_agent
-    ready: Callable[[Settings], tuple[Readiness, ...]] = agents_here
+    ready: Callable[[Settings, frozenset[str]], tuple[Readiness, ...]] = agents_here
     tenant_id: str = DEFAULT_TENANT
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
 
@@ -151,12 +175,22 @@ class Wiring:
 
     @property
     def agents(self) -> Mapping[str, Readiness]:
-        """Of this machine, by name of the kind."""
-        return self._agents.now()
+        """Of this machine, by name of the kind, with the models that can be reached now."""
+        return self.agents_with(self._providers.now())
+
+    def agents_with(self, providers: frozenset[str]) -> Mapping[str, Readiness]:
+        """Of this machine, by name of the kind, if these providers' models could be reached."""
+        if providers not in self._ready:
+            self._ready[providers] = {one.kind.name: one for one in self.ready(self.settings, providers)}
+        return self._ready[providers]
 
     @cached_property
-    def _agents(self) -> Lately:
-        return Lately(lambda: self.ready(self.settings))
+    def _ready(self) -> dict[frozenset[str], Mapping[str, Readiness]]:
+        return {}
+
+    @cached_property
+    def _providers(self) -> _Providers:
+        return _Providers(self)
 
     @cached_property
     def redactor(self) -> Redactor:
@@ -217,11 +251,37 @@ class Wiring:
         )
         return Workspaces(root, mirrors, sandbox, Bundles(mirrors, self.artifacts))
 
-    def live_model(self, access: ModelAccess, name: str | None) -> Model:
-        """A model by name, None the default one, as one claim reaches it."""
-        from orchestrator.engine.providers.anthropic import AnthropicModel
+    def models_for(self, assignment: Assignment) -> ModelSelection:
+        """Which models a run may choose from, and why."""
+        settings = self.settings
+        return select(
+            assignment.model,
+            settings.model,
+            settings.fallback_models,
+            settings.task_models,
+            settings.model_rules,
+            (assignment.task_description, *assignment.context.get("requirements", ())),
+        )
 
-        return AnthropicModel(name or self.settings.model, access.token, access.base_url)
+    def live_model(self, access: ModelAccess, assignment: Assignment) -> Model:
+        """The models of a run, as its claim reaches them."""
+        from orchestrator.engine.providers.live import Deadlines
+        from orchestrator.engine.providers.making import Making, make_selected
+        from orchestrator.engine.providers.tracing import Tracing
+
+        settings = self.settings
+        making = Making(
+            settings.model_options,
+            Deadlines(
+                read=settings.model_silence, stall=settings.model_stall, overall=settings.model_deadline
+            ),
+            Tracing(
+                tuple(settings.task_id_headers),
+                tuple(settings.timestamp_headers),
+                in_system=settings.trace_in_system,
+            ),
+        )
+        return make_selected(self.models_for(assignment), access, making)
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:

@@ -141,16 +141,6 @@ class Settings(BaseSettings):
     max_wall_time: timedelta = timedelta(hours=2)
     """Time at work; waiting for a person doesn't count."""
 
-    agents_dir: Path | None = None
-    """Where the agents' programs are; None: `~/.cache/orchestrator/agents`."""
-    agentapi_url: str | None = Field(default=None, validation_alias=_named("AGENTAPI_URL", "AGENTAPI_URL"))
-    """A coder/agentapi server, which listens on 3284 by itself; makes the agent type `agentapi` usable."""
-    agentapi_key: SecretStr | None = Field(
-        default=None, validation_alias=_named("AGENTAPI_KEY", "AGENTAPI_KEY")
-    )
-    """Sent as a bearer token, for a proxy before it: the server itself knows no keys."""
-    worker_capabilities: Annotated[frozenset[str], NoDecode] = frozenset()
-    """What this machine offers to tasks that require it, besides its agents: `gpu,node`."""
     fallback_models: Annotated[list[str], NoDecode] = []
     """Asked in this order when a model fails."""
     task_models: Annotated[dict[TaskType, str], NoDecode] = {}
@@ -176,6 +166,16 @@ class Settings(BaseSettings):
     """Headers by which it says when it was sent; `X-KILOCODE-TIMESTAMP-ISO` is what others know."""
     trace_in_system: bool = False
     """For transports that pass no headers on: the task's id goes into the system prompt instead."""
+    agents_dir: Path | None = None
+    """Where the agents' programs are; None: `~/.cache/orchestrator/agents`."""
+    agentapi_url: str | None = Field(default=None, validation_alias=_named("AGENTAPI_URL", "AGENTAPI_URL"))
+    """A coder/agentapi server, which listens on 3284 by itself; makes the agent type `agentapi` usable."""
+    agentapi_key: SecretStr | None = Field(
+        default=None, validation_alias=_named("AGENTAPI_KEY", "AGENTAPI_KEY")
+    )
+    """Sent as a bearer token, for a proxy before it: the server itself knows no keys."""
+    worker_capabilities: Annotated[frozenset[str], NoDecode] = frozenset()
+    """What this machine offers to tasks that require it, besides its agents: `gpu,node`."""
 
     artifact_url: str | None = None
     """None: `<data_dir>/artifacts`; else `file:///…` or `s3://bucket/prefix`, with the usual AWS names."""

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from orchestrator.agents import programs
 from orchestrator.agents.programs import Program
 from orchestrator.agents.types import AGENT_TYPES, AgentType
 
 PROBE_SECONDS: Final = 30.0
-_FRESH_SECONDS: Final = 15.0
-_GATEWAY_SECONDS: Final = 2.0
 _SEEN: Final = ".probed.json"
 _KEY_OF: Final = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
 
@@ -76,37 +71,6 @@ def shown(one: Readiness) -> dict[str, Any]:
     }
 
 
-class Lately:
-    """What `look` gave, no older than a few seconds: a gateway gets a key, a program is installed."""
-
-    def __init__(self, look: Callable[[], tuple[Readiness, ...]]) -> None:
-        self._look = look
-        self._seen: Mapping[str, Readiness] = {}
-        self._until = 0.0
-
-    def now(self) -> Mapping[str, Readiness]:
-        """By name of the kind."""
-        if time.monotonic() >= self._until:
-            self._seen = {one.kind.name: one for one in self._look()}
-            self._until = time.monotonic() + _FRESH_SECONDS
-        return self._seen
-
-
-def providers_at(gateway_url: str) -> frozenset[str]:
-    """Whose models a gateway can call; all, if it doesn't say so now: then it will say so to the agent."""
-    parts = urlsplit(gateway_url)
-    scheme = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = scheme(parts.hostname or "127.0.0.1", parts.port, timeout=_GATEWAY_SECONDS)
-    try:
-        connection.request("GET", "/readyz")
-        found = json.loads(connection.getresponse().read(65536))
-        return frozenset(map(str, found["providers"]))
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        return frozenset(_KEY_OF)
-    finally:
-        connection.close()
-
-
 def readiness(here: Surroundings, names: Iterable[str] = AGENT_TYPES) -> tuple[Readiness, ...]:
     """Of each kind. Programs are asked for their version once, all at a time; a broken one takes
     PROBE_SECONDS at most."""
@@ -134,7 +98,7 @@ def _readiness(kind: AgentType, here: Surroundings, root: Path) -> Readiness:
 def _no_provider(kind: AgentType, here: Surroundings) -> Iterable[Missing]:
     if kind.providers and not here.providers & set(kind.providers):
         keys = " or ".join(_KEY_OF[name] for name in kind.providers)
-        yield Missing("no key for a model", f"Set {keys}, then: orchestrator restart gateway")
+        yield Missing("no key for a model", f"Set {keys}, then restart: orchestrator restart worker")
 
 
 def _not_installed(name: str) -> Iterable[Missing]:
@@ -146,7 +110,7 @@ def _not_installed(name: str) -> Iterable[Missing]:
 
 
 def _install(name: str) -> str:
-    return f"orchestrator agent install {name}, then: orchestrator restart worker"
+    return f"orchestrator agent install {name}, then restart: orchestrator restart worker"
 
 
 def probe(program: Program, root: Path) -> tuple[str | None, str | None]:

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 Grade = Literal["full", "degraded"]
 Provider = Literal["anthropic", "openai"]
+PROVIDERS: Final = frozenset({"anthropic", "openai"})
 
 
 class Capability(StrEnum):

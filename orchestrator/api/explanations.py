@@ -98,8 +98,7 @@ already-answered | The question was answered already
     See how the task goes on: orchestrator task watch <id>
 answer-invalid | The answer can't be taken
     It is empty, too long, or names a choice that there isn't; or it is no answer to a question of that kind.
-    Send {"answer": {"text": "…"}} or {"answer": {"choice": 1}}. An approval takes Approve or Deny, more
-    budget an amount or Stop.
+    Send {"answer": {"text": "…"}} or {"choice": 1}; leave takes Approve or Deny, a budget an amount or Stop.
 question-unanswered | Nobody answered in time
     The task was created with on_question_timeout, which says that a question without an answer fails.
     Run it again, with somebody there or with a longer time: orchestrator task retry <id>
@@ -310,14 +309,20 @@ context-too-long | The conversation is too long
 limit-mistakes | Too many mistakes in a row
     The model made no call that could be run, several turns in a row.
     See the step's log; describe the step more precisely.
+agent-stuck | The agent goes in circles
+    It did the same again and again. It was told so, put back, and a person was asked; it did not help.
+    See the step's log; describe the step more precisely, or give it to another agent or model.
+budget-not-raised | The task's budget is used up
+    The task and its subtasks have spent their budget, and a person chose to stop.
+    Run it again with a higher budget.
 limit-turns | Not done within the turns allowed
-    The step used as many turns as ORCHESTRATOR_MAX_TURNS or the task's budget allows.
+    The step used as many turns as ORCHESTRATOR_MAX_TURNS allows.
     Split the step, or raise the limit.
 limit-tokens | Not done within the tokens allowed
-    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS or the task's budget allows.
+    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS allows.
     Split the step, or raise the limit.
 limit-cost | Not done within the cost allowed
-    The step cost as much as ORCHESTRATOR_MAX_COST_USD or the task's budget allows.
+    The step cost as much as ORCHESTRATOR_MAX_COST_USD allows.
     Split the step, or raise the limit.
 limit-wall-time | Not done within the time allowed
     The step's agent worked for as long as ORCHESTRATOR_MAX_WALL_TIME allows.

@@ -75,8 +75,7 @@ class Desk:
     def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
-        alone = claimed.total == 1 and not claimed.conflicts
-        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone, self._delegate)
+        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, self._delegate)
 
     def open_access(self, assignment: Assignment) -> ModelAccess:
         """A token that is good as long as this claim holds; see `bootstrap.Desk`."""
@@ -127,7 +126,10 @@ class Desk:
         warning = self._wiring.workspaces.sandbox.warning
         if warning:
             self._link.log("system", f"{warning}\n")
-        yield self._workspace
+        try:
+            yield self._workspace
+        finally:
+            self._workspace.close()
 
     def _start(self) -> tuple[str, str]:
         claimed, workspaces = self._claimed, self._wiring.workspaces
@@ -220,13 +222,13 @@ class Desk:
 
 
 def models_of(wiring: Wiring, assignment: Assignment) -> list[str]:
-    """What the run may use: its own model, and what the installation allows every run.
+    """What the run may use: the models of its selection, and what the installation allows every run.
 
     A name with its provider before it is that model, too: agents that need it so send the rest of it.
     """
-    own = assignment.model or wiring.settings.model
-    named = [own, own.partition("/")[2]] if "/" in own else [own]
-    return list(dict.fromkeys([*named, *wiring.settings.run_models]))
+    own = wiring.models_for(assignment).models
+    bare = [name.partition("/")[2] for name in own if "/" in name]
+    return list(dict.fromkeys([*own, *bare, *wiring.settings.run_models]))
 
 
 def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:

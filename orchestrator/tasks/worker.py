@@ -20,6 +20,7 @@ from billiard.process import current_process
 from celery import signals
 from celery.states import IGNORED
 
+from orchestrator.agents.types import PROVIDERS
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.verdict import StopReason
@@ -84,7 +85,9 @@ class Workplace:
             self.pulse.free_slot(number)
 
     def _introduce(self, number: int) -> Slot:
-        settings, agents = self.wiring.settings, self.wiring.agents
+        settings = self.wiring.settings
+        # Whose models the gateway can reach is looked up for each step: it may get a key later than this.
+        agents = self.wiring.agents_with(PROVIDERS if settings.gateway_url else frozenset())
         name = self.name or f"agent@{socket.gethostname()}"
         return Slot(
             self.wiring.tenant_id,

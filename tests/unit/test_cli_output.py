@@ -27,7 +27,7 @@ OPTIONS = """
 description steps repo branch push title priority mode agent model requirements deadline stakeholders labels
 budget timeout external_id id hold credential gates depends_on project validate_only
 """
-NOTHING = dict.fromkeys(OPTIONS.split())
+NOTHING = dict.fromkeys([*OPTIONS.split(), "ask_before", "on_silence", "question_timeout"])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_key_that_is_kept_for_one_server_is_sent_to_no_other(
     }
 
 
-PROCESSES = {"worker", "beat", "api", "gateway", "flower"}
+PROCESSES = {"worker", "beat", "api", "gateway", "flower", "model-server"}
 """They become other programs, which write logs."""
 
 

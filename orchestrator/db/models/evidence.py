@@ -46,7 +46,8 @@ class Log(Base):
 
 
 class TurnRow(Base):
-    """One finished turn of a step's conversation, or a steering message that it heard before one."""
+    """One finished turn of a step's conversation, or what came before one: a steering message, that less of
+    the past is sent from then on, that the agent went in circles."""
 
     __tablename__ = "turns"
     __table_args__ = (
@@ -90,6 +91,8 @@ class ToolCall(Base):
     name: Mapped[str]
     arguments: Mapped[dict[str, Any]] = empty_object()
     result: Mapped[str | None]
+    output: Mapped[str | None]
+    """All that the call gave, where `result` shows the model a part of it."""
     is_error: Mapped[bool] = false()
     checkpoint: Mapped[str | None]
     started_at: Mapped[datetime] = now()

@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from orchestrator.engine.tools.command import RUN_COMMAND
-from orchestrator.engine.tools.files import DELETE_FILE, EDIT_FILE, LIST_FILES, READ_FILE, WRITE_FILE
+from orchestrator.engine.tools.command import READ_BACKGROUND, RUN_COMMAND, STOP_BACKGROUND
+from orchestrator.engine.tools.files import (
+    DELETE_FILE,
+    EDIT_FILE,
+    LIST_FILES,
+    MOVE_FILE,
+    READ_FILE,
+    WRITE_FILE,
+)
+from orchestrator.engine.tools.output import READ_OUTPUT
+from orchestrator.engine.tools.patch import APPLY_PATCH
 from orchestrator.engine.tools.search import SEARCH_FILES
-from orchestrator.engine.tools.talk import ASK_FOLLOWUP_QUESTION, ATTEMPT_COMPLETION
+from orchestrator.engine.tools.talk import ASK_FOLLOWUP_QUESTION, ATTEMPT_COMPLETION, UPDATE_PLAN
 from orchestrator.engine.tools.tool import Tool
 
 TOOLS: Final[Mapping[str, Tool[Any]]] = MappingProxyType(
@@ -19,12 +28,19 @@ TOOLS: Final[Mapping[str, Tool[Any]]] = MappingProxyType(
             READ_FILE,
             WRITE_FILE,
             EDIT_FILE,
+            APPLY_PATCH,
+            MOVE_FILE,
             DELETE_FILE,
             LIST_FILES,
             SEARCH_FILES,
             RUN_COMMAND,
+            READ_BACKGROUND,
+            STOP_BACKGROUND,
+            READ_OUTPUT,
+            UPDATE_PLAN,
             ASK_FOLLOWUP_QUESTION,
             ATTEMPT_COMPLETION,
         )
     }
 )
+"""What every step may use; a recording answers requests that show exactly these."""
