@@ -35,7 +35,7 @@ from orchestrator.queues.app import create_app
 from orchestrator.queues.topology import Topology, topology
 
 if TYPE_CHECKING:
-    from orchestrator.agents.ports import Sessions
+    from orchestrator.agents.ports import Sessions, Transcripts
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
@@ -51,6 +51,8 @@ class Desk(Protocol):
     def open_journal(self, assignment: Assignment) -> Journal: ...
 
     def open_sessions(self, assignment: Assignment) -> Sessions: ...
+
+    def open_transcripts(self, assignment: Assignment) -> Transcripts: ...
 
     def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
 
