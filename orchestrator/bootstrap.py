@@ -67,12 +67,19 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     """Our own engine, on a live or on a recorded model."""
     from orchestrator.agents.engine import EngineAgent
     from orchestrator.agents.models import Models
+    from orchestrator.engine.prices import with_entered
 
     def live(assignment: Assignment) -> Model:
         return wiring.live_model(desk.open_access(assignment), assignment)
 
     models = Models(Path(__file__).parent / "data" / "recordings", live)
-    return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
+    return EngineAgent(
+        models.choose,
+        desk.open_journal,
+        desk.open_workspace,
+        wiring.settings.command_timeout,
+        prices=with_entered(wiring.settings.prices),
+    )
 
 
 def agents_here(settings: Settings, providers: frozenset[str]) -> tuple[Readiness, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.engine import loop
 from orchestrator.engine.limits import refused
 from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Workspace
+from orchestrator.engine.prices import PRICES, Price
 from orchestrator.engine.tools import TOOLS
 from orchestrator.engine.tools.tool import Tool
 
@@ -32,6 +33,7 @@ class EngineAgent:
     command_timeout: timedelta = loop.COMMAND_TIMEOUT
     tools: Callable[[Assignment], Mapping[str, Tool[Any]]] = lambda _: TOOLS
     """What the model may call in this step."""
+    prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
         try:
@@ -44,6 +46,7 @@ class EngineAgent:
                     journal=self.open_journal(assignment),
                     workspace=workspace,
                     tools=self.tools(assignment),
+                    prices=self.prices,
                     command_timeout=self.command_timeout,
                 )
         except ModelError as error:

@@ -25,6 +25,7 @@ from orchestrator.core import run_token
 from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.run_tokens import Run
+from orchestrator.engine.prices import with_entered
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import CALLS, CHAT, COUNTING, MESSAGES
 from orchestrator.gateway.passing import HOW_TO_SHOW, Deadlines, Passage, Passing, respond, shown_token
@@ -69,6 +70,7 @@ def create_gateway(wiring: Wiring) -> Starlette:
                 client,
                 Deadlines(settings.gateway_first_byte, settings.gateway_stall, settings.gateway_call),
                 settings.gateway_max_body_bytes,
+                with_entered(settings.prices),
             )
             await _beat(life, wiring)
             beating = asyncio.create_task(_keep_beating(life, wiring))
