@@ -33,7 +33,7 @@ from orchestrator.engine.ports import Journal, Model
 if TYPE_CHECKING:
     from celery import Celery
 
-    from orchestrator.agents.ports import Sessions
+    from orchestrator.agents.ports import Sessions, Transcripts
     from orchestrator.commands.submit import Policy
     from orchestrator.engine.tools.policy import ToolPolicy
     from orchestrator.queues.topology import Topology
@@ -52,6 +52,8 @@ class Desk(Protocol):
     def open_journal(self, assignment: Assignment) -> Journal: ...
 
     def open_sessions(self, assignment: Assignment) -> Sessions: ...
+
+    def open_transcripts(self, assignment: Assignment) -> Transcripts: ...
 
     def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
 

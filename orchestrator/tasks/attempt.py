@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from orchestrator.agents.ports import Sessions
+from orchestrator.agents.ports import Sessions, Transcripts
 from orchestrator.bootstrap import Wiring
 from orchestrator.core import run_token, task_id as task_ids
 from orchestrator.core.assignment import Assignment, Budget, Limits, ModelAccess
@@ -33,6 +33,7 @@ from orchestrator.tasks.circuits import AgentCircuit
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
 from orchestrator.tasks.sessions import PostgresSessions
+from orchestrator.tasks.transcripts import PostgresTranscripts
 from orchestrator.workspaces import integrate
 from orchestrator.workspaces.errors import ArtifactStoreUnavailable, MergeConflict
 from orchestrator.workspaces.homes import HomeOwner
@@ -108,6 +109,10 @@ class Desk:
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
         return PostgresSessions(self._wiring.engine, scope, self._wiring.redactor)
+
+    def open_transcripts(self, assignment: Assignment) -> Transcripts:  # noqa: ARG002 - a desk is one claim's
+        claimed, wiring = self._claimed, self._wiring
+        return PostgresTranscripts(wiring.engine, claimed.step, claimed.fence, wiring.redactor)
 
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
