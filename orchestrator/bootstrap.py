@@ -10,33 +10,33 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
-
-from celery import Celery
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from orchestrator.agents.readiness import Readiness, Surroundings, readiness
 from orchestrator.agents.types import AGENT_TYPES
-from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment, ModelAccess
+from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect, gateways
 from orchestrator.db.connect import Engine
 from orchestrator.engine.ports import Journal, Model
-from orchestrator.queues.app import create_app
-from orchestrator.queues.topology import Topology, topology
 
 if TYPE_CHECKING:
-    from orchestrator.agents.ports import Sessions
+    from celery import Celery
+
+    from orchestrator.agents.ports import Sessions, Transcripts
+    from orchestrator.commands.submit import Policy
     from orchestrator.engine.tools.policy import ToolPolicy
+    from orchestrator.queues.topology import Topology
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
@@ -53,6 +53,8 @@ class Desk(Protocol):
 
     def open_sessions(self, assignment: Assignment) -> Sessions: ...
 
+    def open_transcripts(self, assignment: Assignment) -> Transcripts: ...
+
     def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
 
     def open_access(self, assignment: Assignment) -> ModelAccess:
@@ -66,6 +68,7 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     """Our own engine, on a live or on a recorded model."""
     from orchestrator.agents.engine import EngineAgent
     from orchestrator.agents.models import Models
+    from orchestrator.engine.prices import with_entered
 
     def live(assignment: Assignment) -> Model:
         return wiring.live_model(desk.open_access(assignment), assignment)
@@ -77,6 +80,7 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
         desk.open_workspace,
         wiring.settings.command_timeout,
         wiring.tool_policy,
+        with_entered(wiring.settings.prices),
     )
 
 
@@ -146,6 +150,8 @@ class Wiring:
 
     @cached_property
     def app(self) -> Celery:
+        from orchestrator.queues.app import create_app
+
         result = self.settings.result_url
         return create_app(
             self.broker_url,
@@ -157,6 +163,8 @@ class Wiring:
 
     @cached_property
     def topology(self) -> Topology:
+        from orchestrator.queues.topology import topology
+
         return topology(self.broker_url)
 
     @cached_property
@@ -173,6 +181,8 @@ class Wiring:
 
     @cached_property
     def policy(self) -> Policy:
+        from orchestrator.commands.submit import Policy
+
         return Policy(
             max_attempts=self.settings.max_attempts,
             allow_local_repositories=self.settings.allow_local_repositories,
@@ -198,6 +208,14 @@ class Wiring:
     @cached_property
     def _providers(self) -> _Providers:
         return _Providers(self)
+
+    @cached_property
+    def circuit_breaker(self) -> CircuitBreaker:
+        """The rule that all share."""
+        settings = self.settings
+        return CircuitBreaker(
+            settings.breaker_failures, settings.breaker_recovery, settings.breaker_successes
+        )
 
     @cached_property
     def redactor(self) -> Redactor:
@@ -307,6 +325,28 @@ class Wiring:
             ),
         )
         return make_selected(self.models_for(assignment), access, making)
+
+
+def redact_logs(redactor: Redactor) -> None:
+    """Before anything is logged: one line an event, on stderr, secrets taken out. Safe to call again."""
+    import structlog
+
+    def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {
+            key: redactor.text(value) if isinstance(value, str) else value for key, value in event.items()
+        }
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            redact,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:

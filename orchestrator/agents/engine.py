@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,6 +14,7 @@ from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.engine import loop
 from orchestrator.engine.limits import refused
 from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Stopped, Workspace
+from orchestrator.engine.prices import PRICES, Price
 from orchestrator.engine.tools.policy import ToolPolicy
 
 
@@ -31,6 +32,7 @@ class EngineAgent:
     command_timeout: timedelta = loop.COMMAND_TIMEOUT
     policy: ToolPolicy = field(default_factory=ToolPolicy)
     """What the model may call here besides the plain tools; a step's spec narrows it."""
+    prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
         try:
@@ -46,6 +48,7 @@ class EngineAgent:
                     journal=self.open_journal(assignment),
                     workspace=workspace,
                     tools=tools,
+                    prices=self.prices,
                     command_timeout=self.command_timeout,
                 )
         except ModelError as error:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008_outputs"
-down_revision = "0004_urgent_steps"
+down_revision = "0006_subtasks"
 branch_labels = None
 depends_on = None
 
