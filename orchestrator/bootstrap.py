@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from celery import Celery
 
@@ -31,6 +31,7 @@ from orchestrator.queues.app import create_app
 from orchestrator.queues.topology import Topology, topology
 
 if TYPE_CHECKING:
+    from orchestrator.agents.external import Adapter
     from orchestrator.agents.ports import Sessions
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
@@ -68,6 +69,45 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
 
 
+def external_agent(wiring: Wiring, desk: Desk, adapter: Adapter) -> Agent:
+    """An agent that is a program of its own."""
+    from orchestrator.agents.external import ExternalAgent
+
+    return ExternalAgent(
+        adapter,
+        desk.open_access,
+        desk.open_sessions,
+        desk.open_workspace,
+        lambda: wiring.workspaces.homes,
+    )
+
+
+def _codex(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.acp import AcpAdapter
+    from orchestrator.agents.profiles.codex import Codex
+
+    return external_agent(wiring, desk, AcpAdapter(Codex(wiring.settings.openai_model)))
+
+
+def _goose(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.acp import AcpAdapter
+    from orchestrator.agents.profiles.goose import Goose
+
+    return external_agent(wiring, desk, AcpAdapter(Goose(wiring.settings.model)))
+
+
+EXTERNAL: Final[Mapping[str, AgentMaker]] = {"codex": _codex, "goose": _goose}
+"""By agent type."""
+
+
+def agent_by_type(wiring: Wiring, desk: Desk) -> Agent:
+    """Our own engine, or the program that the assignment's type names."""
+    from orchestrator.agents.by_type import AgentByType
+
+    makers = {name: partial(make, wiring, desk) for name, make in EXTERNAL.items()}
+    return AgentByType(makers, lambda: engine_agent(wiring, desk))
+
+
 @dataclass(frozen=True)
 class Wiring:
     """One process's parts. `make_agent` is the only one that a test or a benchmark replaces."""
@@ -78,7 +118,7 @@ class Wiring:
     publish_retry: bool = False
     waits: bool = True
     """Whether somebody calls `.get()` here; else nothing is subscribed to for the results of what is sent."""
-    make_agent: AgentMaker = engine_agent
+    make_agent: AgentMaker = agent_by_type
     tenant_id: str = DEFAULT_TENANT
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
 

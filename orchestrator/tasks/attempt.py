@@ -219,12 +219,17 @@ class Desk:
         return {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
 
 
+def default_model(wiring: Wiring, agent_type: str) -> str:
+    """Of steps that name none."""
+    return wiring.settings.openai_model if agent_type == "codex" else wiring.settings.model
+
+
 def models_of(wiring: Wiring, assignment: Assignment) -> list[str]:
     """What the run may use: its own model, and what the installation allows every run.
 
     A name with its provider before it is that model, too: agents that need it so send the rest of it.
     """
-    own = assignment.model or wiring.settings.model
+    own = assignment.model or default_model(wiring, assignment.agent_type)
     named = [own, own.partition("/")[2]] if "/" in own else [own]
     return list(dict.fromkeys([*named, *wiring.settings.run_models]))
 
