@@ -13,13 +13,30 @@ from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.core.mcp_server import NAME as MCP_NAME, McpServer
 from orchestrator.core.model_choice import ModelOptions, ModelPrice, TaskType
 
 DEFAULT_TENANT: Final = "default"
 """The one tenant of an installation that has no others."""
+
+
+def _servers(value: object) -> object:
+    """Compose passes on an empty text where nothing is set."""
+    found = (json.loads(value) if value.strip() else {}) if isinstance(value, str) else value
+    for name in found if isinstance(found, dict) else ():
+        if not MCP_NAME.fullmatch(name):
+            raise ValueError("the name of an MCP server must be letters, digits, - and single _, at most 31")
+    return found
+
+
+def _hosts(value: object) -> object:
+    """JSON, or names with commas between."""
+    if not isinstance(value, str) or value.lstrip().startswith("["):
+        return json.loads(value) if isinstance(value, str) else value
+    return [name for part in value.split(",") if (name := part.strip())]
 
 
 def _named(name: str, *others: str) -> AliasChoices:
@@ -168,6 +185,16 @@ class Settings(BaseSettings):
     """Headers by which it says when it was sent; `X-KILOCODE-TIMESTAMP-ISO` is what others know."""
     trace_in_system: bool = False
     """For transports that pass no headers on: the task's id goes into the system prompt instead."""
+    agents_dir: Path | None = None
+    """Where the agents' programs are; None: `~/.cache/orchestrator/agents`."""
+    agentapi_url: str | None = Field(default=None, validation_alias=_named("AGENTAPI_URL", "AGENTAPI_URL"))
+    """A coder/agentapi server, which listens on 3284 by itself; makes the agent type `agentapi` usable."""
+    agentapi_key: SecretStr | None = Field(
+        default=None, validation_alias=_named("AGENTAPI_KEY", "AGENTAPI_KEY")
+    )
+    """Sent as a bearer token, for a proxy before it: the server itself knows no keys."""
+    worker_capabilities: Annotated[frozenset[str], NoDecode] = frozenset()
+    """What this machine offers to tasks that require it, besides its agents: `gpu,node`."""
 
     artifact_url: str | None = None
     """None: `<data_dir>/artifacts`; else `file:///…` or `s3://bucket/prefix`, with the usual AWS names."""
@@ -182,6 +209,15 @@ class Settings(BaseSettings):
     """Whether a task may name a path of the worker's machine."""
     allow_private_addresses: bool = False
     """Whether repository hosts may resolve to loopback, private or link-local addresses."""
+    fetch_hosts: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = []
+    """Hosts that the engine's fetch_url and MCP servers behind HTTP may reach: `docs.example.org`,
+    `*.example.org`, `example.org:8443`, `*`. None: no fetch_url."""
+    fetch_private_addresses: bool = False
+    """Whether these hosts may resolve to loopback, private or link-local addresses."""
+    mcp_servers: Annotated[dict[str, McpServer], NoDecode, BeforeValidator(_servers)] = {}
+    """MCP servers whose tools every step of the engine may use, as JSON: `{"lint": {"command": ["lint-mcp"]},
+    "docs": {"url": "https://mcp.example.org/mcp", "headers": {…}, "allow": ["search"], "risk": "read"}}`.
+    Those with a command run in the sandbox."""
 
     credentials: Annotated[dict[str, SecretStr], NoDecode] = {}
     """Of private repositories, as JSON: `{"forge": "https://user:token@forge.example/team/"}`. A task names
@@ -211,10 +247,18 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name} is not https://user:password@host/…, each part percent-encoded")
         return value
 
-    @field_validator("data_dir")
+    @field_validator("worker_capabilities", mode="before")
     @classmethod
-    def _expand(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
+    def _split(cls, value: object) -> object:
+        """Words between commas."""
+        return (
+            [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+        )
+
+    @field_validator("data_dir", "agents_dir")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().resolve()
 
 
 def _logs_in(url: str) -> bool:

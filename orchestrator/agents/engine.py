@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from orchestrator.core.assignment import Assignment, Link
 from orchestrator.core.verdict import Broke, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.engine import loop
+from orchestrator.engine.limits import refused
 from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Workspace
+from orchestrator.engine.prices import PRICES, Price
+from orchestrator.engine.tools import TOOLS
+from orchestrator.engine.tools.tool import Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,9 @@ class EngineAgent:
     open_journal: Callable[[Assignment], Journal]
     open_workspace: Callable[[Assignment], AbstractContextManager[Workspace]]
     command_timeout: timedelta = loop.COMMAND_TIMEOUT
+    tools: Callable[[Assignment], Mapping[str, Tool[Any]]] = lambda _: TOOLS
+    """What the model may call in this step."""
+    prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
         try:
@@ -37,10 +45,12 @@ class EngineAgent:
                     model=model,
                     journal=self.open_journal(assignment),
                     workspace=workspace,
+                    tools=self.tools(assignment),
+                    prices=self.prices,
                     command_timeout=self.command_timeout,
                 )
         except ModelError as error:
-            return Broke(error.code, error.message, error.error, error.retryable, error.retry_after)
+            return refused(error, {})
         except LeaseLost:
             return Yielded(StopReason.LEASE_LOST)
         except WorkspaceFault as fault:

@@ -70,6 +70,8 @@ class Leave:
 
     digest: str
     is_granted: bool
+    answer: str = ""
+    """What was said, to a question."""
 
 
 class Talk(Protocol):
@@ -115,8 +117,12 @@ class ExternalAgent:
     open_sessions: Callable[[Assignment], Sessions]
     open_workspace: Callable[[Assignment], AbstractContextManager[Workspace]]
     homes: Callable[[], Homes]
+    model: Callable[[Assignment], str] | None = None
+    """The model that the agent is to work with; None: the assignment's, or the adapter's own."""
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
+        if self.model is not None:
+            assignment = replace(assignment, model=self.model(assignment))
         try:
             access, sessions = self.open_access(assignment), self.open_sessions(assignment)
             with (
@@ -277,4 +283,5 @@ def _leave(kept: Kept) -> Leave | None:
     asked = kept.session.asked
     if asked is None or asked.digest is None or asked.call_id not in kept.answers:
         return None
-    return Leave(asked.digest, prompts.is_granted(kept.answers[asked.call_id]))
+    answer = kept.answers[asked.call_id]
+    return Leave(asked.digest, prompts.is_granted(answer), answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from orchestrator.core.states import WaitingOn
 from orchestrator.engine.ports import Heard
@@ -69,3 +69,19 @@ class Sessions(Protocol):
 
     def keep_checkpoint(self, number: int, commit: str, /) -> None:
         """From this commit the step's next claim goes on; `number` is that of the prompt under way."""
+
+
+class Transcripts(Protocol):
+    """The transcripts of a step's agent: JSON objects in order, by project, session and subpath ("" is the
+    main one). Written under the claim's fence; an entry whose `uuid` is there already is not kept twice.
+    """
+
+    def append(
+        self, project: str, session: str, subpath: str, entries: Sequence[Mapping[str, Any]], /
+    ) -> None:
+        """Raises `LeaseLost`."""
+
+    def load(self, project: str, session: str, subpath: str, /) -> Sequence[Mapping[str, Any]]: ...
+
+    def subpaths(self, project: str, session: str, /) -> Sequence[str]:
+        """Of all but the main one."""

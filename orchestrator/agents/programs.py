@@ -76,10 +76,10 @@ def pins() -> Mapping[str, Pin]:
 
 
 def _pin(name: str, entry: Mapping[str, Any]) -> Pin:
-    return Pin(
-        name=name,
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()},
-    )
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+    }
+    return Pin(name=name, **fields)
 
 
 def find(name: str, root: Path | None = None) -> Program | None:

@@ -98,8 +98,7 @@ already-answered | The question was answered already
     See how the task goes on: orchestrator task watch <id>
 answer-invalid | The answer can't be taken
     It is empty, too long, or names a choice that there isn't; or it is no answer to a question of that kind.
-    Send {"answer": {"text": "…"}} or {"answer": {"choice": 1}}. An approval takes Approve or Deny, more
-    budget an amount or Stop.
+    Send {"answer": {"text": "…"}} or {"choice": 1}; leave takes Approve or Deny, a budget an amount or Stop.
 question-unanswered | Nobody answered in time
     The task was created with on_question_timeout, which says that a question without an answer fails.
     Run it again, with somebody there or with a longer time: orchestrator task retry <id>
@@ -144,7 +143,13 @@ repository-unreachable | The repository can't be reached
     Try `git ls-remote <url>` where the worker runs, then: orchestrator task retry <id>
 agent-unknown | There is no such kind of agent
     This version doesn't know the agent type that the request names.
-    Leave it out to use the default.
+    Leave it out, and one is chosen by rule, or take a name from `orchestrator agent types`.
+agent-program-unknown | There is no such agent program
+    Only programs of orchestrator/data/agents.toml can be installed.
+    See them: orchestrator agent install --list
+agent-install-failed | An agent's program could not be installed
+    No package index can be reached, it has no such version, the folder can't be written, or the disk is full.
+    Read what the installer said, repair that, and run it again: nothing is left half done.
 agent-not-found | There is no such agent
     No agent that is there has this id or name.
     List them: orchestrator agent list
@@ -193,6 +198,12 @@ provider-unreachable | The provider can't be reached
 provider-timeout | The provider did not answer in time
     No reply began within ORCHESTRATOR_GATEWAY_FIRST_BYTE, or it fell silent for ORCHESTRATOR_GATEWAY_STALL.
     Nothing: the orchestrator tries again. Raise these settings for a slow server of your own.
+breaker-unknown | There is no such breaker
+    Only a provider or a type of agent that has failed before has one.
+    See those that there are: orchestrator breakers list
+call-unknown | Nothing is kept of that call
+    The task made no such call, or what was said in it could not be kept, or was archived.
+    See its calls: orchestrator task calls <id>
 circuit-open | A provider or a kind of agent is left alone for now
     It failed again and again, so nothing is sent to it until it has had time to recover.
     See why: orchestrator breakers list. Close it at once: orchestrator breakers reset KIND NAME
@@ -304,14 +315,20 @@ context-too-long | The conversation is too long
 limit-mistakes | Too many mistakes in a row
     The model made no call that could be run, several turns in a row.
     See the step's log; describe the step more precisely.
+agent-stuck | The agent goes in circles
+    It did the same again and again. It was told so, put back, and a person was asked; it did not help.
+    See the step's log; describe the step more precisely, or give it to another agent or model.
+budget-not-raised | The task's budget is used up
+    The task and its subtasks have spent their budget, and a person chose to stop.
+    Run it again with a higher budget.
 limit-turns | Not done within the turns allowed
-    The step used as many turns as ORCHESTRATOR_MAX_TURNS or the task's budget allows.
+    The step used as many turns as ORCHESTRATOR_MAX_TURNS allows.
     Split the step, or raise the limit.
 limit-tokens | Not done within the tokens allowed
-    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS or the task's budget allows.
+    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS allows.
     Split the step, or raise the limit.
 limit-cost | Not done within the cost allowed
-    The step cost as much as ORCHESTRATOR_MAX_COST_USD or the task's budget allows.
+    The step cost as much as ORCHESTRATOR_MAX_COST_USD allows.
     Split the step, or raise the limit.
 limit-wall-time | Not done within the time allowed
     The step's agent worked for as long as ORCHESTRATOR_MAX_WALL_TIME allows.

@@ -78,6 +78,34 @@ def drain(
 
 
 @app.command()
+def types(json: Json = False) -> None:
+    """Which kinds of agent this machine can run, what each is good at, and what is missing for the others."""
+    from orchestrator import bootstrap
+    from orchestrator.agents.readiness import shown
+
+    found = [shown(one) for one in bootstrap.load("orchestrator:agent-types").agents.values()]
+    if json:
+        print_json({"data": found})
+        return
+    rows = [
+        (
+            one["name"],
+            "usable" if one["usable"] else "missing",
+            one["version"] or "",
+            one["grade"],
+            one["protocol"],
+            one["strengths"],
+        )
+        for one in found
+    ]
+    tones = ["good" if one["usable"] else "attention" for one in found]
+    table(("agent", "here", "version", "class", "by", "good at"), rows, tones=tones)
+    for one in found:
+        for gap in one["missing"]:
+            say(f"{one['name']}: {gap['what']}. {gap['do']}")
+
+
+@app.command()
 def install(
     names: Annotated[list[str] | None, typer.Argument(help="Which ones; without: all.")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="The same, as an option.")] = None,

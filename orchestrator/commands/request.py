@@ -408,7 +408,6 @@ def _only_what_is_built(request: TaskRequest) -> None:
         "/callback_url": request.callback_url,
         "/project": request.project,
         "/validate_only": request.validate_only,
-        "/agent/capabilities": request.agent.capabilities,
     }
     for pointer, value in unbuilt.items():
         if value:

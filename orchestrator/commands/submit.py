@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from orchestrator.commands.publication import NOTHING, Publication, Started
-from orchestrator.commands.request import TaskRequest, check_id, harmless, unavailable
+from orchestrator.commands.request import TaskRequest, check_id, harmless
 from orchestrator.core import repository_url
 from orchestrator.core.errors import Conflict, Problem, Refused
 from orchestrator.core.flow import Flow, compile_plan
@@ -35,9 +35,6 @@ class Policy:
     max_attempts: int
     allow_local_repositories: bool
     agent_types: frozenset[str]
-    default_agent: str
-    later_agent_types: frozenset[str] = frozenset()
-    """Known by name, and not built into this version."""
     allow_private_addresses: bool = False
 
 
@@ -250,15 +247,13 @@ def _agents(request: TaskRequest, steps: list[PlanStep], policy: Policy) -> None
     named = [("/agent/type", request.agent.type)]
     named += [(f"/steps/{number}/agent", step.agent_type) for number, step in enumerate(steps)]
     for pointer, name in named:
-        if name in policy.later_agent_types:
-            raise unavailable(pointer, name)
         if name is not None and name not in policy.agent_types:
             known = ", ".join(sorted(policy.agent_types))
             detail = f"{name!r} is no agent type of this version; there are {known}"
             raise Refused(
                 "agent-unknown",
                 f"{detail}.",
-                "Leave it out to use the default.",
+                "Leave it out and one is chosen, or see: orchestrator agent types",
                 problems=(Problem(pointer, "agent-unknown", detail),),
             )
 

@@ -56,6 +56,8 @@ class Claimed:
     """What a person must approve before it is run, as the request said; None: it didn't say."""
     previous: Any
     budget: Mapping[str, Any]
+    capabilities: Sequence[str]
+    """What the request asks of the agent."""
     requirements: Sequence[str]
     needs: Sequence[Mapping[str, Any]]
     """What the steps that it needs left: key, summary, result_commit; in the plan's order."""
@@ -124,6 +126,7 @@ _CLAIM_SQL: Final = f"""
             t.model AS task_model, t.repository_url, t.repository_branch, t.base_commit, t.origin_commit,
             t.tip_commit, t.request -> 'agent' -> 'tool_approval' AS approvals,
             t.previous, t.budget, t.requirements,
+            coalesce(t.request -> 'agent' -> 'capabilities', '[]') AS capabilities,
             t.request -> 'repository' ->> 'credential' AS repository_credential, t.status AS task_status,
             t.status <> 'running' AND t.entry_signature IS NOT NULL AS watched
     ), tried AS (
@@ -228,8 +231,8 @@ def _claimed(step: StepRef, row: Mapping[str, Any]) -> Claimed:
     same = (
         "key number total kind description spec agent_type model attempt max_attempts fence resumed watched"
         " conflicts task_description task_agent_type task_model repository_url repository_branch"
-        " repository_credential base_commit origin_commit tip_commit approvals previous budget requirements"
-        " needs"
+        " repository_credential base_commit origin_commit tip_commit approvals previous budget capabilities"
+        " requirements needs"
     )
     return Claimed(step=step, **{name: row[name] for name in same.split()})
 

@@ -165,7 +165,7 @@ def _python_for(pin: Pin) -> str:
             return found
     raise Unavailable(
         "agent-install-failed",
-        f"{pin.name} {pin.version} runs on Python {', '.join(pin.pythons)}, and this machine has {ours} alone.",
+        f"{pin.name} {pin.version} runs on Python {', '.join(pin.pythons)}; this machine has {ours}.",
         f"Install one of them so that python{pin.pythons[-1]} is on PATH.",
     )
 
@@ -221,5 +221,5 @@ def _failed(pin: Pin, command: tuple[str, ...], said: str) -> Unavailable:
     return Unavailable(
         "agent-install-failed",
         f"{pin.name} {pin.version} could not be installed: {program} failed.\n  {tail}",
-        "Mostly the package index can't be reached, or the disk is full. Nothing was left half done: run it again.",
+        "Mostly no package index can be reached, or the disk is full. Nothing is half done: run it again.",
     )

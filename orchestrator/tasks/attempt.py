@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from orchestrator.agents.ports import Sessions
+from orchestrator.agents.ports import Sessions, Transcripts
 from orchestrator.bootstrap import Wiring
 from orchestrator.core import run_token, task_id as task_ids
 from orchestrator.core.assignment import Assignment, Budget, Limits, ModelAccess
@@ -28,10 +28,12 @@ from orchestrator.db.connect import Connection
 from orchestrator.db.effects import StoredFile
 from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.engine.ports import Journal, LeaseLost
-from orchestrator.tasks import subtasks
+from orchestrator.tasks import choosing, subtasks
+from orchestrator.tasks.circuits import AgentCircuit
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
 from orchestrator.tasks.sessions import PostgresSessions
+from orchestrator.tasks.transcripts import PostgresTranscripts
 from orchestrator.workspaces import integrate
 from orchestrator.workspaces.errors import ArtifactStoreUnavailable, MergeConflict
 from orchestrator.workspaces.homes import HomeOwner
@@ -75,8 +77,7 @@ class Desk:
     def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
-        alone = claimed.total == 1 and not claimed.conflicts
-        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone, self._delegate)
+        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, self._delegate)
 
     def open_access(self, assignment: Assignment) -> ModelAccess:
         """A token that is good as long as this claim holds; see `bootstrap.Desk`."""
@@ -109,6 +110,10 @@ class Desk:
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
         return PostgresSessions(self._wiring.engine, scope, self._wiring.redactor)
 
+    def open_transcripts(self, assignment: Assignment) -> Transcripts:  # noqa: ARG002 - a desk is one claim's
+        claimed, wiring = self._claimed, self._wiring
+        return PostgresTranscripts(wiring.engine, claimed.step, claimed.fence, wiring.redactor)
+
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
         try:
@@ -127,7 +132,10 @@ class Desk:
         warning = self._wiring.workspaces.sandbox.warning
         if warning:
             self._link.log("system", f"{warning}\n")
-        yield self._workspace
+        try:
+            yield self._workspace
+        finally:
+            self._workspace.close()
 
     def _start(self) -> tuple[str, str]:
         claimed, workspaces = self._claimed, self._wiring.workspaces
@@ -219,19 +227,14 @@ class Desk:
         return {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
 
 
-def default_model(wiring: Wiring, agent_type: str) -> str:
-    """Of steps that name none."""
-    return wiring.settings.openai_model if agent_type == "codex" else wiring.settings.model
-
-
 def models_of(wiring: Wiring, assignment: Assignment) -> list[str]:
-    """What the run may use: its own model, and what the installation allows every run.
+    """What the run may use: the models of its selection, and what the installation allows every run.
 
     A name with its provider before it is that model, too: agents that need it so send the rest of it.
     """
-    own = assignment.model or default_model(wiring, assignment.agent_type)
-    named = [own, own.partition("/")[2]] if "/" in own else [own]
-    return list(dict.fromkeys([*named, *wiring.settings.run_models]))
+    own = wiring.models_for(assignment).models
+    bare = [name.partition("/")[2] for name in own if "/" in name]
+    return list(dict.fromkeys([*own, *bare, *wiring.settings.run_models]))
 
 
 def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:
@@ -239,8 +242,9 @@ def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:
     return wiring.credentials.environment(claimed.repository_credential, claimed.repository_url)
 
 
-def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
-    """What the agent is told: the installation's limits of each step, the request's budget of all of them."""
+def assignment_of(wiring: Wiring, claimed: Claimed, agent_type: str) -> Assignment:
+    """What an agent of that kind is told: the installation's limits of each step, the request's budget of
+    all of them."""
     settings, asked = wiring.settings, claimed.budget
     limits = Limits(
         turns=settings.max_turns,
@@ -264,7 +268,7 @@ def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
         fence=claimed.fence,
         task_description=claimed.task_description,
         description=claimed.description,
-        agent_type=claimed.agent_type or claimed.task_agent_type or wiring.policy.default_agent,
+        agent_type=agent_type,
         model=claimed.model or claimed.task_model,
         limits=limits,
         budget=budget,
@@ -299,9 +303,15 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
     try:
         if claimed.kind == "integrate":
             return push(wiring, claimed, link), None
-        agent = wiring.make_agent(wiring, desk)
-        with link.grace.over_agent():
-            verdict = without_secrets(agent.work(assignment_of(wiring, claimed), link), wiring.redactor)
+        chosen = choosing.choose(wiring, claimed, link)
+        if isinstance(chosen, Waits):
+            return chosen, None
+        assignment = assignment_of(wiring, claimed, chosen)
+        circuit = AgentCircuit(wiring, assignment.agent_type)
+        if (waits := circuit.ask()) is not None:
+            return waits, None
+        verdict = _agents_word(wiring, assignment, link, desk)
+        circuit.tell(verdict)
         if isinstance(verdict, Done):
             finished = desk.finish(verdict.summary)
         else:
@@ -334,6 +344,20 @@ def without_secrets(verdict: Verdict, redactor: Redactor) -> Verdict:
             return replace(verdict, detail=redactor.value(dict(verdict.detail)))
         case Yielded():
             return verdict
+
+
+def _agents_word(wiring: Wiring, assignment: Assignment, link: StepLink, desk: Desk) -> Verdict:
+    agent = wiring.make_agent(wiring, desk)
+    try:
+        with link.grace.over_agent():
+            return without_secrets(agent.work(assignment, link), wiring.redactor)
+    except FAULTS:
+        raise
+    except Exception as error:
+        if connect.is_lost(error):
+            raise
+        log.exception("agent_crashed", step=assignment.step_id)
+        return broke(error)
 
 
 FAULTS: Final = (WorkspaceFault, OrchestratorError, OSError)

@@ -20,7 +20,7 @@ from billiard.process import current_process
 from celery import signals
 from celery.states import IGNORED
 
-from orchestrator.agents.types import usable
+from orchestrator.agents.types import PROVIDERS
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.verdict import StopReason
@@ -86,7 +86,8 @@ class Workplace:
 
     def _introduce(self, number: int) -> Slot:
         settings = self.wiring.settings
-        has_key = settings.gateway_url is not None
+        # Whose models the gateway can reach is looked up for each step: it may get a key later than this.
+        agents = self.wiring.agents_with(PROVIDERS if settings.gateway_url else frozenset())
         name = self.name or f"agent@{socket.gethostname()}"
         return Slot(
             self.wiring.tenant_id,
@@ -97,8 +98,8 @@ class Workplace:
             self.boot_id,
             VERSION,
             self.queues,
-            usable(has_key=has_key),
-            (settings.model,) if has_key else (),
+            (*(name for name, one in agents.items() if one.is_usable), *sorted(settings.worker_capabilities)),
+            (settings.model,) if agents["engine"].is_usable else (),
         )
 
     def _rest(self, rest: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -125,6 +126,10 @@ class Sandbox:
             end_orphans(MARK)
         end_orphans(RUN_MARK)
 
+    def finds(self, program: str) -> bool:
+        """Whether a command would find that program."""
+        return shutil.which(program, path=self._environment(None)["PATH"]) is not None
+
     def inside(self, mount: Mount) -> str:
         """The path under which a command finds it."""
         return mount.target if self.kind == "bubblewrap" else str(mount.source)
@@ -139,9 +144,11 @@ class Sandbox:
         timeout: timedelta,
         on_output: Callable[[str], None],
         stop: Stop,
+        shown_bytes: int | None = None,
     ) -> Ran:
-        """For what people and models watch: text in pieces, the end of it kept."""
-        tail = Tail(self.bounds.kept_bytes, self.bounds.shown_bytes, on_output)
+        """For what people and models watch: text in pieces, `shown_bytes` of it (None: as bounded), the end
+        of it kept."""
+        tail = Tail(self.bounds.kept_bytes, shown_bytes or self.bounds.shown_bytes, on_output)
         code, ended = self._go(
             words,
             mounts=mounts,

@@ -121,12 +121,6 @@ def test_what_is_not_built_yet_is_said_to_be_so(body: dict[str, Any]) -> None:
     assert found.problems[0].pointer == f"/{next(iter(body))}"
 
 
-def test_capabilities_are_not_taken_for_granted() -> None:
-    found = refused({**FINE, "agent": {"capabilities": ["gpu"]}})
-    assert (found.code, found.problems[0].pointer) == ("mode-unavailable", "/agent/capabilities")
-    assert parse({**FINE, "agent": {"capabilities": []}}).agent.type is None
-
-
 def test_a_priority_that_there_is_not_is_told_the_choice() -> None:
     (problem,) = refused({**FINE, "priority": "{urgent}"}).problems
     assert problem.code == "invalid-priority"
