@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -33,6 +33,7 @@ from orchestrator.engine.ports import Journal, Model
 if TYPE_CHECKING:
     from celery import Celery
 
+    from orchestrator.agents.external import Adapter
     from orchestrator.agents.ports import Sessions, Transcripts
     from orchestrator.commands.submit import Policy
     from orchestrator.engine.tools.policy import ToolPolicy
@@ -113,6 +114,46 @@ class _Providers:
         return own | self._seen
 
 
+def external_agent(wiring: Wiring, desk: Desk, adapter: Adapter) -> Agent:
+    """An agent that is a program of its own."""
+    from orchestrator.agents.external import ExternalAgent
+
+    return ExternalAgent(
+        adapter,
+        desk.open_access,
+        desk.open_sessions,
+        desk.open_workspace,
+        lambda: wiring.workspaces.homes,
+        lambda assignment: wiring.models_for(assignment).primary,
+    )
+
+
+def _codex(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.acp import AcpAdapter
+    from orchestrator.agents.profiles.codex import Codex
+
+    return external_agent(wiring, desk, AcpAdapter(Codex(wiring.settings.openai_model)))
+
+
+def _goose(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.acp import AcpAdapter
+    from orchestrator.agents.profiles.goose import Goose
+
+    return external_agent(wiring, desk, AcpAdapter(Goose(wiring.settings.model)))
+
+
+EXTERNAL: Final[Mapping[str, AgentMaker]] = {"codex": _codex, "goose": _goose}
+"""By agent type."""
+
+
+def agent_by_type(wiring: Wiring, desk: Desk) -> Agent:
+    """Our own engine, or the program that the assignment's type names."""
+    from orchestrator.agents.by_type import AgentByType
+
+    makers = {name: partial(make, wiring, desk) for name, make in EXTERNAL.items()}
+    return AgentByType(makers, lambda: engine_agent(wiring, desk))
+
+
 @dataclass(frozen=True)
 class Wiring:
     """One process's parts. `make_agent` and with it `ready` are all that a test or a benchmark replaces."""
@@ -123,7 +164,7 @@ class Wiring:
     publish_retry: bool = False
     waits: bool = True
     """Whether somebody calls `.get()` here; else nothing is subscribed to for the results of what is sent."""
-    make_agent: AgentMaker = engine_agent
+    make_agent: AgentMaker = agent_by_type
     ready: Callable[[Settings, frozenset[str]], tuple[Readiness, ...]] = agents_here
     tenant_id: str = DEFAULT_TENANT
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
@@ -299,7 +340,7 @@ class Wiring:
         settings = self.settings
         return select(
             assignment.model,
-            settings.model,
+            settings.openai_model if assignment.agent_type == "codex" else settings.model,
             settings.fallback_models,
             settings.task_models,
             settings.model_rules,
