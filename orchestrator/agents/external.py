@@ -131,6 +131,8 @@ class ExternalAgent:
         except AgentBroke as broken:
             return broken.verdict
         except WorkspaceFault as fault:
+            if link.stop.is_hard() and link.stop.reason is not None:
+                return Yielded(link.stop.reason)
             return Broke(fault.code, fault.message, fault.error)
         except OSError as error:
             text = f"the agent's program failed: {error.strerror or error}"
@@ -218,10 +220,10 @@ class _Work:
             return verdict, ""
         self._overseer.checkpoint()
         self._save(replace(self._session, prompts=self._session.prompts + 1, asked=None))
-        if heard := self._hear():
-            return None, prompts.steered(heard)
-        if end.cut is not None:
-            return None, prompts.GO_ON
+        if (heard := self._hear()) or end.cut is not None:
+            if (reason := self._link.stop.reason) is not None:
+                return Yielded(reason), ""
+            return None, prompts.steered(heard) if heard else prompts.GO_ON
         return self._finished(end)
 
     def _ended(self, end: TurnEnd) -> Verdict | None:

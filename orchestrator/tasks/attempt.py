@@ -226,12 +226,19 @@ class Desk:
         return {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
 
 
+def default_model(wiring: Wiring, agent_type: str) -> str:
+    """Of steps that name none."""
+    return wiring.settings.openai_model if agent_type == "codex" else wiring.settings.model
+
+
 def models_of(wiring: Wiring, assignment: Assignment) -> list[str]:
     """What the run may use: the models of its selection, and what the installation allows every run.
 
     A name with its provider before it is that model, too: agents that need it so send the rest of it.
     """
     own = wiring.models_for(assignment).models
+    if assignment.model is None and assignment.agent_type == "codex":
+        own = (default_model(wiring, assignment.agent_type),)
     bare = [name.partition("/")[2] for name in own if "/" in name]
     return list(dict.fromkeys([*own, *bare, *wiring.settings.run_models]))
 
