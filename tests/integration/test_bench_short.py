@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench, gateway, growth, latency, makespan, parked, parsing, recovery, throughput, turns
+from tests.benchmarks import (
+    bench,
+    gateway,
+    growth,
+    latency,
+    makespan,
+    parked,
+    parsing,
+    recovery,
+    throughput,
+    turns,
+)
 
 pytestmark = pytest.mark.timeout(180)
 
