@@ -50,7 +50,7 @@ class EngineAgent:
                     command_timeout=self.command_timeout,
                 )
         except ModelError as error:
-            return refused(error, {})
+            return refused(error, assignment.budget, {})
         except LeaseLost:
             return Yielded(StopReason.LEASE_LOST)
         except WorkspaceFault as fault:

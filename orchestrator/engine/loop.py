@@ -120,7 +120,7 @@ class _Work:
                 self._make_room()
                 turn = self._take_turn()
         except ModelError as error:
-            return limits.refused(error, self._answers)
+            return limits.refused(error, self._means.assignment.budget, self._answers)
 
     # --- picking up -----------------------------------------------------------------------------------------
 
@@ -170,8 +170,8 @@ class _Work:
             return broke
         if self._metered or not assignment.budget.binds:
             return None
-        what = limits.exhausted(assignment.budget, self._dialogue, self._journal.spent_elsewhere())
-        return None if what is None else limits.ask_for_budget(what, self._answers)
+        found = limits.exhausted(assignment.budget, self._dialogue, self._journal.spent_elsewhere())
+        return None if found is None else limits.ask_for_budget(*found, self._answers)
 
     def _see(self, turn: Turn, results: Mapping[str, ToolResult]) -> None:
         self._watch.feed(stuck.seen(turn, results, self._talk))
