@@ -93,7 +93,7 @@ class Obedient:
             case "ask":
                 return Done("asked", {"answer": answers["call_1"]})
             case "delegate" | "delegate and break":
-                return self._delegate(name, assignment)
+                return self._delegate(name, assignment, link)
             case "break":
                 return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
             case "write":
@@ -111,7 +111,7 @@ class Obedient:
         self.notes.write("done", step=name, fence=assignment.fence)
         return Done(f"{assignment.step_key} is done", {"previous": assignment.context.get("previous")})
 
-    def _delegate(self, name: str, assignment: Assignment) -> Verdict:
+    def _delegate(self, name: str, assignment: Assignment, link: Link) -> Verdict:
         """Starts the spec's `objectives` as subtasks, waits for them, and merges what they left.
 
         A call that hasn't been answered is answered once, as the engine does it.
@@ -133,7 +133,8 @@ class Obedient:
                 journal.start_subtasks(asked, checkpoint)
                 self.notes.write("delegated", step=name, fence=assignment.fence)
                 while self.notes.is_held(f"{name}.delegated"):
-                    time.sleep(0.02)
+                    if link.stop.wait(0.02):
+                        return Yielded(link.stop.reason or StopReason.DRAIN)
                 if assignment.spec["do"] == "delegate and break":
                     return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
                 return Waits(WaitingOn.SUBTASK)
