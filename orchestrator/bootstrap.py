@@ -10,32 +10,35 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from celery import Celery
-
+from orchestrator.agents.programs import Program, find
 from orchestrator.agents.readiness import Readiness, Surroundings, readiness
 from orchestrator.agents.types import AGENT_TYPES
-from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment, ModelAccess
+from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect, gateways
 from orchestrator.db.connect import Engine
 from orchestrator.engine.ports import Journal, Model
-from orchestrator.queues.app import create_app
-from orchestrator.queues.topology import Topology, topology
 
 if TYPE_CHECKING:
-    from orchestrator.agents.ports import Sessions
+    from celery import Celery
+
+    from orchestrator.agents.external import Adapter
+    from orchestrator.agents.ports import Sessions, Transcripts
+    from orchestrator.commands.submit import Policy
+    from orchestrator.engine.tools.policy import ToolPolicy
+    from orchestrator.queues.topology import Topology
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
@@ -52,6 +55,8 @@ class Desk(Protocol):
 
     def open_sessions(self, assignment: Assignment) -> Sessions: ...
 
+    def open_transcripts(self, assignment: Assignment) -> Transcripts: ...
+
     def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
 
     def open_access(self, assignment: Assignment) -> ModelAccess:
@@ -65,12 +70,20 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     """Our own engine, on a live or on a recorded model."""
     from orchestrator.agents.engine import EngineAgent
     from orchestrator.agents.models import Models
+    from orchestrator.engine.prices import with_entered
 
     def live(assignment: Assignment) -> Model:
         return wiring.live_model(desk.open_access(assignment), assignment)
 
     models = Models(Path(__file__).parent / "data" / "recordings", live)
-    return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
+    return EngineAgent(
+        models.choose,
+        desk.open_journal,
+        desk.open_workspace,
+        wiring.settings.command_timeout,
+        wiring.tool_policy,
+        with_entered(wiring.settings.prices),
+    )
 
 
 def agents_here(settings: Settings, providers: frozenset[str]) -> tuple[Readiness, ...]:
@@ -102,6 +115,86 @@ class _Providers:
         return own | self._seen
 
 
+def external_agent(wiring: Wiring, desk: Desk, adapter: Adapter) -> Agent:
+    """An agent that is a program of its own."""
+    from orchestrator.agents.external import ExternalAgent
+
+    return ExternalAgent(
+        adapter,
+        desk.open_access,
+        desk.open_sessions,
+        desk.open_workspace,
+        lambda: wiring.workspaces.homes,
+        lambda assignment: wiring.models_for(assignment).primary,
+    )
+
+
+def _codex(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.acp import AcpAdapter
+    from orchestrator.agents.profiles.codex import Codex
+
+    return external_agent(wiring, desk, AcpAdapter(Codex(wiring.settings.openai_model)))
+
+
+def _goose(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.acp import AcpAdapter
+    from orchestrator.agents.profiles.goose import Goose
+
+    return external_agent(wiring, desk, AcpAdapter(Goose(wiring.settings.model)))
+
+
+def _claude_code(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.claude_code import ClaudeCode
+
+    program = _installed(wiring, "claude-code")
+    return external_agent(wiring, desk, ClaudeCode(program, wiring.settings.model, desk.open_transcripts))
+
+
+def _aider(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.aider import Aider
+
+    return external_agent(wiring, desk, Aider(_installed(wiring, "aider"), wiring.settings.model))
+
+
+def _agentapi(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.agentapi import AgentApi
+
+    settings = wiring.settings
+    key = settings.agentapi_key.get_secret_value() if settings.agentapi_key else None
+    url = settings.agentapi_url or "http://localhost:3284"
+    return AgentApi(url, key, desk.open_sessions, desk.open_workspace)
+
+
+def _installed(wiring: Wiring, name: str) -> Program:
+    """Raises Unavailable `agent-program-missing`."""
+    found = find(name, wiring.settings.agents_dir)
+    if found is None:
+        raise Unavailable(
+            "agent-program-missing",
+            f"The program of {name} is not installed on this worker.",
+            f"Install it: orchestrator agent install {name}",
+        )
+    return found
+
+
+EXTERNAL: Final[Mapping[str, AgentMaker]] = {
+    "claude-code": _claude_code,
+    "codex": _codex,
+    "goose": _goose,
+    "aider": _aider,
+    "agentapi": _agentapi,
+}
+"""By agent type."""
+
+
+def agent_by_type(wiring: Wiring, desk: Desk) -> Agent:
+    """Our own engine, or the program that the assignment's type names."""
+    from orchestrator.agents.by_type import AgentByType
+
+    makers = {name: partial(make, wiring, desk) for name, make in EXTERNAL.items()}
+    return AgentByType(makers, lambda: engine_agent(wiring, desk))
+
+
 @dataclass(frozen=True)
 class Wiring:
     """One process's parts. `make_agent` and with it `ready` are all that a test or a benchmark replaces."""
@@ -112,7 +205,7 @@ class Wiring:
     publish_retry: bool = False
     waits: bool = True
     """Whether somebody calls `.get()` here; else nothing is subscribed to for the results of what is sent."""
-    make_agent: AgentMaker = engine_agent
+    make_agent: AgentMaker = agent_by_type
     ready: Callable[[Settings, frozenset[str]], tuple[Readiness, ...]] = agents_here
     tenant_id: str = DEFAULT_TENANT
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
@@ -139,6 +232,8 @@ class Wiring:
 
     @cached_property
     def app(self) -> Celery:
+        from orchestrator.queues.app import create_app
+
         result = self.settings.result_url
         return create_app(
             self.broker_url,
@@ -150,6 +245,8 @@ class Wiring:
 
     @cached_property
     def topology(self) -> Topology:
+        from orchestrator.queues.topology import topology
+
         return topology(self.broker_url)
 
     @cached_property
@@ -166,6 +263,8 @@ class Wiring:
 
     @cached_property
     def policy(self) -> Policy:
+        from orchestrator.commands.submit import Policy
+
         return Policy(
             max_attempts=self.settings.max_attempts,
             allow_local_repositories=self.settings.allow_local_repositories,
@@ -193,6 +292,14 @@ class Wiring:
         return _Providers(self)
 
     @cached_property
+    def circuit_breaker(self) -> CircuitBreaker:
+        """The rule that all share."""
+        settings = self.settings
+        return CircuitBreaker(
+            settings.breaker_failures, settings.breaker_recovery, settings.breaker_successes
+        )
+
+    @cached_property
     def redactor(self) -> Redactor:
         settings = self.settings
         secrets = (
@@ -208,7 +315,14 @@ class Wiring:
         from orchestrator.workspaces.credentials import passwords
 
         known = [secret.get_secret_value() for secret in secrets if secret is not None]
-        return Redactor([*known, *passwords(self._named_credentials)])
+        headers = [item for server in settings.mcp_servers.values() for item in server.headers.items()]
+        words = [
+            word
+            for name, value in headers
+            if name.lower() not in ("accept", "content-type", "user-agent")
+            for word in (value, value.split(" ")[-1])  # "Bearer …" and the token alone
+        ]
+        return Redactor([*known, *words, *passwords(self._named_credentials)])
 
     @property
     def _named_credentials(self) -> dict[str, str]:
@@ -228,6 +342,17 @@ class Wiring:
         from orchestrator.workspaces.artifacts import Artifacts
 
         return Artifacts(self.settings.artifact_url or str(self.settings.data_dir / "artifacts"))
+
+    @cached_property
+    def tool_policy(self) -> ToolPolicy:
+        """What the engine's steps may use here besides their files and commands."""
+        from orchestrator.engine.tools.policy import ToolPolicy
+        from orchestrator.engine.web import HostPolicy
+
+        settings = self.settings
+        hosts = HostPolicy(tuple(settings.fetch_hosts), settings.fetch_private_addresses)
+        subtasks = settings.max_subtasks > 0 and settings.max_subtask_depth > 0
+        return ToolPolicy(hosts, settings.mcp_servers, subtasks)
 
     @cached_property
     def workspaces(self) -> Workspaces:
@@ -256,7 +381,7 @@ class Wiring:
         settings = self.settings
         return select(
             assignment.model,
-            settings.model,
+            settings.openai_model if assignment.agent_type == "codex" else settings.model,
             settings.fallback_models,
             settings.task_models,
             settings.model_rules,
@@ -282,6 +407,28 @@ class Wiring:
             ),
         )
         return make_selected(self.models_for(assignment), access, making)
+
+
+def redact_logs(redactor: Redactor) -> None:
+    """Before anything is logged: one line an event, on stderr, secrets taken out. Safe to call again."""
+    import structlog
+
+    def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {
+            key: redactor.text(value) if isinstance(value, str) else value for key, value in event.items()
+        }
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            redact,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:

@@ -361,9 +361,9 @@ def command_line() -> str:
     return page(
         "Command line",
         "Data goes to standard output, everything else to standard error; `--json` prints what the API "
-        "answers; only the commands that become a process of their own (worker, beat, api, flower) write "
-        "logs instead. Off a terminal there are no colours and no bars, but one line per event. See also "
-        "[exit codes](exit-codes.md).",
+        "answers; only the commands that become a process of their own (worker, beat, api, flower, "
+        "model-server) write logs instead. Off a terminal there are no colours and no bars, but one line per "
+        "event. See also [exit codes](exit-codes.md).",
         _command("orchestrator", root),
         {"Exit codes": "exit-codes.md", "Settings": "settings.md", "First run": "../tutorials/first-run.md"},
     )

@@ -86,7 +86,7 @@ def model_server(
     """`log`: a file that gets a line per send. A `script` that isn't JSON or a `Script` is asked itself."""
     started: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = []
     ready = threading.Event()
-    stage = _stage(script if script is not None else {}, SendLog(log))
+    stage = _stage(script if script is not None else {}, SendLog(log, bodies=True))
 
     async def serve() -> None:
         over = asyncio.Event()

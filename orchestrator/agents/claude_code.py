@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from claude_agent_sdk import (
     ResultMessage,
     SessionStore,
     StreamEvent,
+    SystemMessage,
     TextBlock,
     ToolResultBlock,
     ToolUseBlock,
@@ -45,6 +47,8 @@ from orchestrator.core.verdict import Broke
 _LOOK_SECONDS: Final = 0.2
 _INTERRUPT_SECONDS: Final = 3.0
 _START_SECONDS: Final = 60.0
+_GOES_ON_SECONDS: Final = 10.0
+"""After which a resumed session that doesn't go on by itself is told to."""
 _READS: Final = frozenset({"Read", "Glob", "Grep", "LS", "TodoWrite", "NotebookRead", "BashOutput"})
 _LEFT_OUT: Final = ("WebFetch", "WebSearch")
 """There is no network, and what a provider fetches for a model nobody here has seen."""
@@ -102,7 +106,7 @@ class ClaudeCode:
             client = ClaudeSDKClient(options, pipe)
             try:
                 runner.run(_connected(client, pipe))
-                yield Talk(own, resumed, runner, client, pipe, gate, overseer)
+                yield Talk(own, resumed, runner, client, pipe, gate, overseer, resumed and leave is not None)
             finally:
                 with contextlib.suppress(ClaudeSDKError, TimeoutError, OSError):
                     runner.run(asyncio.wait_for(client.disconnect(), _START_SECONDS))
@@ -113,7 +117,9 @@ class ClaudeCode:
             *self.program.command,
             *("--output-format", "stream-json", "--input-format", "stream-json", "--verbose"),
             *("--model", assignment.model or self.model),
-            *("--permission-mode", "bypassPermissions", "--permission-prompt-tool", "stdio"),
+            # Not the mode that bypasses all leave: what a resumed session does before it knows of the hooks
+            # must be asked about, too.
+            *("--permission-mode", "default", "--permission-prompt-tool", "stdio"),
             *("--disallowedTools", ",".join(_LEFT_OUT)),
             *("--max-turns", str(assignment.limits.turns)),
             *("--include-partial-messages", "--session-mirror", "--strict-mcp-config"),
@@ -146,6 +152,7 @@ class Talk:
         pipe: Pipe,
         gate: Gate,
         overseer: Overseer,
+        goes_on: bool,
     ) -> None:
         self.session_id = session_id
         self.is_resumed = resumed
@@ -155,6 +162,8 @@ class Talk:
         self._gate = gate
         self._overseer = overseer
         self._text = ""
+        self._goes_on = goes_on
+        """It was put off in the middle, and goes on there by itself."""
 
     def prompt(self, text: str, /) -> TurnEnd:
         self._text = ""
@@ -164,7 +173,13 @@ class Talk:
             raise AgentBroke(_died(self._pipe, f"it broke off: {type(error).__name__}")) from error
 
     async def _carried_out(self, text: str) -> TurnEnd:
-        await self._client.query(text)
+        silent_until, besides = None, ""
+        if self._goes_on:
+            self._goes_on = False
+            besides = _messages_in(text)
+            silent_until = time.monotonic() + _GOES_ON_SECONDS
+        else:
+            await self._client.query(text)
         messages = aiter(self._client.receive_messages())
         arriving: asyncio.Task[Message] | None = None
         try:
@@ -174,8 +189,15 @@ class Talk:
                 if done:
                     message, arriving = arriving.result(), None
                     if isinstance(message, ResultMessage):
-                        return self._end(message)
+                        if message.is_error or message.deferred_tool_use or not besides:
+                            return self._end(message)
+                        await self._client.query(besides)
+                        besides = ""
                     self._hear(message)
+                    silent_until = silent_until if isinstance(message, SystemMessage) else None
+                elif silent_until is not None and time.monotonic() > silent_until:
+                    silent_until = None
+                    await self._client.query(text)
                 cut = self._overseer.look()
                 if self._pipe.too_many():
                     return TurnEnd(self._text, problem=_TOO_MANY)
@@ -236,6 +258,12 @@ class Talk:
         if result.is_error or result.terminal_reason not in {None, "completed"}:
             return TurnEnd(text, problem=_problem(result))
         return TurnEnd(text, denials=self._gate.unasked(result.permission_denials or []))
+
+
+def _messages_in(text: str) -> str:
+    """Of a prompt that tells an answer, too, what the person said besides it."""
+    _, mark, rest = text.partition("<message")
+    return f"The person who watches says this besides:\n{mark}{rest}" if mark else ""
 
 
 async def _next(messages: AsyncIterator[Message]) -> Message:

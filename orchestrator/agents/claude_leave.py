@@ -64,33 +64,42 @@ class Gate:
             return {}
         asked = digest(name, arguments, call_id)
         if self._leave is not None and self._leave.digest == asked:
-            if name == QUESTION:
-                return {}  # its answer is given where it asks for leave
-            return self._granted(call_id) if self._leave.is_granted else self._denied(call_id)
+            return self._answered(name, call_id, self._leave)
         if self._put_off not in {None, call_id}:
             self._refused.add(call_id)
             return _decision("deny", _LATER)
         self._put_off = call_id
         return _decision("defer", "")
 
-    def _granted(self, call_id: str) -> HookJSONOutput:
-        del call_id
-        return _decision("allow", "A person approved it.")
-
-    def _denied(self, call_id: str) -> HookJSONOutput:
+    def _answered(self, name: str, call_id: str, leave: Leave) -> HookJSONOutput:
+        if name == QUESTION:
+            return {}  # its answer is given where it asks for leave
+        if leave.is_granted:
+            return _decision("allow", "A person approved it.")
         self._refused.add(call_id)
-        return _decision("deny", "A person denied it. Don't do the same by other means.")
+        return _decision("deny", self._denial(leave))
+
+    @staticmethod
+    def _denial(leave: Leave) -> str:
+        words = "" if leave.answer.casefold() == prompts.DENY.casefold() else f" They say: {leave.answer}"
+        return f"A person denied it. Don't do the same by other means.{words}"
 
     async def settle(
         self, name: str, arguments: dict[str, Any], context: ToolPermissionContext
     ) -> PermissionResultAllow | PermissionResultDeny:
-        """Asked for a question alone, since all else is allowed beforehand."""
-        if name != QUESTION:
+        """Asked about every call that changes something, after the hook. A session that goes on in the middle
+        may run its call before the hooks are known to it: what the hook would say is said here again."""
+        if not self._is_gated(name):
             return PermissionResultAllow(updated_input=arguments)
         call_id = str(context.tool_use_id or "")
         if self._leave is None or self._leave.digest != digest(name, arguments, call_id):
             self._refused.add(call_id)
             return PermissionResultDeny(message=_LATER)
+        if name != QUESTION and self._leave.is_granted:
+            return PermissionResultAllow(updated_input=arguments)
+        if name != QUESTION:
+            self._refused.add(call_id)
+            return PermissionResultDeny(message=self._denial(self._leave))
         questions = [str(one.get("question", "")) for one in arguments.get("questions", [])]
         answers = dict.fromkeys(questions, self._leave.answer)
         return PermissionResultAllow(updated_input={**arguments, "answers": answers})

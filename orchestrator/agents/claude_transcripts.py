@@ -17,8 +17,8 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class Mirror:
-    """What the SDK writes to and reads from: our port, which knows neither its types nor its loop. The SDK asks
-    for no more of a store than what it has."""
+    """What the SDK writes to and reads from: our port, which knows neither its types nor its loop. No more
+    than this is asked of a store."""
 
     def __init__(self, transcripts: Transcripts) -> None:
         self._transcripts = transcripts

@@ -8,7 +8,7 @@ names of changed files are kept word for word.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -113,6 +113,8 @@ def _asking_for_summary(request: ModelRequest) -> ModelRequest:
     """The same request, so that the provider's cache holds, with the wish at its end."""
     *before, last = request.messages
     wish: Mapping[str, Any] = {"type": "text", "text": prompt.SUMMARISE}
-    return ModelRequest(
-        request.system, request.tools, [*before, {**last, "content": [*last["content"], wish]}]
+    return replace(
+        request,
+        messages=[*before, {**last, "content": [*last["content"], wish]}],
+        call=request.call and replace(request.call, purpose="summary"),
     )

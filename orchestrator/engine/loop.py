@@ -28,6 +28,7 @@ from orchestrator.engine.means import Means
 from orchestrator.engine.ports import (
     CallAnnounced,
     CallCompleted,
+    CallFacts,
     Compacted,
     Conversation,
     Corrected,
@@ -37,6 +38,7 @@ from orchestrator.engine.ports import (
     Model,
     ModelError,
     ModelRequest,
+    ModelSwitched,
     Reply,
     Stopped,
     StreamEvent,
@@ -47,7 +49,7 @@ from orchestrator.engine.ports import (
 )
 from orchestrator.engine.prices import PRICES, Price, cost
 from orchestrator.engine.tools import TOOLS
-from orchestrator.engine.tools.tool import Risk, Tool
+from orchestrator.engine.tools.tool import Tool
 
 COMMAND_TIMEOUT: Final = timedelta(minutes=10)
 
@@ -97,7 +99,7 @@ class _Work:
             means.model, self._dialogue, self._request, self._ask_aside, self._cost_of, room
         )
         self._watch = stuck.Watch()
-        self._talk = frozenset(name for name, tool in means.tools.items() if tool.risk is Risk.TALK)
+        self._talk = frozenset(name for name, tool in means.tools.items() if tool.touches_nothing)
         self._schemas = tuple(tool.schema() for tool in means.tools.values())
         self._answers: Mapping[str, str] = {}
         self._mark = time.monotonic()
@@ -242,7 +244,9 @@ class _Work:
         return turn
 
     def _request(self) -> ModelRequest:
-        return ModelRequest(prompt.SYSTEM, self._schemas, self._dialogue.messages())
+        assignment = self._means.assignment
+        facts = CallFacts(assignment.task_id, assignment.step_id, assignment.fence, self._dialogue.turns + 1)
+        return ModelRequest(prompt.SYSTEM, self._schemas, self._dialogue.messages(), facts)
 
     def _ask(self) -> Reply:
         """A request that was refused because it is too long is made as short as it can be, once."""
@@ -296,6 +300,9 @@ class _Work:
                 self._link.note("tool", {"name": name, "state": "announced"})
             case CallCompleted():
                 self._early.hear(event)
+            case ModelSwitched(model, reason):
+                self._early.begin_reply()
+                self._link.note("model", {"model": model, "reason": reason})
 
     def _tell(self, turn: Turn) -> None:
         for block in turn.content:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 import httpx2
@@ -24,10 +24,11 @@ from orchestrator.core.spending import tokens_expected
 from orchestrator.db.breakers import Tried
 from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import Ended, NewCall, Refusal, Tokens
-from orchestrator.engine import prices
 from orchestrator.engine.ports import Usage
+from orchestrator.engine.prices import PRICES, Price, cost
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request, read
+from orchestrator.gateway.evidence import Said
 from orchestrator.gateway.frames import Frames
 from orchestrator.gateway.observing import Observer, is_usage_chunk
 from orchestrator.gateway.providers import Provider, passed_back
@@ -58,8 +59,9 @@ class Passage:
     client: httpx2.AsyncClient
     deadlines: Deadlines
     max_body_bytes: int
-    keep: Callable[[Run, str, Dialect, Request, Any], None] = lambda *_: None
+    keep: Callable[[Said], None]
     """Takes a call's evidence, once it has ended."""
+    prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
 
 
 @dataclass(slots=True)
@@ -82,7 +84,7 @@ class _Call:
     began_after: timedelta | None = None
     throttled: timedelta | None = None
 
-    def ended(self) -> Ended:
+    def ended(self, prices: Mapping[str, Price]) -> Ended:
         self.observer.close()
         seen = self.observer.seen
         if self.cut and seen.ended and self.status == _OK:  # its last event was enough for the caller
@@ -95,7 +97,7 @@ class _Call:
             http_status=self.status,
             error_code=self.error or seen.error,
             used=used,
-            cost_usd=None if used is None else _cost(self.request.model, used),
+            cost_usd=None if used is None else _cost(self.request.model, used, prices),
             tried=self.tried,
             first_byte_after=self.began_after,
             throttled=self.throttled,
@@ -110,8 +112,8 @@ class _Call:
         return self.observer.tokens(self.expected[0])
 
 
-def _cost(model: str, used: Tokens) -> Decimal | None:
-    return prices.cost(model, Usage(used.input, used.output, used.cache_read, used.cache_write))
+def _cost(model: str, used: Tokens, prices: Mapping[str, Price]) -> Decimal | None:
+    return cost(model, Usage(used.input, used.output, used.cache_read, used.cache_write), prices)
 
 
 class Passing:
@@ -197,7 +199,7 @@ class Passing:
                 model=request.model[:200].replace("\x00", "\ufffd"),
                 dialect=self._dialect.name,
                 streamed=request.streamed,
-                cost_usd=_cost(request.model, Tokens(*expected)),
+                cost_usd=_cost(request.model, Tokens(*expected), passage.prices),
                 tokens=sum(expected),
             )
         )
@@ -229,8 +231,8 @@ class _Relay:
         call = self._call
         if call.dialect is COUNTING:
             return self._loop.create_task(asyncio.sleep(0))
-        settling = self._passage.books.settle(call.id, call.ended())
-        self._passage.keep(call.run, call.id, call.dialect, call.request, call.observer.seen.content)
+        settling = self._passage.books.settle(call.id, call.ended(self._passage.prices))
+        self._passage.keep(Said(call.run, call.id, call.dialect, call.request, call.observer.seen.content))
         return settling
 
     async def _within_deadlines(self) -> bool:
@@ -268,6 +270,8 @@ class _Relay:
         encoded = "content-encoding" in response.headers
         if call.status in _THROTTLED:
             call.throttled = _retry_after(response.headers)
+        if call.status != _OK:
+            call.observer = Observer(call.dialect, streamed=False)
         headers = passed_back(response.headers.raw, decoded=encoded)
         if call.dialect is not COUNTING:
             headers.append((b"x-orchestrator-call", call.id.encode()))

@@ -121,8 +121,10 @@ class Exchange:
             raise _Refused(400, f"model-server: {error}") from error
 
     def _fault(self, played: Played, asked: Asked, send: Send) -> Fault | None:
+        if played.opening is not None:
+            send.session = session_of(self.request.headers, played.opening)
         self.stage.log.place(send, played.conversation, played.number, side=played.side)
-        fault = self.stage.faults.take(asked, self.request.headers)
+        fault = self.stage.faults.take(asked, played.number, self.request.headers)
         if fault is None and send.nth <= len(played.turn.faults):
             fault = played.turn.faults[send.nth - 1]
         send.fault = fault.kind if fault else None

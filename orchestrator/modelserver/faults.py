@@ -145,12 +145,14 @@ class FaultPlan:
     def standing(self) -> list[Order]:
         return [order for order, _ in self._standing]
 
-    def take(self, asked: Asked, headers: Mapping[str, str]) -> Fault | None:
-        """The fault for this send. Each order that matches counts it; the first that is due strikes."""
+    def take(self, asked: Asked, turn: int, headers: Mapping[str, str]) -> Fault | None:
+        """The fault for this send, which asks for this turn. Orders that match count it, up to the first that
+        is due, which strikes.
+        """
         struck: Fault | None = None
         left: list[tuple[Order, int]] = []
         for order, seen in self._standing:
-            matches = order.turn in {None, asked.turn} and order.when.matches(asked, headers)
+            matches = order.turn in {None, turn} and order.when.matches(asked, headers)
             if struck is not None or not matches:
                 left.append((order, seen))
                 continue

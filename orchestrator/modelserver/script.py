@@ -7,7 +7,7 @@ is given the same turn again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -96,8 +96,10 @@ class Script(Strict):
     def play(self, asked: Asked, headers: Mapping[str, str]) -> Played:
         """Raises `NoLine`."""
         for index, conversation in enumerate(self.conversations):
-            if conversation.when.matches(asked, headers):
-                return _played(conversation, conversation.name or str(index), asked)
+            seen = conversation.when.seen(asked)
+            if seen is not None and conversation.when.matches(asked, headers):
+                played = _played(conversation, conversation.name or str(index), seen)
+                return replace(played, opening=seen.opening)
         raise NoLine(f"no conversation of the script is for this request; it begins: {asked.opening[:300]!r}")
 
 
@@ -111,6 +113,8 @@ class Played:
     side: bool = False
     recorded: Rendering | None = None
     """Goes over the wire as it is, in place of the turn."""
+    opening: str | None = None
+    """What the user said first, where that isn't the request's beginning."""
 
 
 class NoLine(Exception):

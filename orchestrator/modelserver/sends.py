@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ class Outcome(StrEnum):
     BROKEN_OFF = "broken-off"
 
 
+_SENDS_KEPT: Final = 20_000
 _KEPT: Final = frozenset(
     {
         "anthropic-beta",
@@ -81,7 +82,7 @@ class Send:
     frames: int = 0
     ended_at: str | None = None
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Kept for tests in the same process; never written down."""
+    """Never written down."""
 
     def begin(self, status: int) -> None:
         self.status = status
@@ -95,10 +96,14 @@ class Send:
 
 
 class SendLog:
-    """In the order of arrival. With a file, each send is a line of it as soon as the send has ended."""
+    """In the order of arrival, the latest 20,000. With a file, each send is a line of it as soon as it has
+    ended. With `bodies`, what was asked is kept as well, in memory alone.
+    """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._sends: list[Send] = []
+    def __init__(self, path: Path | None = None, *, bodies: bool = False) -> None:
+        self._sends: deque[Send] = deque(maxlen=_SENDS_KEPT)
+        self._count = 0
+        self._bodies = bodies
         self._nth: Counter[tuple[str, str, int, bool]] = Counter()
         self._changed = threading.Condition()
         self._file: TextIO | None = None
@@ -106,16 +111,20 @@ class SendLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
 
-    def open(self, path: str, headers: Mapping[str, str], raw: bytes, **asked: Any) -> Send:
+    def open(
+        self, path: str, headers: Mapping[str, str], raw: bytes, body: Mapping[str, Any], **asked: Any
+    ) -> Send:
         with self._changed:
+            self._count += 1
             send = Send(
-                number=len(self._sends) + 1,
+                number=self._count,
                 at=_now(),
                 path=path,
                 headers=harmless_headers(headers),
                 key=_fingerprint(headers),
                 body_sha256=hashlib.sha256(raw).hexdigest(),
                 body_bytes=len(raw),
+                body=body if self._bodies else {},
                 **asked,
             )
             self._sends.append(send)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from orchestrator.modelserver.asked import Asked, Dialect
+from orchestrator.modelserver.asked import Asked, Dialect, Speaker
 
 
 class Strict(BaseModel):
@@ -28,6 +29,10 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 class When(Strict):
     """All that is said must hold. Patterns are those of file names: `*`, `?`, `[…]`."""
 
+    since: str | None = None
+    """The conversation begins, for all else and for the count of its turns, where the user first said this:
+    some clients (Aider) put examples of conversations before it.
+    """
     contains: Texts = ()
     """Each is in what the user said before the model first spoke."""
     lacks: Texts = ()
@@ -45,7 +50,20 @@ class When(Strict):
     tools: bool | None = None
     """Whether any tool is offered."""
 
+    def seen(self, asked: Asked) -> Asked | None:
+        """The request from where the conversation begins; None when it doesn't."""
+        if self.since is None:
+            return asked
+        for index, item in enumerate(asked.items):
+            if item.speaker is Speaker.USER and self.since in item.text:
+                return replace(asked, items=asked.items[index:])
+        return None
+
     def matches(self, asked: Asked, headers: Mapping[str, str]) -> bool:
+        seen = self.seen(asked)
+        return seen is not None and self._holds(seen, headers)
+
+    def _holds(self, asked: Asked, headers: Mapping[str, str]) -> bool:
         return (
             self._fits(asked)
             and all(

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from orchestrator.agents.ports import Sessions
+from orchestrator.agents.ports import Sessions, Transcripts
 from orchestrator.bootstrap import Wiring
 from orchestrator.core import run_token, task_id as task_ids
 from orchestrator.core.assignment import Assignment, Budget, Limits, ModelAccess
@@ -29,9 +29,11 @@ from orchestrator.db.effects import StoredFile
 from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.engine.ports import Journal, LeaseLost
 from orchestrator.tasks import choosing, subtasks
+from orchestrator.tasks.circuits import AgentCircuit
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
 from orchestrator.tasks.sessions import PostgresSessions
+from orchestrator.tasks.transcripts import PostgresTranscripts
 from orchestrator.workspaces import integrate
 from orchestrator.workspaces.errors import ArtifactStoreUnavailable, MergeConflict
 from orchestrator.workspaces.homes import HomeOwner
@@ -107,6 +109,10 @@ class Desk:
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
         return PostgresSessions(self._wiring.engine, scope, self._wiring.redactor)
+
+    def open_transcripts(self, assignment: Assignment) -> Transcripts:  # noqa: ARG002 - a desk is one claim's
+        claimed, wiring = self._claimed, self._wiring
+        return PostgresTranscripts(wiring.engine, claimed.step, claimed.fence, wiring.redactor)
 
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
@@ -301,11 +307,12 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
         chosen = choosing.choose(wiring, claimed, link)
         if isinstance(chosen, Waits):
             return chosen, None
-        agent = wiring.make_agent(wiring, desk)
-        with link.grace.over_agent():
-            verdict = without_secrets(
-                agent.work(assignment_of(wiring, claimed, chosen), link), wiring.redactor
-            )
+        assignment = assignment_of(wiring, claimed, chosen)
+        circuit = AgentCircuit(wiring, assignment.agent_type)
+        if (waits := circuit.ask()) is not None:
+            return waits, None
+        verdict = _agents_word(wiring, assignment, link, desk)
+        circuit.tell(verdict)
         if isinstance(verdict, Done):
             finished = desk.finish(verdict.summary)
         else:
@@ -338,6 +345,20 @@ def without_secrets(verdict: Verdict, redactor: Redactor) -> Verdict:
             return replace(verdict, detail=redactor.value(dict(verdict.detail)))
         case Yielded():
             return verdict
+
+
+def _agents_word(wiring: Wiring, assignment: Assignment, link: StepLink, desk: Desk) -> Verdict:
+    agent = wiring.make_agent(wiring, desk)
+    try:
+        with link.grace.over_agent():
+            return without_secrets(agent.work(assignment, link), wiring.redactor)
+    except FAULTS:
+        raise
+    except Exception as error:
+        if connect.is_lost(error):
+            raise
+        log.exception("agent_crashed", step=assignment.step_id)
+        return broke(error)
 
 
 FAULTS: Final = (WorkspaceFault, OrchestratorError, OSError)

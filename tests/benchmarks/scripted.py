@@ -37,7 +37,7 @@ from orchestrator.engine.ports import (
     Usage,
     Workspace,
 )
-from orchestrator.engine.tools import TOOLS
+from orchestrator.engine.tools.policy import ToolPolicy
 from orchestrator.engine.tools.talk import START_SUBTASK
 
 _MORE_THAN_THERE_IS: Final = "head -c 500000000 /dev/zero > /tmp/eaten"
@@ -195,7 +195,7 @@ def scripted_agent(wiring: Wiring, desk: Desk) -> Agent:
         desk.open_journal,
         workspace,
         wiring.settings.command_timeout,
-        tools=lambda _: {**TOOLS, START_SUBTASK.name: START_SUBTASK},
+        policy=ToolPolicy(subtasks=True),
     )
 
 

@@ -25,8 +25,7 @@ from orchestrator.core.states import WaitingOn
 from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent, ToolResult, Usage
-from orchestrator.engine.tools import TOOLS
-from orchestrator.engine.tools.talk import START_SUBTASK
+from orchestrator.engine.tools.policy import ToolPolicy
 from orchestrator.tasks.registry import register
 from tests.agents_ready import named
 
@@ -217,7 +216,7 @@ def agent(wiring: Wiring, desk: Desk) -> Agent:
                 lambda _: model,
                 desk.open_journal,
                 desk.open_workspace,
-                tools=lambda _: {**TOOLS, START_SUBTASK.name: START_SUBTASK},
+                policy=ToolPolicy(subtasks=True),
             )
             return engine.work(assignment, link)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
 from collections import defaultdict
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator.agents.claude_code import ClaudeCode
+from orchestrator.core.assignment import Limits
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Yielded
 from orchestrator.workspaces.kin import marked
@@ -87,8 +90,6 @@ def left(world: AgentWorld) -> list[int]:
 
 
 def _run(fence: int) -> str:
-    import os
-
     return f"{os.getpid()}-step-1-{fence}"
 
 
@@ -139,11 +140,14 @@ def test_a_risky_call_waits_for_leave_and_is_then_run(world: AgentWorld, model: 
     assert model.finished_twice() == []
 
 
-def test_what_a_person_denied_is_not_run(world: AgentWorld) -> None:
+@pytest.mark.parametrize("_", range(3))
+def test_what_a_person_denied_is_not_run(world: AgentWorld, model: RunningModel, _: int) -> None:
+    """Again and again: a session that goes on may run its call before it is told which calls to ask about."""
     assert isinstance(world.work(approvals=("execute",)), NeedsInput)
     world.sessions.answer("Deny")
     world.work(approvals=("execute",))
     assert "a - b" in world.file("sums.py")
+    assert "A person denied it" in str(model.bodies()[1]["messages"])
 
 
 def test_of_several_risky_calls_in_one_message_none_is_lost(world: AgentWorld, model: RunningModel) -> None:
@@ -184,12 +188,10 @@ def test_a_message_of_a_person_is_heard_while_it_works(world: AgentWorld, model:
 def test_another_host_resumes_the_session_from_the_rows(
     world: AgentWorld, model: RunningModel, transcripts: MemoryTranscripts
 ) -> None:
-    import shutil
-
     model.play(fixing(ASKING))
     assert isinstance(world.work(), NeedsInput)
     assert transcripts.entries
-    for home in world.workspaces.homes.root.iterdir():
+    for home in (path for path in world.workspaces.homes._root.iterdir() if path.is_dir()):
         shutil.rmtree(home)
     world.sessions.answer("Plus")
     verdict = world.work()
@@ -217,8 +219,6 @@ def test_it_stops_at_its_limit_of_turns(world: AgentWorld, model: RunningModel) 
 
 
 def _limits(turns: int) -> Any:
-    from orchestrator.core.assignment import Limits
-
     return Limits(turns=turns)
 
 

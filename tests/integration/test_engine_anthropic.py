@@ -169,7 +169,7 @@ def test_each_status_has_its_meaning(
     [
         ({"retry-after": "7"}, timedelta(seconds=7)),
         ({"retry-after-ms": "1500", "retry-after": "2"}, timedelta(seconds=1.5)),
-        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
         ({"retry-after": "-1"}, None),
         ({}, None),
     ],

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import httpx2
 import openai
 import pytest
 
+from orchestrator.modelserver.asked import Asked
+from orchestrator.modelserver.script import Played, Turn
 from tests.model_server import RunningModel, model_process, model_server
 
 CALLS = {
@@ -35,12 +40,21 @@ def model() -> Iterator[RunningModel]:
         yield found
 
 
-def claude(model: RunningModel, **more: Any) -> anthropic.AsyncAnthropic:
-    return anthropic.AsyncAnthropic(api_key="key-of-a-test", base_url=model.url, max_retries=0, **more)
+TLS = httpx2.create_ssl_context()  # takes longer to make than a test needs it
 
 
-def gpt(model: RunningModel, **more: Any) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(api_key="key-of-a-test", base_url=model.openai_url, max_retries=0, **more)
+def claude(model: RunningModel, timeout: float = 30) -> anthropic.AsyncAnthropic:
+    http = anthropic.DefaultAsyncHttpxClient(verify=TLS, timeout=timeout)
+    return anthropic.AsyncAnthropic(
+        api_key="key-of-a-test", base_url=model.url, max_retries=0, timeout=timeout, http_client=http
+    )
+
+
+def gpt(model: RunningModel, timeout: float = 30) -> openai.AsyncOpenAI:
+    http = openai.DefaultAsyncHttpxClient(verify=TLS, timeout=timeout)
+    return openai.AsyncOpenAI(
+        api_key="key-of-a-test", base_url=model.openai_url, max_retries=0, timeout=timeout, http_client=http
+    )
 
 
 MESSAGES: dict[str, Any] = {
@@ -225,3 +239,102 @@ def test_the_command_says_what_is_wrong_with_a_script(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "/conversations/0/turns/0/txt" in done.stderr
     assert "model-script-invalid" in done.stderr
+
+
+# ---- several at once, and strangers
+
+
+def test_tasks_that_play_the_same_conversation_meet_its_faults_each_for_itself() -> None:
+    turns = [{**CALLS, "faults": [{"kind": "overloaded"}]}]
+    with model_server({"conversations": [{"turns": turns}]}) as model:
+
+        async def send(client: httpx2.AsyncClient, task: str) -> int:
+            headers = {"x-task-id": task, "x-api-key": "key"}
+            return (await client.post(f"{model.url}/v1/messages", json=MESSAGES, headers=headers)).status_code
+
+        async def both() -> list[int]:
+            async with httpx2.AsyncClient(trust_env=False) as client:
+                return [await send(client, task) for task in ("one", "two", "one", "two")]
+
+        assert asyncio.run(both()) == [529, 529, 200, 200]
+        assert [(send.session, send.nth) for send in model.await_end()] == [
+            ("one", 1),
+            ("two", 1),
+            ("one", 2),
+            ("two", 2),
+        ]
+        assert model.finished_twice() == []
+
+
+def test_a_player_of_ones_own_decides_by_what_was_asked() -> None:
+    class Echo:
+        def play(self, asked: Asked, headers: Mapping[str, str]) -> Played:
+            return Played("echo", asked.turn, Turn(text=f"{headers['x-task-id']}: {asked.latest}"))
+
+    async def ask(url: str) -> str:
+        async with anthropic.AsyncAnthropic(
+            api_key="k", base_url=url, default_headers={"x-task-id": "t-7"}
+        ) as client:
+            return str((await client.messages.create(**MESSAGES)).content[0].text)
+
+    with model_server(Echo()) as other:
+        assert asyncio.run(ask(other.url)) == "t-7: fix the bug"
+
+
+def test_what_is_no_http_is_hung_up_on_and_others_are_served_on(model: RunningModel) -> None:
+    for nonsense in (
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n",
+        b"GET /" + b"a" * 400_000,
+        b"POST /v1/",
+    ):
+        with socket.create_connection(("127.0.0.1", int(model.url.rpartition(":")[2]))) as raw:
+            raw.sendall(nonsense)
+            raw.shutdown(socket.SHUT_WR)
+            raw.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert raw.recv(100) == b""
+    with httpx2.Client(trust_env=False) as client:
+        assert client.get(model.url).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(b"{", "not JSON"), (b"[]", "not a JSON object"), (b"{}", "messages"), (b'{"messages": [7]}', "object")],
+)
+def test_a_body_that_is_no_request_is_refused_and_logged(model: RunningModel, body: bytes, said: str) -> None:
+    with httpx2.Client(trust_env=False, headers={"x-api-key": "k"}) as client:
+        for path in ("messages", "chat/completions"):
+            answer = client.post(f"{model.openai_url}/{path}", content=body)
+            assert answer.status_code == 400
+            assert said in answer.json()["error"]["message"]
+    assert [(send.outcome, send.status) for send in model.await_end()] == [("refused", 400)] * 2
+
+
+def test_a_page_from_elsewhere_cannot_control_the_server(model: RunningModel) -> None:
+    with httpx2.Client(trust_env=False) as client:
+        simple = {"content-type": "text/plain"}  # what a browser sends without asking first
+        answer = client.post(f"{model.url}/_control/faults", content=b'{"kind": "cut"}', headers=simple)
+        assert answer.status_code == 415
+        wrong = client.post(f"{model.url}/_control/faults", json={"kind": "cut", "tims": 2})
+        assert (wrong.status_code, wrong.json()["problems"][0]["loc"]) == (422, [0, "tims"])
+        assert client.get(f"{model.url}/_control/faults").json() == {"faults": []}
+
+
+def test_a_server_that_ends_lets_go_of_those_who_wait(tmp_path: Path) -> None:
+    failed: list[Exception] = []
+
+    def wait(url: str) -> None:
+        try:
+            httpx2.post(f"{url}/v1/messages", json=MESSAGES, headers={"x-api-key": "k"}, timeout=60)
+        except httpx2.HTTPError as error:
+            failed.append(error)
+
+    log = tmp_path / "log.jsonl"
+    with model_server(SCRIPT, log=log) as model:
+        model.fault("hang")
+        waiting = threading.Thread(target=wait, args=(model.url,))
+        waiting.start()
+        model.await_sends(1)
+    waiting.join(10)
+    assert [type(error) for error in failed] == [httpx2.ReadError]
+    assert [json.loads(line)["outcome"] for line in log.read_text().splitlines()] == ["broken-off"]

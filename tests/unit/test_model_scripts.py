@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from orchestrator.core.errors import Refused
 from orchestrator.modelserver import chat, messages, responses
 from orchestrator.modelserver.asked import Asked, Dialect, NotUnderstood, call_id
 from orchestrator.modelserver.dialects import FORMS
-from orchestrator.modelserver.faults import FaultPlan, Order
+from orchestrator.modelserver.faults import FaultPlan, Kind, Order
 from orchestrator.modelserver.said import pieces
 from orchestrator.modelserver.script import NoLine, Played, Script, load, said
 from orchestrator.modelserver.sends import session_of
@@ -132,6 +133,17 @@ def test_a_turn_can_wait_for_what_was_said_last_instead_of_its_number() -> None:
     assert play(found, asked(said=called(0))).turn.text == "two"
 
 
+def test_turns_are_counted_from_where_the_conversation_begins() -> None:
+    found = script(when={"since": "fix the mean"}, turns=[{"text": "one"}, {"text": "two"}])
+    examples = [spoken("I change main.py"), user("I switched"), spoken("Ok."), user("fix the mean")]
+    first = asked("an example", said=examples)
+    assert (play(found, first).turn.text, play(found, first).number) == ("one", 0)
+    again = asked("an example", said=[*examples, spoken("one"), user("the tests fail")])
+    assert (play(found, again).turn.text, play(found, again).number) == ("two", 1)
+    with pytest.raises(NoLine):
+        play(found, asked("fix the median"))
+
+
 # ---- which conversation
 
 
@@ -234,7 +246,7 @@ def test_pieces_put_together_are_the_text(text: str) -> None:
 
 def test_an_order_strikes_the_nth_send_and_as_often_as_it_says() -> None:
     plan = FaultPlan((Order.model_validate({"kind": "cut", "nth": 2, "times": 2}),))
-    assert [plan.take(asked(), {}) is not None for _ in range(5)] == [False, True, True, False, False]
+    assert [plan.take(asked(), 0, {}) is not None for _ in range(5)] == [False, True, True, False, False]
     assert plan.standing() == []
 
 
@@ -242,8 +254,8 @@ def test_an_order_waits_for_the_sends_that_it_is_for() -> None:
     order = {"kind": "cut", "turn": 1, "when": {"contains": "fix"}, "times": None}
     plan = FaultPlan((Order.model_validate(order),))
     others = [asked("other", said=called(0)), asked("fix"), asked("fix", said=called(0, 1))]
-    assert [plan.take(one, {}) for one in others] == [None] * 3
-    assert all(plan.take(asked("fix", said=called(0)), {}) is not None for _ in range(3))
+    assert [plan.take(one, one.turn, {}) for one in others] == [None] * 3
+    assert all(plan.take(asked("fix", said=called(0)), 1, {}) is not None for _ in range(3))
 
 
 def test_a_session_is_the_task_then_the_clients_own_then_the_words() -> None:
@@ -290,3 +302,24 @@ def test_a_script_with_a_mistake_is_refused_with_its_place(
     with pytest.raises(Refused) as refused:
         load(path)
     assert [fault.pointer for fault in refused.value.problems] == [pointer]
+
+
+# ---- what the documentation says
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "develop-with-the-model-server.md"
+
+
+def test_the_script_in_the_documentation_is_one() -> None:
+    (example,) = re.findall(r"```json\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    found = Script.model_validate_json(example)
+    assert calls(found, asked("please fix the mean", tools=["run_command", "write_file"])) == [
+        (None, "run_command", {"command": "cat test_stats.py"})
+    ]
+    second = asked("please fix the mean", said=called(0), tools=["Bash"])
+    assert [name for _, name, _ in calls(found, second)] == ["Bash"]
+    assert play(found, asked("other", said=[spoken("Nothing to do."), user("again")])).turn.text
+
+
+def test_every_fault_is_documented() -> None:
+    text = PAGE.read_text("utf-8").partition("## Faults")[2].partition("## What was sent")[0]
+    assert {kind for kind in Kind if f"`{kind}`" not in text} == set()

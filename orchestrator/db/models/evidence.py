@@ -99,6 +99,38 @@ class ToolCall(Base):
     finished_at: Mapped[datetime | None]
 
 
+class Transcript(Base):
+    """One entry of what an agent with sessions in files of its own wrote there; in order of `id`."""
+
+    __tablename__ = "transcripts"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id", "step_id"], ["steps.tenant_id", "steps.id"]),
+        Index("ix_transcripts_place", "tenant_id", "step_id", "project", "session", "subpath", "id"),
+        Index(
+            "uq_transcripts_uuid",
+            "tenant_id",
+            "step_id",
+            "project",
+            "session",
+            "subpath",
+            "uuid",
+            unique=True,
+            postgresql_where=text("uuid IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    step_id: Mapped[str]
+    project: Mapped[str]
+    session: Mapped[str]
+    subpath: Mapped[str]
+    """Empty for the main transcript of a session."""
+    uuid: Mapped[str | None]
+    fence: Mapped[int]
+    entry: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = now()
+
+
 class UsageRow(Base):
     """Tokens and money of one model call: a live one's as the gateway saw them (`call_id`), a recorded one's
     by its `turn`, which cost nothing."""

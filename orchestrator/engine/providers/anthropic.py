@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ssl import SSLContext
@@ -32,6 +33,11 @@ from orchestrator.engine.providers.waiting import retry_after
 __all__ = ["AnthropicModel", "Deadlines", "model_error"]
 
 _CACHED: Final[CacheControlEphemeralParam] = {"type": "ephemeral"}
+_DROP_FOREIGN_THOUGHTS: Final = {
+    "type": "adaptive",
+    "block_binding": {"prefix_mismatch_behavior": "drop_block"},
+}
+_BINDING_CONTROLS: Final = {"anthropic-beta": "thinking-binding-controls-2026-08-01"}
 _FAILURES: Final = (
     anthropic.AnthropicError,
     httpx2.HTTPError,
@@ -56,6 +62,7 @@ class AnthropicModel:
     tracing: Tracing = BY_HEADERS
     metered: bool = False
     context_tokens: int | None = None
+    _shortened: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
     _tls: SSLContext = field(default_factory=httpx2.create_ssl_context, repr=False, compare=False)
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
@@ -89,7 +96,27 @@ class AnthropicModel:
     async def _send(
         self, secret: str, request: ModelRequest, listen: Callable[[StreamEvent], None], pulse: Pulse
     ) -> Reply:
-        async with self._client(secret, request) as client:
+        """Thoughts are signed together with all that came before them. Where the conversation was made
+        shorter since, the request is refused, nothing of it was done, and it is made once more with the wish
+        to drop such thoughts; from then on all carry it."""
+        if not self._shortened.is_set():
+            try:
+                return await self._stream(secret, request, listen, pulse)
+            except anthropic.BadRequestError as refused:
+                if not _is_of_another_past(refused):
+                    raise
+            self._shortened.set()
+        return await self._stream(secret, request, listen, pulse, send=2)
+
+    async def _stream(
+        self,
+        secret: str,
+        request: ModelRequest,
+        listen: Callable[[StreamEvent], None],
+        pulse: Pulse,
+        send: int = 1,
+    ) -> Reply:
+        async with self._client(secret, request, send) as client:
             stream = await client.messages.create(
                 model=self.name,
                 max_tokens=self.max_output_tokens,
@@ -97,6 +124,7 @@ class AnthropicModel:
                 tools=cast("Any", request.tools),
                 messages=cast("Any", _with_cache_mark(request.messages)),
                 stream=True,
+                extra_body={"thinking": _DROP_FOREIGN_THOUGHTS} if self._shortened.is_set() else None,
             )
             pulse.beat()
             assembly = Assembly()
@@ -120,7 +148,9 @@ class AnthropicModel:
         return [prompt] if said is None else [prompt, {"type": "text", "text": said}]
 
     @contextlib.asynccontextmanager
-    async def _client(self, secret: str, request: ModelRequest) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async def _client(
+        self, secret: str, request: ModelRequest, send: int = 1
+    ) -> AsyncIterator[anthropic.AsyncAnthropic]:
         timeout = httpx2.Timeout(
             self.deadlines.read.total_seconds(), connect=self.deadlines.connect.total_seconds()
         )
@@ -129,7 +159,10 @@ class AnthropicModel:
             base_url=self.base_url,
             max_retries=0,
             timeout=timeout,
-            default_headers=self.tracing.headers(request),
+            default_headers={
+                **self.tracing.headers(request, send),
+                **(_BINDING_CONTROLS if self._shortened.is_set() else {}),
+            },
             http_client=anthropic.DefaultAsyncHttpxClient(verify=self._tls, timeout=timeout),
         ) as client:
             yield client
@@ -155,6 +188,10 @@ def _is_own(message: Mapping[str, Any]) -> bool:
 def _own(message: Mapping[str, Any]) -> Mapping[str, Any]:
     kept: list[Block] = [block for block in message["content"] if block["type"] in _OWN]
     return {**message, "content": kept or [{"type": "text", "text": "(nothing)"}]}
+
+
+def _is_of_another_past(error: anthropic.BadRequestError) -> bool:
+    return "bound to a different conversation" in (error.api_message or "")
 
 
 def _usable(reply: Reply) -> Reply:

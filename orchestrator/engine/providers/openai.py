@@ -18,7 +18,7 @@ import openai
 
 from orchestrator.core.assignment import Stop
 from orchestrator.engine.ports import ModelRequest, Reply, StreamEvent
-from orchestrator.engine.providers import chat, live, responses
+from orchestrator.engine.providers import chat, live, meaning, responses
 from orchestrator.engine.providers.continuity import Answered, Continuity
 from orchestrator.engine.providers.credential import Credential, Fixed
 from orchestrator.engine.providers.live import Deadlines, Pulse, with_credential
@@ -93,8 +93,7 @@ class OpenAIModel:
         send: int = 1,
     ) -> Reply:
         async with self._client(secret, self.tracing.headers(request, send)) as client:
-            create: Any = client.chat.completions.create if self.api == "chat" else client.responses.create
-            stream = cast("openai.AsyncStream[Any]", await create(**body, stream=True))
+            stream = await self._begin(client, body)
             pulse.beat()
             assembly = self._assembly()
             async with stream:
@@ -108,6 +107,16 @@ class OpenAIModel:
             if self.store and assembly.response_id:
                 self._continuity.keep(request, reply, assembly.response_id)
             return reply
+
+    async def _begin(self, client: openai.AsyncOpenAI, body: Mapping[str, Any]) -> openai.AsyncStream[Any]:
+        """The SDK's one name for a connection that failed here and one that breaks later is told apart."""
+        create: Any = client.chat.completions.create if self.api == "chat" else client.responses.create
+        try:
+            return cast("openai.AsyncStream[Any]", await create(**body, stream=True))
+        except openai.APITimeoutError:
+            raise
+        except openai.APIConnectionError as unreached:
+            raise meaning.failure(meaning.UNREACHABLE) from unreached
 
     def _assembly(self) -> Assembling:
         return chat.ChatAssembly() if self.api == "chat" else responses.ResponsesAssembly(self.name)

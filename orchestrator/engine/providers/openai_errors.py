@@ -87,14 +87,11 @@ def lost_its_past(error: Exception) -> bool:
 
 
 def _of_transport(error: Exception) -> Meaning:
-    """The SDK gives one name to a connection that was never made and to one that broke in mid-stream."""
+    """In mid-stream: a connection that was never made doesn't come this far."""
     if isinstance(error, (openai.APITimeoutError, httpx2.TimeoutException)):
         return meaning.SLOW
-    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
-    if isinstance(cause, (httpx2.ReadError, httpx2.RemoteProtocolError, httpx2.StreamError)):
+    if isinstance(error, (openai.APIConnectionError, httpx2.TransportError, httpx2.StreamError)):
         return meaning.DROPPED
-    if isinstance(error, (openai.APIConnectionError, httpx2.TransportError)):
-        return meaning.UNREACHABLE
     return meaning.GARBLED
 
 

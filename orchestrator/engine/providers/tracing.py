@@ -37,7 +37,7 @@ class Tracing:
         values = (
             (self.task, facts.task_id),
             (self.time, self.clock().isoformat(timespec="milliseconds").replace("+00:00", "Z")),
-            (self.idempotency, key(facts, send)),
+            (self.idempotency, key(facts, len(request.messages), send)),
         )
         return {name: value for names, value in values for name in names}
 
@@ -51,6 +51,7 @@ class Tracing:
 BY_HEADERS: Final = Tracing()
 
 
-def key(facts: CallFacts, send: int = 1) -> str:
-    """The same for the same send, and for no other: a claim that has to ask again is another send."""
-    return f"{facts.step_id}-{facts.fence}-{facts.turn}-{facts.purpose}-{send}"
+def key(facts: CallFacts, messages: int, send: int) -> str:
+    """The same for the same send, and for no other: a claim that has to ask again is another send, and so is
+    a conversation that was made shorter."""
+    return f"{facts.step_id}-{facts.fence}-{facts.turn}-{facts.purpose}-{messages}-{send}"

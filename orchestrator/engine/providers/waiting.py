@@ -21,14 +21,13 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> time
     there again. None: it says nothing that can be used. Names are in lower case; `now` is a test's.
     """
     clock = _date(headers.get("date", "")) or now or datetime.now(UTC)
-    wish = (
-        _number(headers.get("retry-after-ms", ""), 0.001)
-        or _number(headers.get("retry-after", ""), 1.0)
-        or _until(_date(headers.get("retry-after", "")), clock)
+    wishes = (
+        _number(headers.get("retry-after-ms", ""), 0.001),
+        _number(headers.get("retry-after", ""), 1.0),
+        _until(_date(headers.get("retry-after", "")), clock),
+        max(_resets(headers, clock), default=None),
     )
-    if wish is not None:
-        return wish
-    return max(_resets(headers, clock), default=None)
+    return next((wish for wish in wishes if wish is not None), None)
 
 
 def _resets(headers: Mapping[str, str], clock: datetime) -> Iterator[timedelta]:
