@@ -6,42 +6,54 @@ producer that calls `.delay()` loads neither a model's SDK nor a web framework.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, MutableMapping
+import time
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from orchestrator.agents.types import AGENT_TYPES, LATER
+from orchestrator.agents.readiness import Readiness, Surroundings, readiness
+from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment, ModelAccess
 from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.errors import Unavailable
+from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
-from orchestrator.db import connect
+from orchestrator.db import connect, gateways
 from orchestrator.db.connect import Engine
-from orchestrator.engine.ports import Journal, Model, Workspace
+from orchestrator.engine.ports import Journal, Model
 
 if TYPE_CHECKING:
     from celery import Celery
 
+    from orchestrator.agents.ports import Sessions, Transcripts
     from orchestrator.commands.submit import Policy
+    from orchestrator.engine.tools.policy import ToolPolicy
     from orchestrator.queues.topology import Topology
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
+    from orchestrator.workspaces.workspace import Workspace
 
 _LOCAL_REDIS = "redis://127.0.0.1:6379/0"
+_PROVIDERS_SECONDS: Final = 5.0
 
 
 class Desk(Protocol):
     """What one claim gives its agent, each when it is first needed: a journal, a workspace, models."""
 
     def open_journal(self, assignment: Assignment) -> Journal: ...
+
+    def open_sessions(self, assignment: Assignment) -> Sessions: ...
+
+    def open_transcripts(self, assignment: Assignment) -> Transcripts: ...
 
     def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
 
@@ -56,17 +68,54 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
     """Our own engine, on a live or on a recorded model."""
     from orchestrator.agents.engine import EngineAgent
     from orchestrator.agents.models import Models
+    from orchestrator.engine.prices import with_entered
 
     def live(assignment: Assignment) -> Model:
-        return wiring.live_model(desk.open_access(assignment), assignment.model)
+        return wiring.live_model(desk.open_access(assignment), assignment)
 
     models = Models(Path(__file__).parent / "data" / "recordings", live)
-    return EngineAgent(models.choose, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
+    return EngineAgent(
+        models.choose,
+        desk.open_journal,
+        desk.open_workspace,
+        wiring.settings.command_timeout,
+        wiring.tool_policy,
+        with_entered(wiring.settings.prices),
+    )
+
+
+def agents_here(settings: Settings, providers: frozenset[str]) -> tuple[Readiness, ...]:
+    """Which kinds of agent this machine can run with these providers' models, and what is missing for the
+    others."""
+    return readiness(Surroundings(providers, settings.agentapi_url, settings.agents_dir))
+
+
+@dataclass
+class _Providers:
+    """Whose models can be reached: with a key of this process's own, as the gateway has it, or through a
+    gateway that lives. That is looked up anew every few seconds, and when nobody can say, it stays as it was.
+    """
+
+    wiring: Wiring
+    _seen: frozenset[str] = frozenset()
+    _until: float = 0.0
+
+    def now(self) -> frozenset[str]:
+        settings = self.wiring.settings
+        keys = {"anthropic": settings.anthropic_api_key, "openai": settings.openai_api_key}
+        own = frozenset(name for name, key in keys.items() if key is not None)
+        if settings.gateway_url is None or not self.wiring.has_database:
+            return own
+        if time.monotonic() >= self._until:
+            with contextlib.suppress(connect.SQLAlchemyError), self.wiring.engine.connect() as connection:
+                self._seen = gateways.providers(connection, self.wiring.tenant_id)
+            self._until = time.monotonic() + _PROVIDERS_SECONDS
+        return own | self._seen
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """One process's parts. `make_agent` is the only one that a test or a benchmark replaces."""
+    """One process's parts. `make_agent` and with it `ready` are all that a test or a benchmark replaces."""
 
     settings: Settings
     database_url: str | None
@@ -75,6 +124,7 @@ class Wiring:
     waits: bool = True
     """Whether somebody calls `.get()` here; else nothing is subscribed to for the results of what is sent."""
     make_agent: AgentMaker = engine_agent
+    ready: Callable[[Settings, frozenset[str]], tuple[Readiness, ...]] = agents_here
     tenant_id: str = DEFAULT_TENANT
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
 
@@ -137,10 +187,27 @@ class Wiring:
             max_attempts=self.settings.max_attempts,
             allow_local_repositories=self.settings.allow_local_repositories,
             agent_types=frozenset(AGENT_TYPES),
-            default_agent="engine",
-            later_agent_types=LATER,
             allow_private_addresses=self.settings.allow_private_addresses,
         )
+
+    @property
+    def agents(self) -> Mapping[str, Readiness]:
+        """Of this machine, by name of the kind, with the models that can be reached now."""
+        return self.agents_with(self._providers.now())
+
+    def agents_with(self, providers: frozenset[str]) -> Mapping[str, Readiness]:
+        """Of this machine, by name of the kind, if these providers' models could be reached."""
+        if providers not in self._ready:
+            self._ready[providers] = {one.kind.name: one for one in self.ready(self.settings, providers)}
+        return self._ready[providers]
+
+    @cached_property
+    def _ready(self) -> dict[frozenset[str], Mapping[str, Readiness]]:
+        return {}
+
+    @cached_property
+    def _providers(self) -> _Providers:
+        return _Providers(self)
 
     @cached_property
     def circuit_breaker(self) -> CircuitBreaker:
@@ -161,11 +228,19 @@ class Wiring:
             settings.anthropic_api_key,
             settings.openai_api_key,
             settings.api_key,
+            settings.agentapi_key,
         )
         from orchestrator.workspaces.credentials import passwords
 
         known = [secret.get_secret_value() for secret in secrets if secret is not None]
-        return Redactor([*known, *passwords(self._named_credentials)])
+        headers = [item for server in settings.mcp_servers.values() for item in server.headers.items()]
+        words = [
+            word
+            for name, value in headers
+            if name.lower() not in ("accept", "content-type", "user-agent")
+            for word in (value, value.split(" ")[-1])  # "Bearer …" and the token alone
+        ]
+        return Redactor([*known, *words, *passwords(self._named_credentials)])
 
     @property
     def _named_credentials(self) -> dict[str, str]:
@@ -185,6 +260,17 @@ class Wiring:
         from orchestrator.workspaces.artifacts import Artifacts
 
         return Artifacts(self.settings.artifact_url or str(self.settings.data_dir / "artifacts"))
+
+    @cached_property
+    def tool_policy(self) -> ToolPolicy:
+        """What the engine's steps may use here besides their files and commands."""
+        from orchestrator.engine.tools.policy import ToolPolicy
+        from orchestrator.engine.web import HostPolicy
+
+        settings = self.settings
+        hosts = HostPolicy(tuple(settings.fetch_hosts), settings.fetch_private_addresses)
+        subtasks = settings.max_subtasks > 0 and settings.max_subtask_depth > 0
+        return ToolPolicy(hosts, settings.mcp_servers, subtasks)
 
     @cached_property
     def workspaces(self) -> Workspaces:
@@ -208,11 +294,37 @@ class Wiring:
         )
         return Workspaces(root, mirrors, sandbox, Bundles(mirrors, self.artifacts))
 
-    def live_model(self, access: ModelAccess, name: str | None) -> Model:
-        """A model by name, None the default one, as one claim reaches it."""
-        from orchestrator.engine.providers.anthropic import AnthropicModel
+    def models_for(self, assignment: Assignment) -> ModelSelection:
+        """Which models a run may choose from, and why."""
+        settings = self.settings
+        return select(
+            assignment.model,
+            settings.model,
+            settings.fallback_models,
+            settings.task_models,
+            settings.model_rules,
+            (assignment.task_description, *assignment.context.get("requirements", ())),
+        )
 
-        return AnthropicModel(name or self.settings.model, access.token, access.base_url)
+    def live_model(self, access: ModelAccess, assignment: Assignment) -> Model:
+        """The models of a run, as its claim reaches them."""
+        from orchestrator.engine.providers.live import Deadlines
+        from orchestrator.engine.providers.making import Making, make_selected
+        from orchestrator.engine.providers.tracing import Tracing
+
+        settings = self.settings
+        making = Making(
+            settings.model_options,
+            Deadlines(
+                read=settings.model_silence, stall=settings.model_stall, overall=settings.model_deadline
+            ),
+            Tracing(
+                tuple(settings.task_id_headers),
+                tuple(settings.timestamp_headers),
+                in_system=settings.trace_in_system,
+            ),
+        )
+        return make_selected(self.models_for(assignment), access, making)
 
 
 def redact_logs(redactor: Redactor) -> None:

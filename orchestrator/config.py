@@ -13,11 +13,30 @@ from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from orchestrator.core.mcp_server import NAME as MCP_NAME, McpServer
+from orchestrator.core.model_choice import ModelOptions, ModelPrice, TaskType
 
 DEFAULT_TENANT: Final = "default"
 """The one tenant of an installation that has no others."""
+
+
+def _servers(value: object) -> object:
+    """Compose passes on an empty text where nothing is set."""
+    found = (json.loads(value) if value.strip() else {}) if isinstance(value, str) else value
+    for name in found if isinstance(found, dict) else ():
+        if not MCP_NAME.fullmatch(name):
+            raise ValueError("the name of an MCP server must be letters, digits, - and single _, at most 31")
+    return found
+
+
+def _hosts(value: object) -> object:
+    """JSON, or names with commas between."""
+    if not isinstance(value, str) or value.lstrip().startswith("["):
+        return json.loads(value) if isinstance(value, str) else value
+    return [name for part in value.split(",") if (name := part.strip())]
 
 
 def _named(name: str, *others: str) -> AliasChoices:
@@ -73,6 +92,12 @@ class Settings(BaseSettings):
         default=0, validation_alias=_named("MAX_CONCURRENT_WORKFLOWS", "MAX_CONCURRENT_WORKFLOWS")
     )
     """How many workflows may run at once, parked ones not counted; 0 means no limit."""
+    max_subtask_depth: int = 3
+    """How many levels of subtasks a task may have below it."""
+    max_subtasks: int = 20
+    """How many subtasks one task may start in one run."""
+    max_tree_tasks: int = 100
+    """How many tasks there may be below one that somebody asked for, all levels together."""
     ageing: timedelta = timedelta(minutes=5)
     """After this long unclaimed a ready step is published one priority higher."""
 
@@ -133,6 +158,42 @@ class Settings(BaseSettings):
     max_wall_time: timedelta = timedelta(hours=2)
     """Time at work; waiting for a person doesn't count."""
 
+    fallback_models: Annotated[list[str], NoDecode] = []
+    """Asked in this order when a model fails."""
+    task_models: Annotated[dict[TaskType, str], NoDecode] = {}
+    """A model of its own for a kind of work, as JSON: `{"planning": "…", "testing": "…"}`; kinds are
+    planning, implementation, testing, review, code_review. Within a step they take turns."""
+    model_rules: Annotated[dict[str, str], NoDecode] = {}
+    """A word of a task's requirements to the model for it, as JSON: `{"creative": "…"}`; the first counts."""
+    model_options: Annotated[dict[str, ModelOptions], NoDecode] = {}
+    """What must be known of a model, as JSON: `{"qwen3": {"api": "chat", "native_tools": false}}`; `api` is
+    messages, responses or chat; further: max_output_tokens, context_tokens, store."""
+    prices: Annotated[dict[str, ModelPrice], NoDecode] = {}
+    """USD per million tokens of models that aren't known here, as JSON:
+    `{"qwen3": {"input": "0.2", "output": "0.6"}}`, and cache_read and cache_write where they differ."""
+    model_silence: timedelta = timedelta(seconds=120)
+    """How long a model's server may send nothing at all."""
+    model_stall: timedelta = timedelta(minutes=3)
+    """How long a reply may stand still, whatever else is sent to keep the connection alive."""
+    model_deadline: timedelta = timedelta(minutes=10)
+    """How long one reply may take."""
+    task_id_headers: Annotated[list[str], NoDecode] = ["X-Task-Id"]
+    """Headers by which each call of a model names its task; `X-KILOCODE-TASK-ID` is what others know."""
+    timestamp_headers: Annotated[list[str], NoDecode] = ["X-Timestamp-Iso"]
+    """Headers by which it says when it was sent; `X-KILOCODE-TIMESTAMP-ISO` is what others know."""
+    trace_in_system: bool = False
+    """For transports that pass no headers on: the task's id goes into the system prompt instead."""
+    agents_dir: Path | None = None
+    """Where the agents' programs are; None: `~/.cache/orchestrator/agents`."""
+    agentapi_url: str | None = Field(default=None, validation_alias=_named("AGENTAPI_URL", "AGENTAPI_URL"))
+    """A coder/agentapi server, which listens on 3284 by itself; makes the agent type `agentapi` usable."""
+    agentapi_key: SecretStr | None = Field(
+        default=None, validation_alias=_named("AGENTAPI_KEY", "AGENTAPI_KEY")
+    )
+    """Sent as a bearer token, for a proxy before it: the server itself knows no keys."""
+    worker_capabilities: Annotated[frozenset[str], NoDecode] = frozenset()
+    """What this machine offers to tasks that require it, besides its agents: `gpu,node`."""
+
     artifact_url: str | None = None
     """None: `<data_dir>/artifacts`; else `file:///…` or `s3://bucket/prefix`, with the usual AWS names."""
     strict_sandbox: bool = False
@@ -146,16 +207,35 @@ class Settings(BaseSettings):
     """Whether a task may name a path of the worker's machine."""
     allow_private_addresses: bool = False
     """Whether repository hosts may resolve to loopback, private or link-local addresses."""
+    fetch_hosts: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = []
+    """Hosts that the engine's fetch_url and MCP servers behind HTTP may reach: `docs.example.org`,
+    `*.example.org`, `example.org:8443`, `*`. None: no fetch_url."""
+    fetch_private_addresses: bool = False
+    """Whether these hosts may resolve to loopback, private or link-local addresses."""
+    mcp_servers: Annotated[dict[str, McpServer], NoDecode, BeforeValidator(_servers)] = {}
+    """MCP servers whose tools every step of the engine may use, as JSON: `{"lint": {"command": ["lint-mcp"]},
+    "docs": {"url": "https://mcp.example.org/mcp", "headers": {…}, "allow": ["search"], "risk": "read"}}`.
+    Those with a command run in the sandbox."""
 
     credentials: Annotated[dict[str, SecretStr], NoDecode] = {}
     """Of private repositories, as JSON: `{"forge": "https://user:token@forge.example/team/"}`. A task names
     one (`repository.credential`), and it is used at that address and below it alone."""
 
-    @field_validator("credentials", mode="before")
+    @field_validator("credentials", "task_models", "model_rules", "model_options", "prices", mode="before")
     @classmethod
     def _read(cls, value: object) -> object:
         """Compose passes on an empty text where nothing is set."""
         return (json.loads(value) if value.strip() else {}) if isinstance(value, str) else value
+
+    @field_validator("fallback_models", "task_id_headers", "timestamp_headers", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """JSON, or names with commas between."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return [name for part in value.split(",") if (name := part.strip())]
 
     @field_validator("credentials")
     @classmethod
@@ -165,10 +245,18 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name} is not https://user:password@host/…, each part percent-encoded")
         return value
 
-    @field_validator("data_dir")
+    @field_validator("worker_capabilities", mode="before")
     @classmethod
-    def _expand(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
+    def _split(cls, value: object) -> object:
+        """Words between commas."""
+        return (
+            [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+        )
+
+    @field_validator("data_dir", "agents_dir")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().resolve()
 
 
 def _logs_in(url: str) -> bool:

@@ -18,11 +18,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.core.assignment import Assignment, Limits, Stop
+from orchestrator.core.redaction import Redactor
+from orchestrator.core.states import Status
+from orchestrator.core.subtask import SubtaskEnd, SubtaskRequest
+from orchestrator.core.verdict import Verdict
 from orchestrator.core.workspace import CommandResult, Match, WorkspaceRefusal
+from orchestrator.engine import loop
+from orchestrator.engine.context import Room
 from orchestrator.engine.ports import (
     Block,
     Call,
+    Compacted,
     Conversation,
+    Corrected,
+    Entry,
     Heard,
     LeaseLost,
     Model,
@@ -30,11 +39,15 @@ from orchestrator.engine.ports import (
     Reply,
     Spending,
     StreamEvent,
+    SubtaskRefused,
     TextDelta,
     ToolResult,
     Turn,
     Usage,
 )
+from orchestrator.engine.prices import Price
+from orchestrator.engine.tools import TOOLS
+from orchestrator.engine.tools.tool import Tool
 
 
 class Killed(BaseException):
@@ -75,6 +88,16 @@ class FolderWorkspace:
         if not file.is_file():
             raise WorkspaceRefusal(f"there is no file {path}")
         file.unlink()
+
+    def has(self, path: str, /) -> bool:
+        return os.path.lexists(self._inside(path))
+
+    def move(self, path: str, to: str, /) -> None:
+        source, target = self._inside(path), self._inside(to)
+        if not source.exists() or target.exists():
+            raise WorkspaceRefusal(f"there is no {path}, or there is a {to}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
 
     def list(self, path: str, depth: int, /) -> Sequence[str]:
         start = self._inside(path)
@@ -135,6 +158,27 @@ class FolderWorkspace:
         shutil.copytree(self._copies / commit, self.root)
         self._last = commit
 
+    def adopt(self, commit: str, /) -> str | None:
+        """A subtask's files are those of the copy of that name; one that is here already, another way, is a
+        conflict."""
+        theirs = self._copies / commit
+        found = {file.relative_to(theirs): file.read_bytes() for file in theirs.rglob("*") if file.is_file()}
+        clash = [
+            path.as_posix()
+            for path, data in found.items()
+            if (self.root / path).is_file() and (self.root / path).read_bytes() != data
+        ]
+        if clash:
+            return f"both changed {', '.join(sorted(clash))}"
+        shutil.copytree(theirs, self.root, dirs_exist_ok=True)
+        return None
+
+    def put_aside(self, commit: str, files: Mapping[str, str]) -> None:
+        """What a subtask did, for `adopt`."""
+        for path, text in files.items():
+            (self._copies / commit / path).parent.mkdir(parents=True, exist_ok=True)
+            (self._copies / commit / path).write_text(text)
+
     def _files(self) -> Sequence[Path]:
         return [file for file in sorted(self.root.rglob("*")) if file.is_file()]
 
@@ -157,6 +201,8 @@ class FileJournal:
         elsewhere: Spending = Spending(),  # noqa: B008 - frozen
     ) -> None:
         self.elsewhere = elsewhere
+        self.redactor = Redactor()
+        self.refuses_subtasks = False
         self.path = path
         self._mail = [] if mail is None else mail
         self.writes = 0
@@ -165,23 +211,37 @@ class FileJournal:
         self._lost_at = lost_at
 
     def load(self) -> Conversation:
-        entries: list[Turn | Heard] = []
+        entries: list[Entry] = []
         calls: dict[str, Call] = {}
         answers: dict[str, str] = {}
+        digests: dict[str, str] = {}
+        subtasks: dict[str, SubtaskEnd | None] = {}
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             kind, data = json.loads(line)
             if kind == "turn":
                 entries.append(_turn(data))
             elif kind == "heard":
                 entries.append(Heard(**data))
+            elif kind == "compacted":
+                usage, spent = Usage(**data["usage"]), Decimal(data["cost_usd"] or 0)
+                entries.append(Compacted(**{**data, "usage": usage, "cost_usd": spent}))
+            elif kind == "corrected":
+                entries.append(Corrected(**data))
             elif kind == "begin":
-                calls.setdefault(data["call_id"], Call(data["call_id"]))
+                calls.setdefault(data["call_id"], Call(data["call_id"], turn=data["turn"]))
             elif kind == "finish":
-                result = ToolResult(**data["result"])
-                calls[data["call_id"]] = Call(data["call_id"], result, data["checkpoint"])
+                result = ToolResult(data["result"]["text"], data["result"]["is_error"])
+                begun = calls[data["call_id"]]
+                calls[data["call_id"]] = replace(begun, result=result, checkpoint=data["checkpoint"])
+            elif kind == "subtask":
+                subtasks.setdefault(data["call_id"], None)
+            elif kind == "ended":
+                subtasks[data["call_id"]] = SubtaskEnd(**{**data, "status": Status(data["status"])})
             else:
                 answers[data["call_id"]] = data["answer"]
-        return Conversation(tuple(entries), tuple(calls.values()), answers)
+                if data["digest"] is not None:
+                    digests[data["call_id"]] = data["digest"]
+        return Conversation(tuple(entries), tuple(calls.values()), answers, digests, subtasks)
 
     def hear(self, before_turn: int, /) -> Sequence[Heard]:
         heard = [Heard(before_turn, text) for text in self._mail]
@@ -201,8 +261,29 @@ class FileJournal:
     def finish_call(self, call_id: str, result: ToolResult, checkpoint: str | None, /) -> None:
         self._write("finish", {"call_id": call_id, "result": asdict(result), "checkpoint": checkpoint})
 
-    def answer(self, call_id: str, answer: str) -> None:
-        self._write("answer", {"call_id": call_id, "answer": answer})
+    def append(self, entry: Compacted | Corrected, /) -> None:
+        self._write("compacted" if isinstance(entry, Compacted) else "corrected", asdict(entry))
+
+    def as_kept(self, arguments: Mapping[str, Any], /) -> Mapping[str, Any]:
+        return dict(self.redactor.value(arguments))
+
+    def output(self, call_id: str, start: int, end: int, /) -> str | None:
+        for line in self.path.read_text().splitlines():
+            kind, data = json.loads(line)
+            if kind == "finish" and data["call_id"] == call_id:
+                return str(data["result"]["output"] or data["result"]["text"])[start:end]
+        return None
+
+    def start_subtasks(self, requests: Sequence[SubtaskRequest], checkpoint: str | None, /) -> None:
+        if self.refuses_subtasks:
+            raise SubtaskRefused("the tree is three deep already")
+        self._write("subtask", *({**asdict(request), "checkpoint": checkpoint} for request in requests))
+
+    def end_subtask(self, end: SubtaskEnd) -> None:
+        self._write("ended", asdict(end))
+
+    def answer(self, call_id: str, answer: str, digest: str | None = None) -> None:
+        self._write("answer", {"call_id": call_id, "answer": answer, "digest": digest})
 
     def _write(self, kind: str, *data: Mapping[str, Any], then: Callable[[], None] = lambda: None) -> None:
         self.writes += 1
@@ -315,3 +396,41 @@ def assignment(**changes: Any) -> Assignment:
 def no_live_model(assignment: Assignment) -> Model:
     """For runs of recordings alone."""
     raise AssertionError(f"{assignment.step_key} asked for a live model")
+
+
+class World:
+    """One step: a folder, a journal, and as many claims on it as a test makes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.workspace = FolderWorkspace(path / "workspace")
+        self.wire = Wire()
+        self.mail: list[str] = []
+
+    def journal(self, **faults: Any) -> FileJournal:
+        return FileJournal(self.path / "journal.jsonl", mail=self.mail, **faults)
+
+    def claim(
+        self,
+        script: Model,
+        journal: FileJournal | None = None,
+        *,
+        tools: Mapping[str, Tool[Any]] = TOOLS,
+        room: Room = Room(),  # noqa: B008 - frozen
+        **changes: Any,
+    ) -> Verdict:
+        return loop.work(
+            assignment(**changes),
+            self.wire,
+            model=script,
+            journal=journal or self.journal(),
+            workspace=self.workspace,
+            tools=tools,
+            prices={"priced": Price(Decimal(1_000_000), Decimal(1_000_000))},
+            room=room,
+        )
+
+
+def results(request: Any) -> list[Any]:
+    """The tool results that a request's last message carries."""
+    return [block for block in request["messages"][-1]["content"] if block["type"] == "tool_result"]

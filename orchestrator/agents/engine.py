@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
+from orchestrator.agents.equipment import equipped
 from orchestrator.core.assignment import Assignment, Link
 from orchestrator.core.verdict import Broke, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.engine import loop
-from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Workspace
+from orchestrator.engine.limits import refused
+from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Stopped, Workspace
+from orchestrator.engine.prices import PRICES, Price
+from orchestrator.engine.tools.policy import ToolPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +30,31 @@ class EngineAgent:
     open_journal: Callable[[Assignment], Journal]
     open_workspace: Callable[[Assignment], AbstractContextManager[Workspace]]
     command_timeout: timedelta = loop.COMMAND_TIMEOUT
+    policy: ToolPolicy = field(default_factory=ToolPolicy)
+    """What the model may call here besides the plain tools; a step's spec narrows it."""
+    prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
         try:
             model = self.model(assignment)
-            with self.open_workspace(assignment) as workspace:
+            with (
+                self.open_workspace(assignment) as workspace,
+                equipped(self.policy, assignment, workspace, link) as tools,
+            ):
                 return loop.work(
                     assignment,
                     link,
                     model=model,
                     journal=self.open_journal(assignment),
                     workspace=workspace,
+                    tools=tools,
+                    prices=self.prices,
                     command_timeout=self.command_timeout,
                 )
         except ModelError as error:
-            return Broke(error.code, error.message, error.error, error.retryable, error.retry_after)
+            return refused(error, {})
+        except Stopped:
+            return Yielded(link.stop.reason or StopReason.DRAIN)
         except LeaseLost:
             return Yielded(StopReason.LEASE_LOST)
         except WorkspaceFault as fault:

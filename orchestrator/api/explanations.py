@@ -97,8 +97,14 @@ already-answered | The question was answered already
     Only the first answer counts; the error tells it.
     See how the task goes on: orchestrator task watch <id>
 answer-invalid | The answer can't be taken
-    It is empty, too long, or names a choice that there isn't.
-    Send {"answer": {"text": "…"}} or {"answer": {"choice": 1}}.
+    It is empty, too long, or names a choice that there isn't; or it is no answer to a question of that kind.
+    Send {"answer": {"text": "…"}} or {"choice": 1}; leave takes Approve or Deny, a budget an amount or Stop.
+question-unanswered | Nobody answered in time
+    The task was created with on_question_timeout, which says that a question without an answer fails.
+    Run it again, with somebody there or with a longer time: orchestrator task retry <id>
+budget-refused | The budget was not raised
+    The task's budget was used up, and the person who was asked said to stop.
+    Create a task with a higher budget, or retry this one, which asks again: orchestrator task retry <id>
 range-invalid | That range is not in the file
     The file is shorter than the range that was asked for, or the range is malformed.
     Ask for another range, or for the whole file.
@@ -137,7 +143,13 @@ repository-unreachable | The repository can't be reached
     Try `git ls-remote <url>` where the worker runs, then: orchestrator task retry <id>
 agent-unknown | There is no such kind of agent
     This version doesn't know the agent type that the request names.
-    Leave it out to use the default.
+    Leave it out, and one is chosen by rule, or take a name from `orchestrator agent types`.
+agent-program-unknown | There is no such agent program
+    Only programs of orchestrator/data/agents.toml can be installed.
+    See them: orchestrator agent install --list
+agent-install-failed | An agent's program could not be installed
+    No package index can be reached, it has no such version, the folder can't be written, or the disk is full.
+    Read what the installer said, repair that, and run it again: nothing is left half done.
 agent-not-found | There is no such agent
     No agent that is there has this id or name.
     List them: orchestrator agent list
@@ -240,6 +252,9 @@ model-timeout | The model did not answer in time
 model-deadline | The model's reply took too long
     The reply had begun but wasn't complete within the time allowed for one turn.
     It is tried again by itself.
+model-stalled | The model's reply stood still
+    Nothing of the reply came for too long, though the connection was alive; nothing of it was used.
+    It is tried again by itself. A model that thinks for long needs a longer ORCHESTRATOR_MODEL_STALL.
 model-unreachable | The model can't be reached
     Nothing answers at the provider's address.
     Check the network and ANTHROPIC_BASE_URL where the workers run.
@@ -250,7 +265,7 @@ model-stream-truncated | The model's reply is incomplete
     The stream ended without its last part; nothing of it was used.
     It is tried again by itself.
 model-garbled | The model's reply can't be read
-    What came is not what the Messages API sends.
+    What came is not what the provider's API sends.
     It is tried again by itself; check ANTHROPIC_BASE_URL if it stays so.
 model-request-refused | The model's provider refuses the request
     It says that the request is not valid; the message tells why.
@@ -261,20 +276,59 @@ model-refused | The model refused to answer
 model-repeated-call | The model used one call's id twice
     Two tool calls of a conversation had the same id, so that their results could not be told apart.
     It is tried again by itself.
+budget-exhausted | The task's budget is used up
+    The gateway lets no further call through: the task has spent what it was allowed.
+    Answer the step's question with a higher budget, or cancel the task.
+circuit-open | A provider is left alone for now
+    It failed so often in a row that the gateway asks it nothing until it has had time to recover.
+    It is tried again by itself.
+run-token-invalid | The gateway no longer knows this run
+    The claim that the run's token was made for has ended.
+    Nothing: another worker has the step, or it is over.
+model-not-allowed | The run may not use this model
+    The gateway lets each run use its own models alone.
+    Name the model with the task, or allow it for all runs, then: orchestrator task retry <id>
+price-unknown | The model's price isn't known
+    A budget in USD can't be kept with a model whose price nobody has entered.
+    Enter it in ORCHESTRATOR_PRICES, or give the task no budget in USD.
+provider-missing | The gateway has no way to this model's provider
+    Neither a key nor an address of it is configured.
+    Set ANTHROPIC_API_KEY or OPENAI_API_KEY where the gateway runs and restart it.
+gateway-unready | The gateway can't work at the moment
+    It can't reach its database, without which it can't count what is spent.
+    It is tried again by itself; see: orchestrator doctor
+too-many-calls | The run has too many calls under way
+    The gateway lets a run make a few calls at a time.
+    It is tried again by itself.
+provider-throttled | The provider limits requests
+    It has told the gateway to wait, and the gateway keeps to that for everybody.
+    It is tried again when the provider says so.
+provider-unreachable | The gateway can't reach the provider
+    The connection failed before a reply began.
+    It is tried again by itself.
+provider-timeout | The provider did not answer the gateway in time
+    No reply began within the time allowed.
+    It is tried again by itself.
 context-too-long | The conversation is too long
     The step's conversation doesn't fit the model's context any more.
     Split the work into smaller steps.
 limit-mistakes | Too many mistakes in a row
     The model made no call that could be run, several turns in a row.
     See the step's log; describe the step more precisely.
+agent-stuck | The agent goes in circles
+    It did the same again and again. It was told so, put back, and a person was asked; it did not help.
+    See the step's log; describe the step more precisely, or give it to another agent or model.
+budget-not-raised | The task's budget is used up
+    The task and its subtasks have spent their budget, and a person chose to stop.
+    Run it again with a higher budget.
 limit-turns | Not done within the turns allowed
-    The step used as many turns as ORCHESTRATOR_MAX_TURNS or the task's budget allows.
+    The step used as many turns as ORCHESTRATOR_MAX_TURNS allows.
     Split the step, or raise the limit.
 limit-tokens | Not done within the tokens allowed
-    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS or the task's budget allows.
+    The step used as many tokens as ORCHESTRATOR_MAX_TOKENS allows.
     Split the step, or raise the limit.
 limit-cost | Not done within the cost allowed
-    The step cost as much as ORCHESTRATOR_MAX_COST_USD or the task's budget allows.
+    The step cost as much as ORCHESTRATOR_MAX_COST_USD allows.
     Split the step, or raise the limit.
 limit-wall-time | Not done within the time allowed
     The step's agent worked for as long as ORCHESTRATOR_MAX_WALL_TIME allows.
@@ -441,6 +495,21 @@ already-running | A stack already runs for this folder
 not-running | Nothing runs for this folder
     No stack was started for it, or it has ended.
     Start it: orchestrator up
+model-script-invalid | The model server's script is not valid
+    A part of it is missing, unknown or of the wrong kind. Each one is named by a JSON pointer.
+    Correct those parts. docs/how-to/develop-with-the-model-server.md shows the format.
+model-script-unreadable | The model server's script can't be read
+    The file isn't there, or may not be read.
+    Give --script the path of a file that you can read.
+model-recording-invalid | The recording is not valid
+    A line of the file isn't a recording that the model server made, or there is none in it.
+    Make one: orchestrator model-server --record FILE --upstream URL
+model-recording-unreadable | The recording can't be read
+    The file isn't there, may not be read, or isn't text.
+    Give --replay the path of a file that you can read.
+model-server-options | These options don't go together
+    The model server plays a script, or a recording, or records what a real API says.
+    Give one of --script FILE, --replay FILE, or --record FILE with --upstream URL.
 """
 
 

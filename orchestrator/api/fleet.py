@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.agents.readiness import shown
 from orchestrator.api.bodies import JsonBody, plain, read
 from orchestrator.api.once import Asking, Reply, once
 from orchestrator.api.openapi import takes
@@ -56,6 +57,17 @@ def _agents(wiring: Wiring, tenant_id: str, *, gone: bool = False) -> tuple[Agen
 def list_agents(wiring: The, caller: Reader, gone: bool = False) -> Response:
     lines = _agents(wiring, caller.tenant_id, gone=gone)
     return Reply(200, {"data": [plain(line) for line in lines]}).response()
+
+
+@router.get("/agent-types", operation_id="agent-types.list")
+def list_agent_types(wiring: The, caller: Reader) -> Response:
+    """Each kind of agent, the workers that can run it, and what is missing for it on this machine."""
+    lines = _agents(wiring, caller.tenant_id)
+    told = [
+        {**shown(one), "workers": sorted(line.id for line in lines if name in line.capabilities)}
+        for name, one in wiring.agents.items()
+    ]
+    return Reply(200, {"data": told}).response()
 
 
 @router.get("/agents/stalled", operation_id="agents.stalled")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
@@ -44,16 +45,23 @@ _COMMANDS: Final = {
 
 
 class Answer(BaseModel):
-    """`choice` counts the question's options from 1."""
+    """`choice` counts the question's options from 1; the bounds are for a question of kind budget."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     text: Text | None = None
     choice: int | None = None
+    max_cost_usd: Annotated[Decimal, Field(strict=False)] | None = None
+    max_tokens: int | None = None
+    max_turns: int | None = None
 
 
 class AnswerBody(BaseModel):
-    """`{"answer": "…"}`, `{"answer": {"text": "…"}}` or `{"answer": {"choice": 1}}`."""
+    """`{"answer": "…"}`, `{"answer": {"text": "…"}}` or `{"answer": {"choice": 1}}`.
+
+    Of a question of kind budget also `{"answer": {"max_cost_usd": 10}}`; one of kind tool_approval takes
+    `Approve`, or `Deny` with words for the agent or without.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

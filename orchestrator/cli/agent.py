@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.agents.programs import Pin
 from orchestrator.cli import session
 from orchestrator.cli.system import Json
 from orchestrator.cli.terminal import print_json, say, since, table
@@ -74,6 +75,62 @@ def drain(
     else:
         say(f"{', '.join(answer['agents'])}: {'takes work again' if off else 'draining'}.")
         say("See it: orchestrator agent list")
+
+
+@app.command()
+def types(json: Json = False) -> None:
+    """Which kinds of agent this machine can run, what each is good at, and what is missing for the others."""
+    from orchestrator import bootstrap
+    from orchestrator.agents.readiness import shown
+
+    found = [shown(one) for one in bootstrap.load("orchestrator:agent-types").agents.values()]
+    if json:
+        print_json({"data": found})
+        return
+    rows = [
+        (
+            one["name"],
+            "usable" if one["usable"] else "missing",
+            one["version"] or "",
+            one["grade"],
+            one["protocol"],
+            one["strengths"],
+        )
+        for one in found
+    ]
+    tones = ["good" if one["usable"] else "attention" for one in found]
+    table(("agent", "here", "version", "class", "by", "good at"), rows, tones=tones)
+    for one in found:
+        for gap in one["missing"]:
+            say(f"{one['name']}: {gap['what']}. {gap['do']}")
+
+
+@app.command()
+def install(
+    names: Annotated[list[str] | None, typer.Argument(help="Which ones; without: all.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="The same, as an option.")] = None,
+    what: Annotated[bool, typer.Option("--list", help="Only say which there are.")] = False,
+    json: Json = False,
+) -> None:
+    """Installs the agents' programs from the package registries, in the tried versions, for all checkouts.
+
+    They go to $ORCHESTRATOR_AGENTS_DIR, else to ~/.cache/orchestrator/agents. Nothing is done twice.
+    """
+    from orchestrator.local import agent_programs
+
+    if not what:
+        quiet = (lambda _: None) if json else say
+        agent_programs.install((*(names or ()), *(only or ())), quiet)
+    found = agent_programs.listed()
+    if json:
+        print_json({"data": [_program(one.pin, one.state) for one in found]})
+    elif what:
+        rows = [(one.pin.name, one.pin.version, one.state, f"{one.pin.size_mb} MB") for one in found]
+        table(("program", "version", "state", "on disk"), rows)
+
+
+def _program(pin: Pin, state: str) -> dict[str, Any]:
+    return {"name": pin.name, "version": pin.version, "state": state, "size_mb": pin.size_mb}
 
 
 def _show(found: list[dict[str, Any]], json: bool) -> None:

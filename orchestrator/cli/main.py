@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import agent, breakers, demo, local, operate, serve, session, system, task
+from orchestrator.cli import agent, breakers, demo, local, model_server, operate, serve, session, system, task
 from orchestrator.cli.codes import ExitCode, report
 from orchestrator.core.errors import OrchestratorError
 
@@ -43,7 +43,7 @@ app.add_typer(database, name="db")
 app.add_typer(operate.queue, name="queue", help="The broker's queues.")
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(local.up, local.down, local.ps, local.restart, local.logs, demo.demo, local.doctor),
-    *(serve.worker, serve.beat, serve.api, serve.gateway, serve.flower),
+    *(serve.worker, serve.beat, serve.api, serve.gateway, serve.flower, model_server.model_server),
     *(system.explain, system.version),
 )
 for command in _COMMANDS:

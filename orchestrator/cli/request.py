@@ -21,8 +21,14 @@ def build(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
     body: dict[str, Any] = _object(file) if file else {}
     body |= {name: given[name] for name in _SAME if given[name]}
     body |= dict(_converted(given))
-    if given["agent"]:
-        body["agent"] = {**body.get("agent", {}), "type": given["agent"]}
+    agent = {"type": given["agent"], "tool_approval": given["ask_before"]}
+    if any(agent.values()):
+        body["agent"] = {**body.get("agent", {}), **{name: v for name, v in agent.items() if v}}
+    if given["on_silence"] and not given["question_timeout"]:
+        raise Refused("option-invalid", "--on-silence needs a time.", "Add --question-timeout 2h.")
+    if given["question_timeout"]:
+        then = given["on_silence"] or "fail"
+        body["on_question_timeout"] = {"after": given["question_timeout"], "then": then}
     limits = {"max_cost_usd": given["budget"], "max_duration": given["timeout"]}
     if any(limits.values()):
         body["budget"] = {

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from orchestrator.cli import session
+from orchestrator.cli import answers, session
 from orchestrator.cli.codes import ExitCode, code_of_task
 from orchestrator.cli.request import build
 from orchestrator.cli.session import segment
@@ -57,7 +57,9 @@ def create(
     title: Annotated[str | None, typer.Option(help="One line; else the description's first.")] = None,
     priority: Annotated[str | None, typer.Option(help="critical, high, medium, low.")] = None,
     mode: Annotated[str | None, typer.Option(help="auto, strict, dry-run.")] = None,
-    agent: Annotated[str | None, typer.Option(help="The kind of agent, such as engine or replay.")] = None,
+    agent: Annotated[
+        str | None, typer.Option(help="The kind of agent: see `orchestrator agent types`.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model.")] = None,
     requirements: Annotated[str | None, typer.Option(help="Separated by commas.")] = None,
     deadline: Annotated[str | None, typer.Option(help="A date or a time after which it fails.")] = None,
@@ -65,6 +67,19 @@ def create(
     label: Annotated[list[str] | None, typer.Option(help="key=value; repeatable.")] = None,
     budget: Annotated[str | None, typer.Option(help="At most that many US dollars.")] = None,
     timeout: Annotated[str | None, typer.Option(help="At most that long, such as 2h.")] = None,
+    question_timeout: Annotated[
+        str | None, typer.Option(help="How long a question may stay unanswered, such as 2h; else for ever.")
+    ] = None,
+    on_silence: Annotated[
+        str | None,
+        typer.Option(help="What it means then: fail, default (the agent's own proposal) or wait; else fail."),
+    ] = None,
+    ask_before: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Calls to approve: read, write, execute, network, a tool's name, or *; repeatable."
+        ),
+    ] = None,
     gate: Annotated[list[str] | None, typer.Option(help="A quality gate; not in this version.")] = None,
     depends_on: Annotated[
         list[str] | None, typer.Option(help="A task to wait for; not in this version.")
@@ -92,6 +107,9 @@ def create(
             "branch": branch,
             "push": push,
             "credential": credential,
+            "question_timeout": question_timeout,
+            "on_silence": on_silence,
+            "ask_before": ask_before,
             "gates": gate,
             "depends_on": depends_on,
             "project": project,
@@ -168,7 +186,7 @@ def list_tasks(
         (
             task["id"],
             task["display"]["label"],
-            _cut(task["title"], 50),
+            _cut(f"↳ {task['title']}" if task["parent_id"] else task["title"], 50),
             f"{task['steps_done']}/{task['steps_total']}",
             _waits(task),
             since(task["created_at"]),
@@ -346,16 +364,17 @@ def answer(
 ) -> None:
     """Answers what an agent asked; the step goes on at once."""
     client = session.client()
-    if choice is None and text is None:
-        text = _asked_here(subject)
-        if text.isdigit():
-            choice, text = int(text), None
-    given: dict[str, Any] = {"text": text} if choice is None else {"choice": choice}
+    if choice is not None:
+        given: dict[str, Any] = {"choice": choice}
+    else:
+        given = {"text": text} if text is not None else _asked_here(subject)
     question = client.post(f"/api/v1/questions/{segment(subject)}/answer", {"answer": given})
     if json:
         print_json(question)
         return
     say(f"{question['id']} answered: {question['answer']['text']}")
+    if question["subject_digest"]:
+        say(f"It counts for exactly what was shown: sha256 {question['subject_digest']}")
     say(f"See how it goes on: orchestrator task watch {question['task_id']}")
 
 
@@ -505,6 +524,8 @@ def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
         f" · created {since(task['created_at'])} ago by {line(task['created_by'])}"
         f" · ${task['usage']['cost']['amount']}"
     )
+    if task["parent_id"]:
+        out(f"  started by an agent of {task['parent_id']}")
     if task["repository_url"]:
         out(f"  {line(task['repository_url'])}" + (f" → {task['branch']}" if task["branch"] else ""))
     for step in task["steps"]:
@@ -516,9 +537,13 @@ def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
             f"  {line(said)}".rstrip()
         )
     for question in task["questions"]:
-        out(f"  ? {question['id']}: {line(question['text'])}")
-        for number, option in enumerate(question["options"], start=1):
-            out(f"      {number}) {line(option)}")
+        first, *more = answers.lines(question)
+        out(f"  ? {question['id']}: {line(first.removeprefix('? '))}")
+        for each in more:
+            out(f"  {line(each)}")
+    for child in task["children"]:
+        indent = "  " * (child["depth"] - task["depth"])
+        out(f"{indent}↳ {child['display']['label']:<14} {child['id']}  {line(child['title'])}".rstrip())
     for way in _ways_on(task):
         out(f"  → orchestrator task {way} {task['id']}")
     if verbose:
@@ -533,7 +558,7 @@ def _ways_on(task: dict[str, Any]) -> list[str]:
     return [word for word, on in _WAYS.items() if waits & on]
 
 
-_WAYS: Final = {"answer": {"question"}, "resume": {"paused", "escalation"}}
+_WAYS: Final = {"answer": {"question", "tool_approval", "budget"}, "resume": {"paused", "escalation"}}
 
 
 def _print_chunk(chunk: dict[str, Any], *, json: bool) -> None:
@@ -564,7 +589,7 @@ def _print_patch(patch: str) -> None:
         screen.print(Text(clean(each), style=style), soft_wrap=True)
 
 
-def _asked_here(subject: str) -> str:
+def _asked_here(subject: str) -> dict[str, Any]:
     """The answer from the keyboard; refused when nobody sits there."""
     if not sys.stdin.isatty():
         raise Refused(
@@ -579,7 +604,7 @@ def _asked_here(subject: str) -> str:
         else client.get(_path(subject))["questions"]
     )
     for question in questions:
-        say(f"? {question['text']}")
-        for number, option in enumerate(question["options"], start=1):
-            say(f"    {number}) {option}")
-    return str(typer.prompt("answer"))
+        for each in answers.lines(question):
+            say(each)
+    said = str(typer.prompt("answer"))
+    return answers.given(questions[0], said) if questions else {"text": said}

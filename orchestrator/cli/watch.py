@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
+from orchestrator.cli import answers
 from orchestrator.cli.client import Client
 from orchestrator.cli.codes import ExitCode, code_of_task
 from orchestrator.cli.events import clock, doing, told
@@ -114,13 +115,12 @@ class Watch:
     def _ask(self, task: dict[str, Any]) -> None:
         """The first open question, at the prompt; the picture goes on afterwards."""
         question = task["questions"][0]
-        many = len(question["options"])
+        many = 0 if question["kind"] == "budget" else len(question["options"])
         hint = f"[1-{many}, or text]" if many else "[text]"
         said = input(f"   answer {hint} ▸ ").strip()
         if not said:
             return
-        chosen = said.isdigit() and 1 <= int(said) <= many
-        answer: dict[str, Any] = {"choice": int(said)} if chosen else {"text": said}
+        answer = answers.given(question, said)
         try:
             self.client.post(f"/api/v1/questions/{segment(question['id'])}/answer", {"answer": answer})
         except OrchestratorError as error:
@@ -142,9 +142,8 @@ def tell_next(task: dict[str, Any]) -> None:
     match task["status"]:
         case "pending_input":
             for question in task["questions"]:
-                say(f"? {question['text']}")
-                for number, option in enumerate(question["options"], start=1):
-                    say(f"    {number}) {option}")
+                for each in answers.lines(question):
+                    say(each)
             verb = "answer" if task["questions"] else "resume"
             say(f"{identity} waits: {task['display']['why']}\n  orchestrator task {verb} {identity}")
         case "completed" if task["commit"]:

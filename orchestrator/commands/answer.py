@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from orchestrator.commands import replies
 from orchestrator.commands.publication import Publication, following
-from orchestrator.core.errors import Conflict, Refused, Unknown
+from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.core.redaction import LOOKS
-from orchestrator.core.states import Event
+from orchestrator.core.states import Event, WaitingOn
+from orchestrator.db import budgets, transitions
 from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 from orchestrator.db.waking import wake
-
-MAX_ANSWER: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,39 +52,87 @@ def answer(
 ) -> Answered:
     """Answers a question, named by its id or, if it is the only open one, by its task's.
 
-    `given` is the text, or `{"choice": n}` (from 1, of the options); what looks like a secret is taken out of
-    it. Raises Unknown, Refused (`answer-invalid`), or Conflict (`already-answered`, which tells the first
-    answer; `question-withdrawn`).
+    `given` is the text, or `{"choice": n}` (from 1, of the options); of more budget also its new bounds, as
+    in a request. What looks like a secret is taken out of it. Raises Unknown, Refused (`answer-invalid`), or
+    Conflict (`already-answered`, which tells the first answer; `question-withdrawn`).
     """
     question = one(connection, _FIND, tenant=tenant_id, question=_question_id(connection, tenant_id, subject))
     if question is None:
         raise Unknown(
             "question-unknown", f"There is no question {subject}.", "orchestrator task list --waiting"
         )
-    text = LOOKS.text(_text(given, question["options"]))
-    step = StepRef(tenant_id, question["task_id"], question["workflow_id"], question["step_id"])
+    if question["answered_at"] is not None or question["withdrawn_at"] is not None:
+        raise _too_late(connection, tenant_id, question["id"])
+    match question["kind"]:
+        case WaitingOn.BUDGET:
+            return _budget(connection, question, given, by)
+        case WaitingOn.TOOL_APPROVAL:
+            text = replies.approval(replies.text_of(given, question["options"]))
+        case _:
+            text = replies.text_of(given, question["options"])
+    return _give(connection, question, LOOKS.text(text), by)
+
+
+def _give(connection: Connection, question: Mapping[str, Any], text: str, by: str) -> Answered:
+    """Under the task's lock, once; the step goes on."""
+    step = _step(question)
+    data = {"question": question["id"], "by": by, "kind": question["kind"]}
     woken = wake(
-        connection,
-        step,
-        Event.ANSWER,
-        {"question": question["id"], "by": by},
-        first=lambda: (
-            one(
-                connection,
-                _TAKE,
-                tenant=tenant_id,
-                question=question["id"],
-                answer=dumps({"text": text}),
-                by=by,
-            )
-            is not None
-        ),
+        connection, step, Event.ANSWER, data, first=lambda: _take(connection, question, {"text": text}, by)
     )
     if woken is None:
-        raise _too_late(connection, tenant_id, question["id"])
-    connection.execute(_COUNT, {"tenant": tenant_id, "task": question["task_id"]})
+        raise _too_late(connection, step.tenant_id, question["id"])
     publish = following(step.task, woken.settled, (step,) if woken.released else ())
     return Answered(question["id"], question["task_id"], text, publish)
+
+
+def _take(connection: Connection, question: Mapping[str, Any], said: Mapping[str, Any], by: str) -> bool:
+    keys = {"tenant": question["tenant_id"], "question": question["id"]}
+    if one(connection, _TAKE, **keys, answer=dumps(said), by=by) is None:
+        return False
+    connection.execute(_COUNT, {"tenant": question["tenant_id"], "task": question["task_id"]})
+    return True
+
+
+def _step(question: Mapping[str, Any]) -> StepRef:
+    return StepRef(question["tenant_id"], question["task_id"], question["workflow_id"], question["step_id"])
+
+
+_BUDGET: Final = statement(
+    """
+    SELECT r.budget FROM tasks t JOIN tasks r ON r.tenant_id = t.tenant_id AND r.id = t.root_id
+    WHERE t.tenant_id = :tenant AND t.id = :task FOR UPDATE OF r
+    """
+)
+"""The root's, which counts for all below it. Its lock comes before the task's own."""
+
+
+def _budget(
+    connection: Connection, question: Mapping[str, Any], given: str | Mapping[str, Any], by: str
+) -> Answered:
+    step = _step(question)
+    root = one(connection, _BUDGET, tenant=step.tenant_id, task=step.task_id)
+    assert root is not None  # noqa: S101 - the question's task
+    raised = replies.budget(given, question["options"], root["budget"])
+    if raised is None:
+        return _stop(connection, question, by)
+    budgets.raise_budget(connection, step.task, raised)
+    return _give(connection, question, replies.shown(raised), by)
+
+
+def _stop(connection: Connection, question: Mapping[str, Any], by: str) -> Answered:
+    """The step fails without another claim: there is nothing that its agent could do about it."""
+    taken = _give(connection, question, replies.STOP, by)
+    error = {
+        "code": "budget-refused",
+        "message": f"The budget is used up, and {by} did not raise it.",
+        "recoverable": True,
+    }
+    step = _step(question)
+    failed = transitions.fail(connection, step, None, error)
+    assert failed is not None  # noqa: S101 - this transaction has just led it on
+    transitions.end_attempts(connection, step.tenant_id, [step.step_id], "failed")
+    return replace(taken, publish=following(step.task, failed.settled))
 
 
 def _question_id(connection: Connection, tenant_id: str, subject: str) -> str:
@@ -105,24 +153,6 @@ def _question_id(connection: Connection, tenant_id: str, subject: str) -> str:
             f"orchestrator task status {subject}",
         )
     return str(found[0]["id"])
-
-
-def _text(given: str | Mapping[str, Any], options: list[str]) -> str:
-    if isinstance(given, Mapping) and "choice" in given:
-        choice = given["choice"]
-        if not isinstance(choice, int) or isinstance(choice, bool) or not 1 <= choice <= len(options):
-            raise Refused(
-                "answer-invalid",
-                f"There is no choice {choice!r}.",
-                f"Choose a number from 1 to {len(options)}.",
-            )
-        return str(options[choice - 1])
-    text = given.get("text") if isinstance(given, Mapping) else given
-    if not isinstance(text, str) or not text.strip():
-        raise Refused("answer-invalid", "The answer is empty.", 'Send {"text": "…"} or {"choice": n}.')
-    if len(text) > MAX_ANSWER:
-        raise Refused("answer-invalid", f"The answer is longer than {MAX_ANSWER} characters.", "Shorten it.")
-    return text
 
 
 def _too_late(connection: Connection, tenant_id: str, question_id: str) -> Conflict:

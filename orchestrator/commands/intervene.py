@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Connection
 
-from orchestrator.commands.publication import NOTHING, Publication, following
+from orchestrator.commands.publication import NOTHING, Publication, following, together
 from orchestrator.commands.request import unavailable
 from orchestrator.commands.submit import plan_from_json, write_workflow
 from orchestrator.core.bounds import Bound
@@ -15,7 +16,7 @@ from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.core.flow import compile_plan
 from orchestrator.core.redaction import LOOKS
 from orchestrator.core.states import TERMINAL
-from orchestrator.db import interventions
+from orchestrator.db import interventions, lineage
 from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.interventions import Commanded
 from orchestrator.db.locks import LockedTask, lock_task
@@ -43,15 +44,18 @@ def pause(
     task = _live(connection, tenant_id, task_id, "paused")
     if task.paused:
         raise Conflict("already-paused", f"Task {task_id} is paused.", f"orchestrator task resume {task_id}")
+    below = [each for each in _below(connection, task) if not each.paused and not each.cancel_requested]
+    others = [(each, interventions.pause(connection, each, by, _clean(reason))) for each in below]
     done = interventions.pause(connection, task, by, _clean(reason))
     later = "" if done.applied else " What runs stops at its next turn and is kept."
-    return _intervened(task, done, f"Nothing new is started.{later}")
+    return _intervened(task, done, f"Nothing new is started{_with(others)}.{later}", others)
 
 
 def resume(
     connection: Connection, tenant_id: str, task_id: str, *, by: str, reason: str | None = None
 ) -> Intervened:
-    """Lifts a pause. Of a task that isn't paused: leads on the steps that were escalated.
+    """Lifts a pause, and those of its subtasks. Of a task that isn't paused: leads on the steps that were
+    escalated.
 
     One word does one of both, so that nobody who lifts a pause sends on what he hasn't looked at.
     """
@@ -60,8 +64,11 @@ def resume(
     named = ", ".join(escalated.values())
     if task.paused:
         still = f" Escalated, and led on by another resume: {named}." if escalated else ""
+        below = [each for each in _below(connection, task) if each.paused]
+        others = [(each, interventions.resume(connection, each, by, _clean(reason))) for each in below]
         done = interventions.resume(connection, task, by, _clean(reason))
-        return _intervened(task, done, f"What was paused goes on from where it stopped.{still}")
+        what = f"What was paused goes on from where it stopped{_with(others)}.{still}"
+        return _intervened(task, done, what, others)
     if escalated:
         done = interventions.lead_on(connection, task, list(escalated), by, _clean(reason))
         return _intervened(
@@ -80,12 +87,16 @@ def resume(
 def cancel(
     connection: Connection, tenant_id: str, task_id: str, *, by: str, reason: str | None = None
 ) -> Intervened:
+    """Its subtasks, and theirs, end with it: locked from the top down, ended from the bottom up."""
     task = _live(connection, tenant_id, task_id, "cancelled")
     if task.cancel_requested:
         return Intervened(task_id, None, task.status, False, NOTHING, "It was cancelled before.")
-    done = interventions.cancel(connection, task, by, _clean(reason) or f"cancelled by {by}")
-    later = "It has ended." if done.applied else "What runs hands in what it has, then the task ends."
-    return _intervened(task, done, later)
+    why = _clean(reason) or f"cancelled by {by}"
+    below = [each for each in _below(connection, task) if not each.cancel_requested]
+    others = [(each, interventions.cancel(connection, each, by, why)) for each in reversed(below)]
+    done = interventions.cancel(connection, task, by, why)
+    later = "It has ended" if done.applied else "What runs hands in what it has, then the task ends"
+    return _intervened(task, done, f"{later}{_with(others)}.", others)
 
 
 _PLAN: Final = statement(
@@ -151,6 +162,27 @@ def retry(
     return Intervened(task_id, None, "queued", True, publish, "The same plan runs again, from the start.")
 
 
+def _below(connection: Connection, task: LockedTask) -> list[LockedTask]:
+    """Its live subtasks and theirs, each locked after the task that started it: none can be missed, since a
+    subtask is started under its parent's lock."""
+    found: list[LockedTask] = []
+    level = [task.ref]
+    while level:
+        refs = lineage.live_children(connection, task.ref.tenant_id, [ref.task_id for ref in level])
+        locked = [each for ref in refs if (each := lock_task(connection, ref)) is not None]
+        live = [each for each in locked if each.status not in TERMINAL]
+        found += live
+        level = [each.ref for each in live]
+    return found
+
+
+_Others = Sequence[tuple[LockedTask, Commanded]]
+
+
+def _with(others: _Others) -> str:
+    return f", and {len(others)} subtask{'s' if len(others) > 1 else ''} with it" if others else ""
+
+
 def _clean(reason: str | None) -> str | None:
     return None if reason is None else LOOKS.text(reason)
 
@@ -173,8 +205,11 @@ def _live(connection: Connection, tenant_id: str, task_id: str, verb: str) -> Lo
     return task
 
 
-def _intervened(task: LockedTask, done: Commanded, message: str) -> Intervened:
-    publish = following(task.ref, done.settled, done.released)
+def _intervened(task: LockedTask, done: Commanded, message: str, others: _Others = ()) -> Intervened:
+    publish = together(
+        *(following(each.ref, what.settled, what.released) for each, what in others),
+        following(task.ref, done.settled, done.released),
+    )
     return Intervened(
         task.ref.task_id, done.intervention_id, done.settled.status, done.applied, publish, message
     )

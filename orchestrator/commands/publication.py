@@ -33,6 +33,10 @@ class Publication:
     """Tasks that ended and whose caller waits in Celery, or that have steps which Flower must hear of."""
     shown: tuple[tuple[TaskRef, Status], ...] = ()
     """Tasks whose status changed and whose caller watches them in Celery."""
+    awaited: tuple[TaskRef, ...] = ()
+    """Subtasks that ended: the steps that started them may go on."""
+    forsaken: tuple[TaskRef, ...] = ()
+    """Live subtasks whose parent's step ended: they are to be cancelled."""
 
 
 NOTHING = Publication()
@@ -46,4 +50,18 @@ def following(task: TaskRef, settled: Settled, released: tuple[StepRef, ...] = (
         if settled.ended and (settled.watched or settled.status is not Status.COMPLETED)
         else (),
         shown=((task, settled.status),) if settled.watched and not settled.ended else (),
+        awaited=(task,) if settled.ended and settled.of_parent else (),
+        forsaken=settled.forsaken,
+    )
+
+
+def together(*parts: Publication) -> Publication:
+    """Of changes of several tasks in one transaction; only one of them may have started a workflow."""
+    return Publication(
+        started=next((part.started for part in parts if part.started is not None), None),
+        released=tuple(step for part in parts for step in part.released),
+        finished=tuple(task for part in parts for task in part.finished),
+        shown=tuple(change for part in parts for change in part.shown),
+        awaited=tuple(task for part in parts for task in part.awaited),
+        forsaken=tuple(task for part in parts for task in part.forsaken),
     )

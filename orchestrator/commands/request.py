@@ -27,6 +27,7 @@ from orchestrator.core.errors import Problem, Refused
 from orchestrator.core.plan import PlanStep
 from orchestrator.core.priority import Priority
 from orchestrator.core.redaction import LOOKS
+from orchestrator.core.verdict import OnSilence
 
 MAX_DESCRIPTION: Final = 100_000
 MAX_TITLE: Final = 300
@@ -168,10 +169,29 @@ class BudgetRequest(_Body):
 
 
 class AgentRequest(_Body):
-    """Which kind of agent does the work."""
+    """Which kind of agent does the work, and what it must ask leave for.
+
+    `tool_approval` names tools and classes of risk (read, write, execute, network; `*`: all of them) whose
+    calls wait for a person's approval.
+    """
 
     type: Line | None = None
     capabilities: Annotated[list[Line], Field(max_length=MAX_ITEMS)] = []
+    tool_approval: Annotated[
+        list[Annotated[str, Field(pattern=r"^(\*|[A-Za-z][A-Za-z0-9_.:/-]{0,99})$")]],
+        Field(max_length=MAX_ITEMS),
+    ] = []
+
+
+class QuestionTimeout(_Body):
+    """What becomes of a question that nobody answers within `after`: it goes on waiting, the step fails, or
+    it goes on with the answer that the agent itself proposed.
+
+    Silence is never consent: what asks for an approval or for more budget only waits or fails.
+    """
+
+    after: Duration
+    then: OnSilence
 
 
 class StepRequest(_Body):
@@ -206,7 +226,7 @@ class TaskRequest(_Body):
     agent: AgentRequest = AgentRequest()
     model: Line | None = None
     gates: Annotated[list[Line], Field(max_length=MAX_ITEMS)] = []
-    on_question_timeout: dict[str, Any] | None = None
+    on_question_timeout: QuestionTimeout | None = None
     on_step_failure: Literal["stop", "continue"] = "stop"
     labels: Annotated[dict[Line, Line], Field(max_length=MAX_ITEMS)] = {}
     callback_url: Line | None = None
@@ -385,11 +405,9 @@ def _only_what_is_built(request: TaskRequest) -> None:
         "/gates": request.gates,
         "/depends_on": request.depends_on,
         "/parent_id": request.parent_id,
-        "/on_question_timeout": request.on_question_timeout,
         "/callback_url": request.callback_url,
         "/project": request.project,
         "/validate_only": request.validate_only,
-        "/agent/capabilities": request.agent.capabilities,
     }
     for pointer, value in unbuilt.items():
         if value:

@@ -49,6 +49,8 @@ _ARCHIVE: Final = statement(
         SELECT s.id FROM steps s JOIN due ON s.task_id = due.id WHERE s.tenant_id = :tenant
     ), turns_gone AS (
         DELETE FROM turns u USING their_steps s WHERE u.tenant_id = :tenant AND u.step_id = s.id RETURNING 1
+    ), transcripts_gone AS (
+        DELETE FROM transcripts r USING their_steps s WHERE r.tenant_id = :tenant AND r.step_id = s.id
     ), calls_gone AS (
         DELETE FROM tool_calls c USING their_steps s
         WHERE c.tenant_id = :tenant AND c.step_id = s.id RETURNING 1

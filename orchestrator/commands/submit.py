@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from orchestrator.commands.publication import NOTHING, Publication, Started
-from orchestrator.commands.request import TaskRequest, check_id, harmless, unavailable
+from orchestrator.commands.request import TaskRequest, check_id, harmless
 from orchestrator.core import repository_url
 from orchestrator.core.errors import Conflict, Problem, Refused
 from orchestrator.core.flow import Flow, compile_plan
@@ -34,9 +35,6 @@ class Policy:
     max_attempts: int
     allow_local_repositories: bool
     agent_types: frozenset[str]
-    default_agent: str
-    later_agent_types: frozenset[str] = frozenset()
-    """Known by name, and not built into this version."""
     allow_private_addresses: bool = False
 
 
@@ -108,7 +106,6 @@ def submit(
     check_id(ref.task_id)
     url = _repository(request, policy)
     plan = _plan(request, policy)
-    flow = compile_plan(plan)
     stored = LOOKS.value(request.model_dump(mode="json", exclude_unset=True))
     warnings = tuple(_warnings(request, now))
     written = one(
@@ -117,7 +114,7 @@ def submit(
         tenant=tenant_id,
         task=ref.task_id,
         external_id=request.external_id,
-        title=LOOKS.text(request.title or _title(request.description)),
+        title=LOOKS.text(request.title or title_of(request.description)),
         description=LOOKS.text(request.description),
         priority=request.priority,
         mode=request.execution_mode,
@@ -141,31 +138,35 @@ def submit(
     )
     if written is None:
         return _existing(connection, ref, request, stored, warnings)
-    started = write_workflow(
-        connection, ref, 1, plan, flow, request.priority, policy.max_attempts, created_by, start=request.start
-    )
-    workflow_id = started.workflow_id
-    paused = [] if request.start else _paused(plan, ref, workflow_id)
-    append_events(
-        connection,
-        ref,
-        [
-            *paused,
-            EventDraft(
-                "status",
-                "queued" if request.start else "pending_input",
-                {
-                    "from": None,
-                    "to": "queued" if request.start else "pending_input",
-                    "created_by": created_by,
-                    "priority": request.priority,
-                },
-                workflow_id=workflow_id,
-            ),
-        ],
+    started = begin(
+        connection, ref, plan, request.priority, policy.max_attempts, created_by, start=request.start
     )
     publish = Publication(started=started) if request.start else NOTHING
-    return Submitted(ref.task_id, workflow_id, True, warnings, publish)
+    return Submitted(ref.task_id, started.workflow_id, True, warnings, publish)
+
+
+def begin(
+    connection: Connection,
+    ref: TaskRef,
+    plan: Plan,
+    priority: str,
+    max_attempts: int,
+    by: str,
+    *,
+    start: bool,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+) -> Started:
+    """The first workflow of a task whose row was just written, and the first events; `facts` go with them."""
+    started = write_workflow(
+        connection, ref, 1, plan, compile_plan(plan), priority, max_attempts, by, start=start
+    )
+    status = "queued" if start else "pending_input"
+    data = {"from": None, "to": status, "created_by": by, "priority": priority, **facts}
+    paused = [] if start else _paused(plan, ref, started.workflow_id)
+    append_events(
+        connection, ref, [*paused, EventDraft("status", status, data, workflow_id=started.workflow_id)]
+    )
+    return started
 
 
 def _paused(plan: Plan, ref: TaskRef, workflow_id: str) -> list[EventDraft]:
@@ -198,7 +199,8 @@ def _existing(
     return Submitted(row["id"], row["workflow_id"], False, warnings, NOTHING)
 
 
-def _title(description: str) -> str:
+def title_of(description: str) -> str:
+    """The first line of a description, as long as fits a terminal."""
     first = description.strip().splitlines()[0] if description.strip() else "Untitled"
     return first if len(first) <= 80 else f"{first[:79]}…"  # noqa: PLR2004 - as wide as a terminal
 
@@ -245,15 +247,13 @@ def _agents(request: TaskRequest, steps: list[PlanStep], policy: Policy) -> None
     named = [("/agent/type", request.agent.type)]
     named += [(f"/steps/{number}/agent", step.agent_type) for number, step in enumerate(steps)]
     for pointer, name in named:
-        if name in policy.later_agent_types:
-            raise unavailable(pointer, name)
         if name is not None and name not in policy.agent_types:
             known = ", ".join(sorted(policy.agent_types))
             detail = f"{name!r} is no agent type of this version; there are {known}"
             raise Refused(
                 "agent-unknown",
                 f"{detail}.",
-                "Leave it out to use the default.",
+                "Leave it out and one is chosen, or see: orchestrator agent types",
                 problems=(Problem(pointer, "agent-unknown", detail),),
             )
 

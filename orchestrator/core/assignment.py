@@ -62,6 +62,8 @@ class Assignment:
     """`needs`: key → summary of each needed step; `requirements`: what the task's author asks of its result;
     `previous`: what a user's canvas handed on;
     `conflict`: set when an earlier commit of this step could not be integrated."""
+    approvals: tuple[str, ...] = ()
+    """Tools, and classes of risk, whose calls need a person's leave."""
 
 
 @dataclass(frozen=True, slots=True)

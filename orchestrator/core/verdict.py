@@ -65,10 +65,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The work is finished; `result` is JSON-able and small, `summary` one paragraph for people."""
+    """The work is finished; `result` is JSON-able and small, `summary` one paragraph for people.
+
+    Both are a claim. `evidence` is not: the commands that ran with their exit codes, and the changed files,
+    as far as the agent's shell knows them.
+    """
 
     summary: str
     result: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

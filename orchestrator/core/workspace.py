@@ -19,6 +19,20 @@ class CommandResult:
 
 
 @dataclass(frozen=True, slots=True)
+class BackgroundOutput:
+    """A command in the background, as it was found: what it printed since it was last looked at."""
+
+    output: str
+    left_out: int
+    """Bytes of it that were thrown away before anybody looked, the earliest."""
+    running: bool
+    exit_code: int | None = None
+    """None while it runs, and when it was killed."""
+    killed: str | None = None
+    """Why it was killed: stopped, its timeout, or one of the workspace's limits."""
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """One line that a search found; `line` counts from 1, `path` is relative to the workspace."""
 

@@ -49,9 +49,15 @@ class Claimed:
     repository_credential: str | None
     """The name of it; what it is, the worker knows."""
     base_commit: str | None
+    origin_commit: str | None
+    """Of a subtask: what of its base's history the repository itself has."""
     tip_commit: str | None
+    approvals: Sequence[str] | None
+    """What a person must approve before it is run, as the request said; None: it didn't say."""
     previous: Any
     budget: Mapping[str, Any]
+    capabilities: Sequence[str]
+    """What the request asks of the agent."""
     requirements: Sequence[str]
     needs: Sequence[Mapping[str, Any]]
     """What the steps that it needs left: key, summary, result_commit; in the plan's order."""
@@ -117,8 +123,10 @@ _CLAIM_SQL: Final = f"""
         RETURNING s.tenant_id, s.id, s.task_id, s.workflow_id, s.status, s.published_by, s.agent_id, s.key,
             s.number, s.kind, s.description, s.spec, s.agent_type, s.model, s.attempt, s.max_attempts,
             s.fence, s.conflicts, t.description AS task_description, t.agent_type AS task_agent_type,
-            t.model AS task_model, t.repository_url, t.repository_branch, t.base_commit, t.tip_commit,
+            t.model AS task_model, t.repository_url, t.repository_branch, t.base_commit, t.origin_commit,
+            t.tip_commit, t.request -> 'agent' -> 'tool_approval' AS approvals,
             t.previous, t.budget, t.requirements,
+            coalesce(t.request -> 'agent' -> 'capabilities', '[]') AS capabilities,
             t.request -> 'repository' ->> 'credential' AS repository_credential, t.status AS task_status,
             t.status <> 'running' AND t.entry_signature IS NOT NULL AS watched
     ), tried AS (
@@ -223,7 +231,8 @@ def _claimed(step: StepRef, row: Mapping[str, Any]) -> Claimed:
     same = (
         "key number total kind description spec agent_type model attempt max_attempts fence resumed watched"
         " conflicts task_description task_agent_type task_model repository_url repository_branch"
-        " repository_credential base_commit tip_commit previous budget requirements needs"
+        " repository_credential base_commit origin_commit tip_commit approvals previous budget capabilities"
+        " requirements needs"
     )
     return Claimed(step=step, **{name: row[name] for name in same.split()})
 
@@ -476,3 +485,16 @@ def live_attempts(connection: Connection, attempts: Sequence[tuple[str, int]]) -
     steps, numbers = [step for step, _ in attempts], [number for _, number in attempts]
     found = rows(connection, _LIVE, steps=steps, attempts=numbers)
     return {(row["id"], row["attempt"]) for row in found}
+
+
+_UNFINISHED: Final = statement(
+    """
+    SELECT id FROM steps
+    WHERE id = ANY(CAST(:steps AS text[])) AND status IN ('queued', 'running', 'pending_input')
+    """
+)
+
+
+def unfinished(connection: Connection, steps: Sequence[str]) -> set[str]:
+    """Those of the steps that may still go on; what the others have left is nobody's."""
+    return {row["id"] for row in rows(connection, _UNFINISHED, steps=list(steps))}

@@ -95,13 +95,25 @@ def logs_of_workflow(connection: Connection, step: StepRef) -> list[dict[str, An
 _ASK: Final = statement(
     """
     INSERT INTO questions
-        (tenant_id, id, task_id, workflow_id, step_id, call_id, kind, text, options, subject_digest)
-    VALUES (:tenant, 'q_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :workflow, :step,
-        :call, :kind, :text, CAST(:options AS jsonb), :digest)
+        (tenant_id, id, task_id, workflow_id, step_id, call_id, kind, text, options, subject_digest,
+        default_answer, on_expiry, expires_at)
+    SELECT :tenant, 'q_' || replace(CAST(gen_random_uuid() AS text), '-', ''), :task, :workflow, :step,
+        :call, :kind, :text, CAST(:options AS jsonb), :digest, :default, nullif(p.silence, 'wait'),
+        CASE WHEN p.silence <> 'wait' THEN clock_timestamp() + CAST(p.after AS interval) END
+    FROM (
+        SELECT o.policy ->> 'after' AS after, CASE
+            WHEN o.policy IS NULL THEN 'wait'
+            WHEN o.policy ->> 'then' <> 'default' THEN o.policy ->> 'then'
+            WHEN :kind = 'question' AND CAST(:default AS text) IS NOT NULL THEN 'default'
+            ELSE 'wait' END AS silence
+        FROM (SELECT request -> 'on_question_timeout' AS policy FROM tasks
+              WHERE tenant_id = :tenant AND id = :task) o) p
     ON CONFLICT (tenant_id, step_id, call_id) DO NOTHING
     RETURNING id
     """
 )
+"""With what the task's request says of silence; a default is for open questions alone, and only if the asker
+has one."""
 _ASKED: Final = statement(
     """
     SELECT id, answered_at FROM questions WHERE tenant_id = :tenant AND step_id = :step AND call_id = :call
@@ -130,6 +142,7 @@ def ask(connection: Connection, step: StepRef, fence: int, question: Ask) -> App
         call=question.call_id,
         kind=question.kind,
         digest=question.subject_digest,
+        default=None if question.default is None else question.default.replace("\x00", "\ufffd"),
         text=question.text.replace("\x00", "\ufffd"),
         options=dumps(list(question.options)),
     )

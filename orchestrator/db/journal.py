@@ -48,7 +48,7 @@ _FINISH: Final = statement(
     f"""
     WITH held AS ({_HELD})
     UPDATE tool_calls SET result = :result, is_error = :is_error, checkpoint = :checkpoint,
-        finished_at = clock_timestamp()
+        output = :output, finished_at = clock_timestamp()
     FROM held
     WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation AND id = :call
       AND finished_at IS NULL
@@ -58,18 +58,33 @@ _FINISH: Final = statement(
 _TURNS: Final = statement(
     """
     SELECT kind, number, message FROM turns
-    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation ORDER BY id
+    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation AND kind <> 'session'
+    ORDER BY id
+    """
+)
+_SESSION: Final = statement(
+    """
+    SELECT message FROM turns
+    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation AND kind = 'session'
+    ORDER BY id DESC LIMIT 1
     """
 )
 _CALLS: Final = statement(
     """
-    SELECT id, result, is_error, checkpoint, finished_at FROM tool_calls
+    SELECT id, turn, result, is_error, checkpoint, finished_at FROM tool_calls
     WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation ORDER BY number
+    """
+)
+_OUTPUT: Final = statement(
+    """
+    SELECT substr(coalesce(output, result), :start + 1, :count) AS part FROM tool_calls
+    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation AND id = :call
+      AND finished_at IS NOT NULL
     """
 )
 _ANSWERS: Final = statement(
     """
-    SELECT call_id, answer FROM questions WHERE tenant_id = :tenant AND step_id = :step
+    SELECT call_id, answer, subject_digest FROM questions WHERE tenant_id = :tenant AND step_id = :step
         AND answered_at IS NOT NULL
     """
 )
@@ -86,9 +101,13 @@ _ELSEWHERE: Final = statement(
     SELECT count(*) AS turns, coalesce(sum(u.cost_usd), 0) AS cost_usd,
         coalesce(sum(u.input_tokens + u.output_tokens + u.cache_read_tokens + u.cache_write_tokens), 0)
             AS tokens
-    FROM usage u JOIN steps s ON s.tenant_id = u.tenant_id AND s.id = u.step_id
-    WHERE u.tenant_id = :tenant AND u.task_id = :task AND s.workflow_id = :workflow
-      AND (u.step_id, u.conversation) <> (:step, :conversation)
+    FROM tasks me
+    JOIN tasks t ON t.tenant_id = me.tenant_id
+        AND (t.id = me.root_id OR (t.parent_id IS NOT NULL AND t.root_id = me.root_id))
+    JOIN workflows w ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
+    JOIN usage u ON u.tenant_id = t.tenant_id AND u.task_id = t.id
+    JOIN steps s ON s.tenant_id = u.tenant_id AND s.id = u.step_id AND s.workflow_id = w.id
+    WHERE me.tenant_id = :tenant AND me.id = :task AND (u.step_id, u.conversation) <> (:step, :conversation)
     """
 )
 
@@ -137,7 +156,7 @@ def append(
     message: Mapping[str, Any],
     spent: Spent | None = None,
 ) -> None:
-    """Appends a turn, or what the agent heard before one. Raises FenceLost."""
+    """Appends a turn, or what came before one: `heard`, `compacted`, `corrected`. Raises FenceLost."""
     added = one(
         connection,
         _APPEND,
@@ -179,9 +198,16 @@ def begin_call(
 
 
 def finish_call(
-    connection: Connection, scope: Scope, call_id: str, result: str, is_error: bool, checkpoint: str | None
+    connection: Connection,
+    scope: Scope,
+    call_id: str,
+    result: str,
+    is_error: bool,
+    checkpoint: str | None,
+    output: str | None = None,
 ) -> None:
-    """Its result, once; an answer to a question that it carries counts as consumed. Raises FenceLost."""
+    """Its result, once, and its whole output where the result shows a part of it; an answer to a question
+    that it carries counts as consumed. Raises FenceLost."""
     finished = one(
         connection,
         _FINISH,
@@ -190,33 +216,50 @@ def finish_call(
         result=result.replace("\x00", "\ufffd"),
         is_error=is_error,
         checkpoint=checkpoint,
+        output=None if output is None else output.replace("\x00", "\ufffd"),
     )
     if finished is None:
         raise FenceLost
     connection.execute(_CONSUME, {**scope.keys, "call": call_id})
 
 
+def output(connection: Connection, scope: Scope, call_id: str, start: int, count: int) -> str | None:
+    """That part of what a finished call gave, in characters from 0; None: there is no such call."""
+    row = one(connection, _OUTPUT, **scope.keys, call=call_id, start=max(start, 0), count=max(count, 0))
+    return None if row is None else row["part"]
+
+
 def spent_elsewhere(connection: Connection, scope: Scope) -> dict[str, Any]:
-    """Turns, tokens and cost_usd of the workflow, without this conversation's."""
-    step = scope.step
-    row = one(connection, _ELSEWHERE, **scope.keys, task=step.task_id, workflow=step.workflow_id)
+    """Turns, tokens and cost_usd of the current runs of the whole tree of tasks, without this
+    conversation's."""
+    row = one(connection, _ELSEWHERE, **scope.keys, task=scope.step.task_id)
     assert row is not None  # noqa: S101 - sums without GROUP BY
     return row
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A whole conversation, as rows in order; `answers`: call id → the person's text."""
+    """A whole conversation, as rows in order; `answers`: call id → the person's text; `digests`: call id →
+    the digest of what leave was asked for."""
 
     turns: tuple[Mapping[str, Any], ...]
     calls: tuple[Mapping[str, Any], ...]
     answers: Mapping[str, str]
+    digests: Mapping[str, str]
+
+
+def session(connection: Connection, scope: Scope) -> Mapping[str, Any] | None:
+    """The latest record of an external agent's session (kind `session`)."""
+    row = one(connection, _SESSION, **scope.keys)
+    return None if row is None else row["message"]
 
 
 def load(connection: Connection, scope: Scope) -> Stored:
     keys = scope.keys
+    answered = rows(connection, _ANSWERS, **keys)
     return Stored(
         tuple(rows(connection, _TURNS, **keys)),
         tuple(rows(connection, _CALLS, **keys)),
-        {row["call_id"]: row["answer"]["text"] for row in rows(connection, _ANSWERS, **keys)},
+        {row["call_id"]: row["answer"]["text"] for row in answered},
+        {row["call_id"]: row["subject_digest"] for row in answered if row["subject_digest"] is not None},
     )

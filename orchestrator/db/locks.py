@@ -26,7 +26,8 @@ FACTS_SQL: Final = f"""
     t.status AS task_status, t.workflow_number, t.paused_at, t.cancel_requested_at, t.cancel_reason,
     t.on_step_failure, t.started_at AS task_started_at, t.base_commit, t.tip_commit,
     t.priority AS task_priority, {EXCEEDED_SQL} AS exceeded,
-    t.entry_signature IS NOT NULL AS has_entry, w.id AS workflow_id, w.phase
+    t.entry_signature IS NOT NULL AS has_entry, t.parent_id IS NOT NULL AS is_subtask,
+    w.id AS workflow_id, w.phase
 """
 """What `locked` reads, of a task `t` and its current workflow `w`."""
 _LOCKED: Final = statement(
@@ -58,6 +59,7 @@ class LockedTask:
     tip_commit: str | None
     priority: str
     has_entry: bool
+    is_subtask: bool
     exceeded: Bound | None
     """The bound in time that it has met: nothing of it may start or go on."""
 
@@ -85,5 +87,6 @@ def locked(ref: TaskRef, row: Mapping[str, Any]) -> LockedTask:
         tip_commit=row["tip_commit"],
         priority=row["task_priority"],
         has_entry=row["has_entry"],
+        is_subtask=row["is_subtask"],
         exceeded=None if row["exceeded"] is None else Bound(row["exceeded"]),
     )

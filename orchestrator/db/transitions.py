@@ -14,6 +14,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from orchestrator.core.states import RULES, TERMINAL, Event, Status, StepView, WaitingOn, task_status
+from orchestrator.db import lineage
 from orchestrator.db.ending import end_task, ended_late
 from orchestrator.db.events import EventDraft, append_sql, append_values
 from orchestrator.db.locks import LOCK_SQL, LockedTask, lock_task
@@ -23,11 +24,14 @@ from orchestrator.db.sql import Prepared, StepRef, TaskRef, dumps, one, rows, st
 @dataclass(frozen=True, slots=True)
 class Settled:
     """What a transition did to the task; `ended` only in the transaction that ended it, `watched` if its
-    status changed and somebody who called it through Celery watches."""
+    status changed and somebody who called it through Celery watches, `of_parent` if it ended and another
+    task's step may wait for it. `forsaken` are live subtasks whose parent's step ended without them."""
 
     status: Status
     ended: bool = False
     watched: bool = False
+    of_parent: bool = False
+    forsaken: tuple[TaskRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def settle(
     drafts = list(events)
     if status in TERMINAL:
         end_task(connection, task, status, drafts)
-        return Settled(status, ended=True, watched=task.has_entry)
+        return Settled(status, ended=True, watched=task.has_entry, of_parent=task.is_subtask)
     waiting_on, since, detail = _waiting(status, groups)
     if status is not task.status:
         drafts.append(
@@ -480,7 +484,8 @@ def _broken(connection: Connection, step: StepRef, events: list[EventDraft], how
     for row in sorted(doomed, key=lambda r: r["number"]):
         ref = StepRef(step.tenant_id, step.task_id, step.workflow_id, row["id"])
         events.append(step_event(Event.CANCEL, ref, None, reason=row["reason"]))
-    return Applied(settle(connection, task, events))
+    forsaken = lineage.forsaken(connection, step.tenant_id, [step.step_id, *(row["id"] for row in doomed)])
+    return Applied(replace(settle(connection, task, events), forsaken=forsaken))
 
 
 def withdraw_questions(connection: Connection, task: TaskRef, steps: Sequence[str]) -> None:

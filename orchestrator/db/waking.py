@@ -61,6 +61,20 @@ def wake(
     return Applied(settled, released=(step.step_id,) if len(events) == 1 else ())
 
 
+_AGENT_CAME: Final = statement(
+    """
+    UPDATE steps SET not_before = clock_timestamp()
+    WHERE tenant_id = :tenant AND status = 'queued' AND waiting_on = 'agent'
+      AND not_before > clock_timestamp()
+    """
+)
+
+
+def agent_came(connection: Connection, tenant_id: str) -> None:
+    """A new slot may be able to do what waits for an agent: the next sweep sends it again."""
+    connection.execute(_AGENT_CAME, {"tenant": tenant_id})
+
+
 _DUE: Final = statement(
     """
     UPDATE steps SET not_before = NULL, waiting_on = NULL, waiting_since = NULL, waiting_detail = NULL,

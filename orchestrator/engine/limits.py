@@ -1,29 +1,30 @@
-"""Where a step's agent stops by itself."""
+"""Where a step's agent stops by itself, and where it has to wait: limits, the budget, a model's refusal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
 from typing import Final
 
 from orchestrator.core.assignment import Budget, Limits
 from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.verdict import Broke
+from orchestrator.core.states import WaitingOn
+from orchestrator.core.verdict import Ask, Broke, NeedsInput, Verdict, Waits
 from orchestrator.engine.dialogue import Dialogue
-from orchestrator.engine.ports import Spending
+from orchestrator.engine.ports import ModelError, Spending
 
+RAISE, STOP = "Double it", "Stop"
+PARKED_AFTER: Final = timedelta(minutes=1)
+"""A longer wish of the provider's is waited for without a worker."""
 _NEXT_TO_NOTHING: Final = Decimal("0.000001")
 """Where a limit of nothing begins: a recorded model, which costs nothing, may work under it."""
 
 
-def exceeded(
-    limits: Limits, budget: Budget, dialogue: Dialogue, elsewhere: Spending, since_last_turn: timedelta
-) -> Broke | None:
-    """Which limit, or which part of the task's budget, allows no further request; tokens and cost are those
-    of the requests already answered."""
+def exceeded(limits: Limits, dialogue: Dialogue, since_last_turn: timedelta) -> Broke | None:
+    """Which limit of the step allows no further request; tokens and cost are those of the requests already
+    answered."""
     worked = dialogue.elapsed + since_last_turn
-    turns, tokens = dialogue.turns + elsewhere.turns, dialogue.tokens + elsewhere.tokens
-    cost = dialogue.cost_usd + elsewhere.cost_usd
     reached = (
         (dialogue.silent > 1, "mistakes", "the model answered twice in a row without calling a tool"),
         (
@@ -42,24 +43,44 @@ def exceeded(
             "cost",
             f"${dialogue.cost_usd:.4f} spent, ${limits.cost_usd} allowed",
         ),
-        (
-            budget.turns is not None and turns >= budget.turns,
-            "turns",
-            f"{turns} turns of the task, its budget is {budget.turns}",
-        ),
-        (
-            budget.tokens is not None and tokens >= budget.tokens,
-            "tokens",
-            f"{tokens:,} tokens used by the task, its budget is {budget.tokens or 0:,}",
-        ),
-        (
-            budget.cost_usd is not None and cost >= budget.cost_usd,
-            "cost",
-            f"${cost:.4f} spent by the task, its budget is ${budget.cost_usd}",
-        ),
         (worked >= limits.wall_time, "wall-time", f"at work for {worked.total_seconds():.0f} seconds"),
     )
     for is_reached, limit, message in reached:
         if is_reached:
             return Broke(f"limit-{limit}", message, ErrorClass.LIMIT, retryable=False)
     return None
+
+
+def exhausted(budget: Budget, dialogue: Dialogue, elsewhere: Spending) -> str | None:
+    """Which part of the task's budget allows no further request, as a sentence."""
+    turns, tokens = dialogue.turns + elsewhere.turns, dialogue.tokens + elsewhere.tokens
+    cost = dialogue.cost_usd + elsewhere.cost_usd
+    if budget.turns is not None and turns >= budget.turns:
+        return f"{turns} turns of the task are used, its budget is {budget.turns}."
+    if budget.tokens is not None and tokens >= budget.tokens:
+        return f"{tokens:,} tokens are used by the task, its budget is {budget.tokens:,}."
+    if budget.cost_usd is not None and cost >= budget.cost_usd:
+        return f"${cost:.4f} are spent by the task, its budget is ${budget.cost_usd}."
+    return None
+
+
+def ask_for_budget(what: str, answers: Mapping[str, str]) -> Verdict:
+    """Parks until a person has raised the budget; one who has said to stop isn't asked again."""
+    asked = [call_id for call_id in answers if call_id.startswith("budget-")]
+    last = f"budget-{len(asked)}"
+    if last in answers and answers[last].strip().casefold() == STOP.casefold():
+        return Broke("budget-not-raised", what, ErrorClass.LIMIT, retryable=False)
+    text = f"The task's budget is used up: {what} Raise it, or stop?"
+    return NeedsInput(Ask(f"budget-{len(asked) + 1}", text, (RAISE, STOP), WaitingOn.BUDGET))
+
+
+def refused(error: ModelError, answers: Mapping[str, str]) -> Verdict:
+    """What follows from a model that gave no reply: ask, wait, or break (and perhaps try again)."""
+    detail = {"code": error.code, "message": error.message}
+    if error.code == "budget-exhausted":
+        return ask_for_budget(error.message, answers)
+    if error.code == "circuit-open":
+        return Waits(WaitingOn.CIRCUIT_BREAKER, detail, error.retry_after)
+    if error.error is ErrorClass.RATE_LIMIT and (error.retry_after or timedelta(0)) > PARKED_AFTER:
+        return Waits(WaitingOn.RATE_LIMIT, detail, error.retry_after)
+    return Broke(error.code, error.message, error.error, error.retryable, error.retry_after)

@@ -10,6 +10,7 @@ import json
 from typing import Final
 
 from orchestrator.core.assignment import Assignment
+from orchestrator.core.subtask import SubtaskEnd
 from orchestrator.engine.untrusted import cut, marked, storable
 
 SYSTEM: Final = """\
@@ -37,6 +38,15 @@ NO_CALL: Final = (
 CUT_OFF: Final = (
     "Your reply was cut off at the output limit before it called a tool. Go on, in smaller pieces."
 )
+
+SUMMARISE: Final = """\
+The conversation is getting too long to be sent whole. Call no tool now: write down what you need to go on
+with the step, since everything before the last few turns will be forgotten but for the task, the step and
+what you write. In this order: what is done and how it was checked; what is still to do; what you found out
+(files, functions, causes, commands that work); open questions; what was tried and didn't work. Facts alone,
+no secrets.
+"""
+NO_SUMMARY: Final = "(There was no room left for a summary. Look at the state of the files before you go on.)"
 
 
 def first_message(assignment: Assignment) -> str:
@@ -70,6 +80,33 @@ def answer(text: str) -> str:
 def message(text: str) -> str:
     """What the person who watches says while the agent works."""
     return _tagged("message", text)
+
+
+def subtask(end: SubtaskEnd, conflict: str | None) -> str:
+    """How a subtask ended, and what of it is in the workspace now."""
+    said = marked(f"summary of subtask {end.task_id}", cut(end.summary))
+    if conflict is not None:
+        clash = marked("conflict", cut(conflict))
+        return f"{end.status}. Its changes could not be merged into the workspace:\n{clash}\n{said}"
+    merged = "It changed no files." if end.commit is None else "Its changes are in the workspace."
+    return f"{end.status}. {merged}\n{said}"
+
+
+def stuck(what: str, rung: int, *, put_back: bool) -> str:
+    """What an agent that goes in circles is told."""
+    if rung == 1:
+        return f"You are going in circles: {what}. Think about why that doesn't help, and do something else."
+    files = " The files were put back to where they were before it began." if put_back else ""
+    return f"You are still going in circles: {what}.{files} Begin anew from another angle."
+
+
+def summed_up(summary: str, kept: str) -> str:
+    """What stands in for the past of a conversation: the model's own words, and what the loop kept."""
+    return (
+        "The conversation so far was longer; this is what you wrote down of it:\n"
+        f"{_tagged('summary', summary)}\n\n"
+        f"And this was kept word for word:\n{_tagged('kept', kept)}"
+    )
 
 
 def _tagged(tag: str, text: str) -> str:

@@ -7,6 +7,9 @@ from typing import Final
 RESULT_CHARACTERS: Final = 30_000
 """The most of one tool's output that the model gets to read."""
 
+SHORT_CHARACTERS: Final = 400
+"""What is sent of an old output, once room is needed."""
+
 
 def storable(text: str) -> str:
     """Without NUL and lone surrogates, which neither Postgres nor UTF-8 can hold."""
@@ -22,6 +25,19 @@ def cut(text: str, limit: int = RESULT_CHARACTERS) -> str:
     head, tail = limit // 3, limit - limit // 3
     left_out = len(text) - limit
     return f"{text[:head]}\n[… {left_out:,} characters left out …]\n{text[-tail:]}"
+
+
+def shortened(text: str, call_id: str) -> str:
+    """An old output as it is sent on: its beginning, and where the rest is."""
+    if len(text) <= SHORT_CHARACTERS * 2:
+        return text
+    head = text[:SHORT_CHARACTERS]
+    if head.rfind("<untrusted ") > head.rfind("</untrusted>"):
+        head += "\n</untrusted>"
+    return (
+        f"{head}\n[an old output of {len(text):,} characters, shown in short; "
+        f"read_output shows all of it, call_id {call_id}]"
+    )
 
 
 def marked(source: str, text: str) -> str:

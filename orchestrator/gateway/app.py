@@ -23,6 +23,7 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.core import run_token
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.run_tokens import Run
+from orchestrator.engine.prices import with_entered
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import CALLS, CHAT, COUNTING, MESSAGES
 from orchestrator.gateway.evidence import Evidence
@@ -70,6 +71,7 @@ def create_gateway(wiring: Wiring) -> Starlette:
                 Deadlines(settings.gateway_first_byte, settings.gateway_stall, settings.gateway_call),
                 settings.gateway_max_body_bytes,
                 evidence.take,
+                with_entered(settings.prices),
             )
             await _beat(life, wiring)
             beside = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
 from typing import Final
@@ -24,8 +24,8 @@ from orchestrator.core.spending import tokens_expected
 from orchestrator.db.breakers import Tried
 from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import Ended, NewCall, Refusal, Tokens
-from orchestrator.engine import prices
 from orchestrator.engine.ports import Usage
+from orchestrator.engine.prices import PRICES, Price, cost
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request, read
 from orchestrator.gateway.evidence import Said
@@ -61,6 +61,7 @@ class Passage:
     max_body_bytes: int
     keep: Callable[[Said], None]
     """Takes a call's evidence, once it has ended."""
+    prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ class _Call:
     began_after: timedelta | None = None
     throttled: timedelta | None = None
 
-    def ended(self) -> Ended:
+    def ended(self, prices: Mapping[str, Price]) -> Ended:
         self.observer.close()
         seen = self.observer.seen
         if self.cut and seen.ended and self.status == _OK:  # its last event was enough for the caller
@@ -96,7 +97,7 @@ class _Call:
             http_status=self.status,
             error_code=self.error or seen.error,
             used=used,
-            cost_usd=None if used is None else _cost(self.request.model, used),
+            cost_usd=None if used is None else _cost(self.request.model, used, prices),
             tried=self.tried,
             first_byte_after=self.began_after,
             throttled=self.throttled,
@@ -111,8 +112,8 @@ class _Call:
         return self.observer.tokens(self.expected[0])
 
 
-def _cost(model: str, used: Tokens) -> Decimal | None:
-    return prices.cost(model, Usage(used.input, used.output, used.cache_read, used.cache_write))
+def _cost(model: str, used: Tokens, prices: Mapping[str, Price]) -> Decimal | None:
+    return cost(model, Usage(used.input, used.output, used.cache_read, used.cache_write), prices)
 
 
 class Passing:
@@ -198,7 +199,7 @@ class Passing:
                 model=request.model[:200].replace("\x00", "\ufffd"),
                 dialect=self._dialect.name,
                 streamed=request.streamed,
-                cost_usd=_cost(request.model, Tokens(*expected)),
+                cost_usd=_cost(request.model, Tokens(*expected), passage.prices),
                 tokens=sum(expected),
             )
         )
@@ -230,7 +231,7 @@ class _Relay:
         call = self._call
         if call.dialect is COUNTING:
             return self._loop.create_task(asyncio.sleep(0))
-        settling = self._passage.books.settle(call.id, call.ended())
+        settling = self._passage.books.settle(call.id, call.ended(self._passage.prices))
         self._passage.keep(Said(call.run, call.id, call.dialect, call.request, call.observer.seen.content))
         return settling
 

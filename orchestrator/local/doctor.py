@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -199,6 +200,7 @@ _ASK_RABBITMQ: Final = (
     "{application:get_env(rabbit, consumer_timeout),"
     " [element(7, L) || L <- rabbit_networking:active_listeners(), element(4, L) =/= clustering]}."
 )
+_EPMD_PORT: Final = 4369
 _LONGEST_STEP: Final = timedelta(days=1)
 
 
@@ -221,7 +223,7 @@ def rabbitmq(settings: Settings, environment: Mapping[str, str]) -> Iterator[Fin
 
 def _consumer_timeout(url: SplitResult, environment: Mapping[str, str]) -> timedelta | None:
     """The node itself says it, by its own program on its own machine; None: it isn't here."""
-    if url.hostname not in {"127.0.0.1", "::1", "localhost"}:
+    if url.hostname not in {"127.0.0.1", "::1", "localhost"} or not _has_port_mapper(environment):
         return None
     # An Erlang that fails leaves a dump of its memory in whatever folder it was called from.
     environment = {**environment, "ERL_CRASH_DUMP": os.devnull}
@@ -234,6 +236,16 @@ def _consumer_timeout(url: SplitResult, environment: Mapping[str, str]) -> timed
             return timedelta.max
         return timedelta(milliseconds=int(found[2]))
     return None
+
+
+def _has_port_mapper(environment: Mapping[str, str]) -> bool:
+    """Whether Erlang's epmd runs, without which no node is found: the program would start and leave one."""
+    try:
+        port = int(environment.get("ERL_EPMD_PORT", _EPMD_PORT))
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
 
 
 def _available(look: Callable[[], str]) -> Finding:

@@ -4,8 +4,8 @@
         stack.start()                        # returns when all of it is ready
         code = stack.run(work)               # keeps it running until `work` returns, or until asked to stop
 
-Leaving the block stops it in order: workers, beat, Flower, gateway, API, Redis, Postgres. Asked again,
-it stops now.
+Leaving the block stops it in order: workers, beat, Flower, gateway, API, Redis, Postgres. Asked again, it
+stops now.
 """
 
 from __future__ import annotations

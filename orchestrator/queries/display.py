@@ -57,8 +57,10 @@ def display(
     outcome: Mapping[str, Any] | None,
     *,
     cancel_requested: bool = False,
+    detail: Mapping[str, Any] | None = None,
 ) -> Display:
-    """Of a task; of a step too, with its own status and, as `outcome`, nothing."""
+    """Of a task; of a step too, with its own status and, as `outcome`, nothing. `detail`: of what it waits
+    for."""
     match Status(status):
         case Status.COMPLETED:
             return _completed(outcome)
@@ -82,7 +84,7 @@ def display(
                 "running", "active", "play", "An agent is at work, or the next step is about to start."
             )
         case Status.QUEUED if waiting_on:
-            return Display(*_waits(waiting_on, "neutral", "clock"))
+            return Display(*_waits(waiting_on, "neutral", "clock", detail))
         case Status.QUEUED:
             return Display("queued", "neutral", "circle", "It starts as soon as an agent is free.")
 
@@ -94,9 +96,23 @@ def _completed(outcome: Mapping[str, Any] | None) -> Display:
     return Display("completed", "good", "check", "Everything that was asked for is done.")
 
 
-def _waits(waiting_on: str, tone: str, icon: str) -> tuple[str, str, str, str]:
+def _waits(
+    waiting_on: str, tone: str, icon: str, detail: Mapping[str, Any] | None = None
+) -> tuple[str, str, str, str]:
     label, why = _WAITS[waiting_on]
-    return label, tone, icon, why
+    return label, tone, icon, _lacking(detail) or why
+
+
+def _lacking(detail: Mapping[str, Any] | None) -> str:
+    """Which agents could do it if they had what they lack; empty if nobody wrote that down."""
+    missing = (detail or {}).get("missing") or {}
+    said = "; ".join(f"{name}: {', '.join(lines)}" for name, lines in missing.items())
+    if not said:
+        return ""
+    there = (
+        "Another worker has the agent that it needs" if (detail or {}).get("elsewhere") else "No agent fits"
+    )
+    return _sentence(f"{there}. {said}")
 
 
 def _failure(outcome: Mapping[str, Any] | None) -> str:
@@ -118,4 +134,5 @@ def shown(row: Mapping[str, Any]) -> Display:
         row["waiting_on"],
         row["outcome"],
         cancel_requested=row["cancel_requested_at"] is not None,
+        detail=row.get("waiting_detail"),
     )

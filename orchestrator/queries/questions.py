@@ -17,7 +17,9 @@ LONGEST_ID: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class QuestionLine:
-    """A question to a person; `state` is open, answered or withdrawn."""
+    """A question to a person; `state` is open, answered or withdrawn, `kind` question, tool_approval or
+    budget. `subject_digest`: SHA-256 of exactly what an approval is for. `on_expiry`: what silence until
+    `expires_at` means, fail or default."""
 
     id: str
     task_id: str
@@ -27,7 +29,10 @@ class QuestionLine:
     text: str
     options: tuple[str, ...]
     asked_at: datetime
+    subject_digest: str | None
     expires_at: datetime | None
+    on_expiry: str | None
+    default_answer: str | None
     answer: Mapping[str, Any] | None
     answered_by: str | None
     answered_at: datetime | None
@@ -63,7 +68,10 @@ def question(connection: Connection, tenant_id: str, question_id: str) -> Questi
 
 def _question(row: Mapping[str, Any]) -> QuestionLine:
     state = "answered" if row["answered_at"] else "withdrawn" if row["withdrawn_at"] else "open"
-    same = "id task_id step_id kind text asked_at expires_at answer answered_by answered_at"
+    same = (
+        "id task_id step_id kind text asked_at expires_at on_expiry default_answer subject_digest"
+        " answer answered_by answered_at"
+    )
     return QuestionLine(
         state=state, options=tuple(row["options"]), **{name: row[name] for name in same.split()}
     )

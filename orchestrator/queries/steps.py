@@ -66,7 +66,7 @@ def _step(row: Mapping[str, Any]) -> StepLine:
     outcome = {"reason": row["error"]["code"], "message": row["error"]["message"]} if row["error"] else None
     return StepLine(
         needs=tuple(row["needs"]),
-        display=display(row["status"], row["waiting_on"], outcome),
+        display=display(row["status"], row["waiting_on"], outcome, detail=row["waiting_detail"]),
         **{name: row[name] for name in same.split()},
     )
 

@@ -40,6 +40,23 @@ class WorkflowLine:
 
 
 @dataclass(frozen=True, slots=True)
+class SubtaskLine:
+    """A task below the one that is looked at; `step_id` and `call_id` say what started it."""
+
+    id: str
+    parent_id: str
+    step_id: str
+    call_id: str
+    depth: int
+    title: str
+    status: str
+    waiting_on: str | None
+    display: Display
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class TaskDetail:
     """Everything about a task but its logs, events and files."""
 
@@ -83,6 +100,12 @@ class TaskDetail:
     steps: tuple[StepLine, ...]
     questions: tuple[QuestionLine, ...]
     """Open ones only."""
+    parent_id: str | None
+    root_id: str
+    depth: int
+    """0: somebody asked for it; a subtask is one deeper than the task whose agent started it."""
+    children: tuple[SubtaskLine, ...]
+    """All that is below it, each after its parent and among its siblings by age."""
     created_by: str
     created_at: datetime
     updated_at: datetime
@@ -137,6 +160,30 @@ _HISTORY: Final = statement(
 )
 
 
+_BELOW: Final = statement(
+    """
+    WITH RECURSIVE below AS (
+        SELECT c.*, ARRAY[to_char(c.created_at, 'YYYYMMDDHH24MISSUS') || c.id] AS place FROM tasks c
+        WHERE c.tenant_id = :tenant AND c.parent_id = :task
+        UNION ALL
+        SELECT c.*, b.place || (to_char(c.created_at, 'YYYYMMDDHH24MISSUS') || c.id)
+        FROM tasks c JOIN below b ON c.tenant_id = b.tenant_id AND c.parent_id = b.id
+    )
+    SELECT id, parent_id, parent_step_id AS step_id, parent_call_id AS call_id, depth, title, status,
+        waiting_on, outcome, cancel_requested_at, created_at, finished_at
+    FROM below ORDER BY place
+    """
+)
+
+
+def _below(connection: Connection, tenant_id: str, task_id: str) -> tuple[SubtaskLine, ...]:
+    same = "id parent_id step_id call_id depth title status waiting_on created_at finished_at"
+    return tuple(
+        SubtaskLine(display=shown(row), **{name: row[name] for name in same.split()})
+        for row in rows(connection, _BELOW, tenant=tenant_id, task=task_id)
+    )
+
+
 def task(connection: Connection, tenant_id: str, task_id: str) -> TaskDetail:
     """Raises Unknown."""
     row = one(connection, _DETAIL, tenant=tenant_id, task=task_id)
@@ -154,7 +201,7 @@ def task(connection: Connection, tenant_id: str, task_id: str) -> TaskDetail:
         "id external_id title description status waiting_on waiting_since waiting_detail outcome result phase"
         " priority execution_mode on_step_failure agent_type repository_url repository_branch base_commit"
         " labels budget deadline steps_done steps_total created_by created_at updated_at started_at"
-        " finished_at"
+        " finished_at parent_id root_id depth"
     )
     return TaskDetail(
         **{name: row[name] for name in same.split()},
@@ -180,4 +227,5 @@ def task(connection: Connection, tenant_id: str, task_id: str) -> TaskDetail:
         ),
         steps=plan,
         questions=asked,
+        children=_below(connection, tenant_id, task_id),
     )

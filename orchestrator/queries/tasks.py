@@ -31,6 +31,7 @@ class TaskLine:
     """A task as one line of a list."""
 
     id: str
+    parent_id: str | None
     external_id: str | None
     title: str
     status: str
@@ -74,8 +75,8 @@ class TaskFilter:
 
 
 _LIST: Final = f"""
-    SELECT t.id, t.external_id, t.title, t.status, t.waiting_on, t.waiting_since, t.outcome, t.priority,
-        t.execution_mode, t.agent_type, t.model, t.repository_url, t.open_questions, t.created_at,
+    SELECT t.id, t.parent_id, t.external_id, t.title, t.status, t.waiting_on, t.waiting_since, t.outcome,
+        t.priority, t.execution_mode, t.agent_type, t.model, t.repository_url, t.open_questions, t.created_at,
         t.updated_at, t.started_at, t.finished_at, t.cancel_requested_at, u.cost_usd,
         u.recorded_calls, c.*
     FROM (SELECT * FROM tasks WHERE {{where}} ORDER BY created_at DESC, id DESC LIMIT :limit) t
@@ -167,8 +168,8 @@ def _one_of(text: str, kind: type[Status | WaitingOn], name: str) -> str:
 
 def _line(row: Mapping[str, Any]) -> TaskLine:
     same = (
-        "id external_id title status waiting_on waiting_since priority execution_mode agent_type steps_done"
-        " steps_total open_questions created_at updated_at started_at finished_at repository_url"
+        "id parent_id external_id title status waiting_on waiting_since priority execution_mode agent_type"
+        " steps_done steps_total open_questions created_at updated_at started_at finished_at repository_url"
     )
     return TaskLine(
         display=shown(row),

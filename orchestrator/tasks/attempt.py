@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -12,12 +12,14 @@ from typing import Any, Final
 
 import structlog
 
+from orchestrator.agents.ports import Sessions, Transcripts
 from orchestrator.bootstrap import Wiring
 from orchestrator.core import run_token, task_id as task_ids
 from orchestrator.core.assignment import Assignment, Budget, Limits, ModelAccess
 from orchestrator.core.errors import OrchestratorError, Unavailable
 from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.redaction import Redactor
+from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.db import connect, effects, run_tokens
@@ -26,11 +28,15 @@ from orchestrator.db.connect import Connection
 from orchestrator.db.effects import StoredFile
 from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.engine.ports import Journal, LeaseLost
+from orchestrator.tasks import choosing, subtasks
 from orchestrator.tasks.circuits import AgentCircuit
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
+from orchestrator.tasks.sessions import PostgresSessions
+from orchestrator.tasks.transcripts import PostgresTranscripts
 from orchestrator.workspaces import integrate
 from orchestrator.workspaces.errors import ArtifactStoreUnavailable, MergeConflict
+from orchestrator.workspaces.homes import HomeOwner
 from orchestrator.workspaces.integrate import Conflict, Integrated
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace, patch
 
@@ -65,12 +71,13 @@ class Desk:
         )
         self._workspace: Workspace | None = None
         self._mirror: str | None = None
+        self._origin: str | None = None
+        """What the repository itself has: bundles hold what is on top of it."""
 
     def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
-        alone = claimed.total == 1 and not claimed.conflicts
-        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, alone)
+        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, self._delegate)
 
     def open_access(self, assignment: Assignment) -> ModelAccess:
         """A token that is good as long as this claim holds; see `bootstrap.Desk`."""
@@ -98,6 +105,15 @@ class Desk:
             raise LeaseLost from None
         return ModelAccess(settings.gateway_url.rstrip("/"), token)
 
+    def open_sessions(self, assignment: Assignment) -> Sessions:  # noqa: ARG002 - a desk is one claim's
+        claimed = self._claimed
+        scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
+        return PostgresSessions(self._wiring.engine, scope, self._wiring.redactor)
+
+    def open_transcripts(self, assignment: Assignment) -> Transcripts:  # noqa: ARG002 - a desk is one claim's
+        claimed, wiring = self._claimed, self._wiring
+        return PostgresTranscripts(wiring.engine, claimed.step, claimed.fence, wiring.redactor)
+
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
         try:
@@ -116,7 +132,10 @@ class Desk:
         warning = self._wiring.workspaces.sandbox.warning
         if warning:
             self._link.log("system", f"{warning}\n")
-        yield self._workspace
+        try:
+            yield self._workspace
+        finally:
+            self._workspace.close()
 
     def _start(self) -> tuple[str, str]:
         claimed, workspaces = self._claimed, self._wiring.workspaces
@@ -128,14 +147,16 @@ class Desk:
                 commit = effects.fix_base(connection, claimed.step, claimed.fence, base.commit)
         else:
             commit = claimed.base_commit
-        mirror = workspaces.mirrors.prepare(claimed.repository_url, commit, credentials=login, stop=stop)
+        origin = claimed.origin_commit or commit
+        mirror = workspaces.mirrors.prepare(claimed.repository_url, origin, credentials=login, stop=stop)
+        workspaces.bundles.ensure(mirror, commit)
         if claimed.conflicts and claimed.tip_commit:
             start = claimed.tip_commit
             workspaces.bundles.ensure(mirror, start)
         else:
             results = [row["result_commit"] for row in claimed.needs if row["result_commit"]]
             start = workspaces.start_commit(mirror, commit, results)
-        self._base = commit
+        self._origin = origin
         with self._wiring.engine.begin() as connection:
             effects.fix_start(connection, claimed.step, claimed.fence, start)
         return mirror, start
@@ -181,11 +202,25 @@ class Desk:
             except FAULTS as fault:
                 log.warning("workspace_left", step=self._claimed.step.step_id, error=type(fault).__name__)
 
+    def remove_home(self) -> None:
+        """The step is over, and with it its agent's sessions."""
+        step = self._claimed.step
+        try:
+            self._wiring.workspaces.homes.remove(HomeOwner(step.task_id, step.step_id))
+        except FAULTS as fault:
+            log.warning("home_left", step=step.step_id, error=type(fault).__name__)
+
     def _store(self, commit: str) -> None:
         assert self._mirror is not None  # noqa: S101 - callers opened it
-        base = getattr(self, "_base", None)
-        if base and commit != base:
-            self._wiring.workspaces.bundles.store(self._mirror, commit, base)
+        if self._origin and commit != self._origin:
+            self._wiring.workspaces.bundles.store(self._mirror, commit, self._origin)
+
+    def _delegate(self, scope: Scope, requests: Sequence[SubtaskRequest], checkpoint: str | None) -> None:
+        """Subtasks that start from this workspace's checkpoint, which any machine may need from now on."""
+        start = checkpoint or (self._workspace.start if self._workspace else None)
+        if start is not None:
+            self._store(start)
+        subtasks.start(self._wiring, scope, requests, start)
 
     def _trailers(self) -> dict[str, str]:
         step = self._claimed.step
@@ -193,13 +228,13 @@ class Desk:
 
 
 def models_of(wiring: Wiring, assignment: Assignment) -> list[str]:
-    """What the run may use: its own model, and what the installation allows every run.
+    """What the run may use: the models of its selection, and what the installation allows every run.
 
     A name with its provider before it is that model, too: agents that need it so send the rest of it.
     """
-    own = assignment.model or wiring.settings.model
-    named = [own, own.partition("/")[2]] if "/" in own else [own]
-    return list(dict.fromkeys([*named, *wiring.settings.run_models]))
+    own = wiring.models_for(assignment).models
+    bare = [name.partition("/")[2] for name in own if "/" in name]
+    return list(dict.fromkeys([*own, *bare, *wiring.settings.run_models]))
 
 
 def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:
@@ -207,8 +242,9 @@ def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:
     return wiring.credentials.environment(claimed.repository_credential, claimed.repository_url)
 
 
-def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
-    """What the agent is told: the installation's limits of each step, the request's budget of all of them."""
+def assignment_of(wiring: Wiring, claimed: Claimed, agent_type: str) -> Assignment:
+    """What an agent of that kind is told: the installation's limits of each step, the request's budget of
+    all of them."""
     settings, asked = wiring.settings, claimed.budget
     limits = Limits(
         turns=settings.max_turns,
@@ -232,13 +268,22 @@ def assignment_of(wiring: Wiring, claimed: Claimed) -> Assignment:
         fence=claimed.fence,
         task_description=claimed.task_description,
         description=claimed.description,
-        agent_type=claimed.agent_type or claimed.task_agent_type or wiring.policy.default_agent,
+        agent_type=agent_type,
         model=claimed.model or claimed.task_model,
         limits=limits,
         budget=budget,
         spec=claimed.spec,
         context=_context(claimed),
+        approvals=_approvals(claimed.approvals or ()),
     )
+
+
+RISKS: Final = ("read", "write", "execute", "network")
+"""The classes that `*` stands for."""
+
+
+def _approvals(asked: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for each in asked for name in (RISKS if each == "*" else (each,))))
 
 
 def _context(claimed: Claimed) -> dict[str, Any]:
@@ -258,7 +303,10 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
     try:
         if claimed.kind == "integrate":
             return push(wiring, claimed, link), None
-        assignment = assignment_of(wiring, claimed)
+        chosen = choosing.choose(wiring, claimed, link)
+        if isinstance(chosen, Waits):
+            return chosen, None
+        assignment = assignment_of(wiring, claimed, chosen)
         circuit = AgentCircuit(wiring, assignment.agent_type)
         if (waits := circuit.ask()) is not None:
             return waits, None
@@ -396,7 +444,7 @@ def merge(
     ref = f"refs/heads/{task_ids.branch(step.task_id)}"
     integrate.move(git, ref, merged.commit, git.ref(ref))
     workspaces.mirrors.keep(finished.mirror, merged.commit)
-    workspaces.bundles.store(finished.mirror, merged.commit, row.base)
+    workspaces.bundles.store(finished.mirror, merged.commit, claimed.origin_commit or row.base)
     effects.set_tip(connection, step.task, merged.commit)
     effects.add_artifact(
         connection,

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.core.redaction import Redactor
-from orchestrator.db import effects, journal
+from orchestrator.core.subtask import SubtaskRequest
+from orchestrator.db import effects, journal, lineage
 from orchestrator.db.connect import Connection, Engine
 from orchestrator.db.journal import FenceLost, Scope, Spent
-from orchestrator.engine.ports import Call, Conversation, Heard, LeaseLost, Spending, ToolResult, Turn, Usage
+from orchestrator.engine.ports import (
+    Call,
+    Compacted,
+    Conversation,
+    Corrected,
+    Entry,
+    Heard,
+    LeaseLost,
+    Spending,
+    ToolResult,
+    Turn,
+    Usage,
+)
+from orchestrator.engine.untrusted import cut
+
+OUTPUT_KEPT: Final = 2_000_000
+"""The most characters of one call's output."""
+_KINDS: Final[Mapping[type[Entry], str]] = {Compacted: "compacted", Corrected: "corrected"}
+
+Delegate = Callable[[Scope, Sequence[SubtaskRequest], str | None], None]
+"""Starts subtasks from a checkpoint. Raises FenceLost, SubtaskRefused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +44,8 @@ class PostgresJournal:
     engine: Engine
     scope: Scope
     redactor: Redactor
-    alone: bool = False
-    """The step's first conversation, and the plan has no other step: nobody else spends."""
+    delegate: Delegate | None = None
+    """Starts subtasks. None: this journal is only read."""
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -37,21 +58,18 @@ class PostgresJournal:
     def load(self) -> Conversation:
         with self.engine.connect() as connection:
             stored = journal.load(connection, self.scope)
-        entries: list[Turn | Heard] = [
-            _turn(row["number"], row["message"])
-            if row["kind"] == "turn"
-            else Heard(row["number"], row["message"]["text"])
-            for row in stored.turns
-        ]
+            ended = lineage.ends(connection, self.scope.step, self.scope.conversation)
+        entries = tuple(_entry(row["kind"], row["number"], row["message"]) for row in stored.turns)
         calls = tuple(
             Call(
                 row["id"],
                 ToolResult(row["result"], row["is_error"]) if row["finished_at"] is not None else None,
                 row["checkpoint"],
+                row["turn"],
             )
             for row in stored.calls
         )
-        return Conversation(tuple(entries), calls, stored.answers)
+        return Conversation(entries, calls, stored.answers, stored.digests, ended)
 
     def hear(self, before_turn: int, /) -> Sequence[Heard]:
         scope = self.scope
@@ -65,8 +83,6 @@ class PostgresJournal:
         return heard
 
     def spent_elsewhere(self) -> Spending:
-        if self.alone:
-            return Spending()
         with self.engine.connect() as connection:
             found = journal.spent_elsewhere(connection, self.scope)
         return Spending(int(found["turns"]), int(found["tokens"]), Decimal(found["cost_usd"]))
@@ -75,41 +91,70 @@ class PostgresJournal:
         spent = Spent(
             model=turn.model,
             recorded=turn.model_kind == "recorded",
-            input_tokens=turn.usage.input_tokens,
-            output_tokens=turn.usage.output_tokens,
-            cache_read_tokens=turn.usage.cache_read_tokens,
-            cache_write_tokens=turn.usage.cache_write_tokens,
+            **asdict(turn.usage),
             cost_usd=turn.cost_usd,
         )
         message = {
             "content": self.redactor.value([dict(block) for block in turn.content]),
             "stop_reason": turn.stop_reason,
-            "usage": {
-                "input_tokens": turn.usage.input_tokens,
-                "output_tokens": turn.usage.output_tokens,
-                "cache_read_tokens": turn.usage.cache_read_tokens,
-                "cache_write_tokens": turn.usage.cache_write_tokens,
-            },
+            "usage": asdict(turn.usage),
             "model": turn.model,
             "model_kind": turn.model_kind,
             "request_id": turn.request_id,
             "cost_usd": None if turn.cost_usd is None else str(turn.cost_usd),
             "elapsed_seconds": turn.elapsed.total_seconds(),
+            "reason": turn.reason,
         }
         with self._writing() as connection:
-            # What a live model used, the gateway has written down already.
-            counted = spent if spent.recorded else None
-            journal.append(connection, self.scope, "turn", turn.number, message, counted)
+            journal.append(
+                connection, self.scope, "turn", turn.number, message, None if turn.metered else spent
+            )
+
+    def append(self, entry: Compacted | Corrected, /) -> None:
+        message = self.redactor.value(asdict(entry))
+        if isinstance(entry, Compacted):
+            message["cost_usd"] = None if entry.cost_usd is None else str(entry.cost_usd)
+        with self._writing() as connection:
+            journal.append(connection, self.scope, _KINDS[type(entry)], message.pop("before_turn"), message)
+
+    def as_kept(self, arguments: Mapping[str, Any], /) -> Mapping[str, Any]:
+        kept: Mapping[str, Any] = self.redactor.value(dict(arguments))
+        return kept
 
     def begin_call(self, turn: int, call_id: str, name: str, arguments: Mapping[str, Any], /) -> None:
         with self._writing() as connection:
-            kept = self.redactor.value(dict(arguments))
-            journal.begin_call(connection, self.scope, turn, call_id, name, kept)
+            journal.begin_call(connection, self.scope, turn, call_id, name, self.as_kept(arguments))
 
     def finish_call(self, call_id: str, result: ToolResult, checkpoint: str | None, /) -> None:
         with self._writing() as connection:
             text = self.redactor.text(result.text)
-            journal.finish_call(connection, self.scope, call_id, text, result.is_error, checkpoint)
+            output = None if result.output is None else self.redactor.text(cut(result.output, OUTPUT_KEPT))
+            journal.finish_call(connection, self.scope, call_id, text, result.is_error, checkpoint, output)
+
+    def output(self, call_id: str, start: int, end: int, /) -> str | None:
+        with self.engine.connect() as connection:
+            return journal.output(connection, self.scope, call_id, start, end - start)
+
+    def start_subtasks(self, requests: Sequence[SubtaskRequest], checkpoint: str | None, /) -> None:
+        assert self.delegate is not None  # noqa: S101 - the desk's own journal has one
+        clean = [replace(each, objective=self.redactor.text(each.objective)) for each in requests]
+        try:
+            self.delegate(self.scope, clean, checkpoint)
+        except FenceLost:
+            raise LeaseLost from None
+
+
+def _entry(kind: str, number: int, message: Mapping[str, Any]) -> Entry:
+    match kind:
+        case "turn":
+            return _turn(number, message)
+        case "compacted":
+            cost = None if message["cost_usd"] is None else Decimal(message["cost_usd"])
+            return Compacted(number, **{**message, "usage": Usage(**message["usage"]), "cost_usd": cost})
+        case "corrected":
+            return Corrected(number, **message)
+        case _:
+            return Heard(number, message["text"])
 
 
 def _turn(number: int, message: Mapping[str, Any]) -> Turn:
@@ -124,4 +169,5 @@ def _turn(number: int, message: Mapping[str, Any]) -> Turn:
         request_id=message["request_id"],
         cost_usd=None if cost is None else Decimal(cost),
         elapsed=timedelta(seconds=message["elapsed_seconds"]),
+        reason=message.get("reason"),
     )

@@ -9,11 +9,13 @@ import structlog
 from celery.canvas import Signature
 
 from orchestrator.bootstrap import Wiring
+from orchestrator.commands import intervene
 from orchestrator.commands.publication import Publication, following
 from orchestrator.commands.submit import plan_from_json
+from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.flow import Canvas, compile_plan
 from orchestrator.core.states import Event, Status
-from orchestrator.db import claims, publishing
+from orchestrator.db import claims, publishing, subtasks
 from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.publishing import Publishable
 from orchestrator.db.sql import StepRef, TaskRef
@@ -61,13 +63,42 @@ def publish(wiring: Wiring, due: Publication) -> None:
             _show_ended(wiring, task)
         for task, status in due.shown:
             _show(wiring, task, status)
+        for task in due.awaited:
+            _wake_parent(wiring, task)
+        for task in due.forsaken:
+            cancel_forsaken(wiring, task)
     except Exception as error:  # noqa: BLE001 - whatever the broker throws, the rows are committed
         log.warning("publish_failed", error=wiring.redactor.text(repr(error)), due=_ids(due))
 
 
 def _ids(due: Publication) -> list[str]:
     started = [due.started.task.task_id] if due.started else []
-    return [*started, *(step.step_id for step in due.released), *(task.task_id for task in due.finished)]
+    tasks = (*due.finished, *due.awaited, *due.forsaken)
+    return [*started, *(step.step_id for step in due.released), *(task.task_id for task in tasks)]
+
+
+def _wake_parent(wiring: Wiring, subtask: TaskRef) -> None:
+    """In a transaction of its own: the parent's lock comes before the subtask's, which had to come first."""
+    with wiring.engine.begin() as connection:
+        woken = subtasks.wake_parent(connection, subtask)
+    if woken is not None:
+        released = (woken.step,) if woken.applied.released else ()
+        publish(wiring, following(woken.step.task, woken.applied.settled, released))
+
+
+def cancel_forsaken(wiring: Wiring, subtask: TaskRef) -> bool:
+    """Nobody waits for it any more. False: it has ended meanwhile."""
+    why = "the step that started it has ended"
+    try:
+        perform(
+            wiring,
+            lambda connection: intervene.cancel(
+                connection, subtask.tenant_id, subtask.task_id, by="orchestrator", reason=why
+            ),
+        )
+    except OrchestratorError:
+        return False
+    return True
 
 
 def _send_canvas(wiring: Wiring, which: Canvas, steps: Mapping[str, Publishable]) -> None:

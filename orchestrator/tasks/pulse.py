@@ -14,7 +14,7 @@ import structlog
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.priority import Priority
 from orchestrator.core.verdict import StopReason
-from orchestrator.db import agents, claims, interventions
+from orchestrator.db import agents, claims, interventions, waking
 from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Beat, Claimed
 from orchestrator.db.connect import SQLAlchemyError
@@ -101,6 +101,7 @@ class Pulse:
             slot = self._introduce(number)
             with self._wiring.engine.begin() as connection:
                 agents.register(connection, slot)
+                waking.agent_came(connection, slot.tenant_id)
             with self._lock:
                 self._slots[number] = slot
 

@@ -17,7 +17,7 @@ from orchestrator.core.errors import Denied
 from orchestrator.core.recovery import ErrorClass, next_delay
 from orchestrator.core.states import TERMINAL, WAITS_QUEUED, Event, Status, WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
-from orchestrator.db import agents, claims, completion, connect, effects, transitions
+from orchestrator.db import agents, claims, completion, connect, effects, subtasks, transitions
 from orchestrator.db.claims import Claimed, Refusal, Why
 from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.sql import Direct, StepRef
@@ -166,6 +166,7 @@ def _record(
     status = applied.instead or status
     if status in TERMINAL:
         desk.remove_workspace()
+        desk.remove_home()
     released = tuple(
         StepRef(claimed.step.tenant_id, claimed.step.task_id, claimed.step.workflow_id, step_id)
         for step_id in applied.released
@@ -183,7 +184,8 @@ def _read_back(wiring: Wiring, claimed: Claimed) -> tuple[Applied | None, Status
     with wiring.engine.connect() as connection:
         found = claims.look(connection, claimed.step)
     if found is not None and found.status is not Status.RUNNING and found.fence == claimed.fence:
-        settled = transitions.Settled(found.task_status, ended=found.task_ended, watched=found.task_ended)
+        ended = found.task_ended
+        settled = transitions.Settled(found.task_status, ended=ended, watched=ended, of_parent=ended)
         return Applied(settled), found.status
     return None, Status.QUEUED
 
@@ -270,6 +272,8 @@ _LOOK_AGAIN: Final = timedelta(seconds=30)
 def _wait(wiring: Wiring, claimed: Claimed, waits: Waits) -> tuple[Applied | None, Status]:
     step, fence = claimed.step, claimed.fence
     with wiring.engine.begin() as connection:
+        if waits.on is WaitingOn.SUBTASK:
+            return subtasks.park(connection, step, fence, waits.detail), Status.RUNNING
         if waits.on in WAITS_QUEUED:
             after = waits.wake_after or _LOOK_AGAIN
             queued = transitions.wait_in_queue(connection, step, fence, waits.on, waits.detail, after)

@@ -19,14 +19,25 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.commands.publication import following
 from orchestrator.core.priority import Priority, raised
 from orchestrator.core.states import Event, WaitingOn
-from orchestrator.db import agents, bounds, entries, publishing, statistics, sweep, transitions
+from orchestrator.db import (
+    agents,
+    bounds,
+    entries,
+    lineage,
+    publishing,
+    statistics,
+    subtasks,
+    sweep,
+    transitions,
+)
 from orchestrator.db.connect import Connection, SQLAlchemyError
-from orchestrator.db.sql import StepRef
+from orchestrator.db.sql import StepRef, TaskRef
 from orchestrator.db.sweep import Due, Unclaimed
 from orchestrator.db.transitions import Applied
 from orchestrator.db.waking import due, wake
 from orchestrator.queues.results import show
-from orchestrator.tasks.publish import hand_on_slot, publish, resend_entry, send_step
+from orchestrator.tasks.publish import cancel_forsaken, hand_on_slot, publish, resend_entry, send_step
+from orchestrator.tasks.silence import end_silence
 
 log: Final = structlog.get_logger(__name__)
 _LOCK: Final = 0x6F7263_02
@@ -49,12 +60,16 @@ class Swept:
     raised: int = 0
     delivered: int = 0
     joins: int = 0
+    woken: int = 0
+    forsaken: int = 0
+    silenced: int = 0
     agents_lost: int = 0
     skipped: bool = field(default=False)
 
     @property
     def quiet(self) -> bool:
-        return not any((self.expired, self.cancelled, self.late, self.published, self.delivered, self.joins))
+        did = (self.expired, self.cancelled, self.late, self.published, self.delivered, self.joins)
+        return not any((*did, self.woken, self.forsaken, self.silenced))
 
 
 def run_sweep(wiring: Wiring) -> Swept:
@@ -79,6 +94,8 @@ def _sweep(wiring: Wiring) -> Swept:
         timed = sweep.timed(connection)
         overdue = sweep.overdue_cancels(connection, settings.cancel_grace)
         late = [] if just_up else bounds.late_steps(connection, settings.cancel_grace)
+        forgotten = subtasks.forgotten(connection, settings.publish_grace)
+        left_behind = lineage.left_behind(connection)
         silent = settings.lease * _SILENT_LEASES
         swept.agents_lost = 0 if just_up else len(agents.lose(connection, silent))
         after_outage = sweep.postgres_up_for(connection) < settings.lease * 2
@@ -92,8 +109,11 @@ def _sweep(wiring: Wiring) -> Swept:
         publishes=answers,
     )
     swept.timed = _each(wiring, timed, _time_came, publishes=answers)
+    swept.woken = _each(wiring, forgotten, lambda c, d: subtasks.wake_waiting(c, d.step), publishes=answers)
     if not answers:
         return swept
+    swept.forsaken = sum(_cancel_forsaken(wiring, task) for task in left_behind)
+    swept.silenced = 0 if just_up else end_silence(wiring)
     with wiring.engine.connect() as connection:
         unclaimed = sweep.unclaimed(connection, settings.publish_grace)
         starved = sweep.starved(connection, settings.ageing)
@@ -149,6 +169,14 @@ def _each(
         publish(wiring, following(one.step.task, applied.settled, (one.step,) if applied.released else ()))
         hand_on_slot(wiring)
     return done
+
+
+def _cancel_forsaken(wiring: Wiring, task: TaskRef) -> bool:
+    try:
+        return cancel_forsaken(wiring, task)
+    except SQLAlchemyError as error:
+        log.warning("sweep_stumbled", task=task.task_id, error=type(error).__name__)
+        return False
 
 
 def _cancel(connection: Connection, one: Due) -> Applied | None:

@@ -20,7 +20,7 @@ from billiard.process import current_process
 from celery import signals
 from celery.states import IGNORED
 
-from orchestrator.agents.types import usable
+from orchestrator.agents.types import PROVIDERS
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.verdict import StopReason
@@ -34,6 +34,7 @@ from orchestrator.tasks.draining import Drain
 from orchestrator.tasks.evidence import check_store
 from orchestrator.tasks.pulse import Pulse
 from orchestrator.workspaces.errors import ArtifactStoreUnavailable, SandboxUnavailable
+from orchestrator.workspaces.homes import HomeOwner
 from orchestrator.workspaces.workspace import AttemptOwner
 
 log: Final = structlog.get_logger(__name__)
@@ -85,7 +86,8 @@ class Workplace:
 
     def _introduce(self, number: int) -> Slot:
         settings = self.wiring.settings
-        has_key = settings.gateway_url is not None
+        # Whose models the gateway can reach is looked up for each step: it may get a key later than this.
+        agents = self.wiring.agents_with(PROVIDERS if settings.gateway_url else frozenset())
         name = self.name or f"agent@{socket.gethostname()}"
         return Slot(
             self.wiring.tenant_id,
@@ -96,17 +98,19 @@ class Workplace:
             self.boot_id,
             VERSION,
             self.queues,
-            usable(has_key=has_key),
-            (settings.model,) if has_key else (),
+            (*(name for name, one in agents.items() if one.is_usable), *sorted(settings.worker_capabilities)),
+            (settings.model,) if agents["engine"].is_usable else (),
         )
 
     def _rest(self, rest: bool) -> None:
         fleet.tell(self.wiring, self.queues, [self.name], rest=rest)
 
     def _clean(self) -> None:
-        """Workspaces of this machine whose attempt is over, by their own record of whose they are."""
+        """Workspaces of this machine whose attempt is over, and homes of steps that are, by their own record
+        of whose they are."""
         try:
             removed = self.wiring.workspaces.sweep_orphans(self._live)
+            removed += self.wiring.workspaces.homes.sweep(self._living)
         except (OSError, WorkspaceFault, OrchestratorError, SQLAlchemyError) as error:
             log.warning("clean_up_failed", error=type(error).__name__)
             return
@@ -117,6 +121,11 @@ class Workplace:
         with self.wiring.engine.connect() as connection:
             found = claims.live_attempts(connection, [(owner.step_id, owner.attempt) for owner in owners])
         return {owner for owner in owners if (owner.step_id, owner.attempt) in found}
+
+    def _living(self, owners: Sequence[HomeOwner]) -> set[HomeOwner]:
+        with self.wiring.engine.connect() as connection:
+            found = claims.unfinished(connection, [owner.step_id for owner in owners])
+        return {owner for owner in owners if owner.step_id in found}
 
 
 def attend(workplace: Workplace) -> None:

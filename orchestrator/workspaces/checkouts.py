@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,8 +27,10 @@ from orchestrator.workspaces.bundles import Bundles
 from orchestrator.workspaces.errors import CommitMissing
 from orchestrator.workspaces.files import Files
 from orchestrator.workspaces.git import Git
+from orchestrator.workspaces.homes import Homes
 from orchestrator.workspaces.locks import held
 from orchestrator.workspaces.mirrors import Base, Mirrors
+from orchestrator.workspaces.removal import remove_folder
 from orchestrator.workspaces.sandbox import Sandbox
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace
 from orchestrator.workspaces.worktree import Place, Worktree
@@ -63,6 +65,7 @@ class Workspaces:
         self.mirrors = mirrors
         self.sandbox = sandbox
         self.bundles = bundles
+        self.homes = Homes(root)
 
     def fetch(
         self,
@@ -101,7 +104,7 @@ class Workspaces:
         again = self._claim(owner, folder)
         if not again:
             self._make(place, git, checkpoint or start)
-        workspace = Workspace(owner, place, git, self.sandbox, start)
+        workspace = Workspace(owner, place, git, self.sandbox, start, partial(self.bundles.ensure, mirror))
         if again or checkpoint is not None:
             workspace.restore(checkpoint or start)
         return workspace
@@ -121,13 +124,13 @@ class Workspaces:
             kept = live([owner for _, owner in folders if owner is not None]) if folders else ()
             for folder, owner in folders:
                 if owner is None or owner not in kept:
-                    _remove(folder)
+                    remove_folder(folder)
                     removed.append(folder.name)
         return removed
 
     def remove(self, owner: AttemptOwner) -> None:
         """Its commits stay in the mirror."""
-        _remove(self._root / owner.name)
+        remove_folder(self._root / owner.name)
 
     def _folders(self) -> list[tuple[Path, AttemptOwner | None]]:
         if not self._root.is_dir():
@@ -139,7 +142,7 @@ class Workspaces:
         with held(self._root / ".lock"):
             again = _read_owner(folder) is not None and (folder / "own" / "ready").exists()
             if folder.exists() and not again:
-                _remove(folder)
+                remove_folder(folder)
             folder.mkdir(exist_ok=True)
             new = folder / f"{OWNER}.new"
             new.write_text(json.dumps(asdict(owner)))
@@ -173,14 +176,3 @@ def _read_owner(folder: Path) -> AttemptOwner | None:
         return AttemptOwner(**json.loads((folder / OWNER).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _remove(folder: Path) -> None:
-    """However deep it is and whatever its modes are; links in it are removed, not followed."""
-    for preparation in ((), ("chmod", "-R", "u+rwX", "--", str(folder))):
-        if preparation:
-            subprocess.run(preparation, check=False, capture_output=True)
-        subprocess.run(("rm", "-rf", "--", str(folder)), check=False, capture_output=True)
-        if not folder.exists():
-            return
-    raise WorkspaceFault("workspace-stuck", f"{folder.name} can't be removed")

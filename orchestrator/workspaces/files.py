@@ -115,6 +115,25 @@ class Files:
             finally:
                 os.close(folder)
 
+    def move(self, path: str, to: str) -> None:
+        """A file, a link itself, or a folder with all that is in it, to a path where nothing lies."""
+        source, target = self.parts(path), self.parts(to)
+        if not source or not target:
+            raise WorkspaceRefusal("the workspace itself can't be moved or replaced")
+        if target[: len(source)] == source:
+            raise WorkspaceRefusal(f"{to} lies in {path} itself")
+        with self._folder() as root, contextlib.ExitStack() as stack:
+            with _refusing(path):
+                above = self._open(root, source[:-1], _FOLDER)
+                stack.callback(os.close, above)
+                os.stat(source[-1], dir_fd=above, follow_symlinks=False)
+            with _refusing(to):
+                folder = self._folders(root, target[:-1])
+                stack.callback(os.close, folder)
+                if _is_there(folder, target[-1]):
+                    raise WorkspaceRefusal(f"{to} exists; delete it first, or choose another path")
+                os.rename(source[-1], target[-1], src_dir_fd=above, dst_dir_fd=folder)
+
     def names(self, path: str, depth: int) -> list[str]:
         """At most `depth` levels below `path`, sorted, folders with a '/', no `.git`; no link is followed."""
         parts = self.parts(path)
@@ -128,6 +147,11 @@ class Files:
         if len(found) > MAX_ENTRIES:
             found[MAX_ENTRIES:] = [f"[more than {MAX_ENTRIES} entries: list a folder below]"]
         return found
+
+    def has(self, path: str) -> bool:
+        """Whether anything lies there, links as such."""
+        parts = self.parts(path)
+        return not parts or self.look(os.fsencode("/".join(parts)))[0] != "gone"
 
     def look(self, path: bytes) -> tuple[Entry, int]:
         """What lies at a name that git reported, and its size; no link is followed on the way."""
@@ -162,6 +186,10 @@ class Files:
         """Absolute spellings of the root, as commands print them, are understood, too."""
         if "\0" in path:
             raise WorkspaceRefusal("the path contains a NUL")
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError as error:
+            raise WorkspaceRefusal("the path contains characters that no file's name can hold") from error
         for root in ("/workspace", str(self.root)):
             if path == root or path.startswith(f"{root}/"):
                 path = path[len(root) + 1 :]
@@ -276,6 +304,14 @@ class Files:
         finally:
             os.close(root)
         return True
+
+
+def _is_there(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _openat2(folder: int, path: str, flags: int, resolve: int) -> int:

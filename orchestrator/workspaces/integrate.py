@@ -61,7 +61,7 @@ def start_commit(git: Git, base: str, results: Sequence[str]) -> str:
         if _is_ancestor(git, merged, result):
             merged = result
             continue
-        tree = _merged_tree(git, merged, result)
+        tree = merged_tree(git, merged, result)
         at = max(git.commit(merged).committed_at, git.commit(result).committed_at)
         merged = git.write_commit(tree, (merged, result), "Start from what the step needs\n", at)
     return merged
@@ -85,7 +85,7 @@ def integrate(
         # histories share.
         ours = git.write_commit(branch.tree, result.parents[:1], "The branch as it is\n", branch.committed_at)
         try:
-            tree = _merged_tree(git, ours, commit)
+            tree = merged_tree(git, ours, commit)
         except MergeConflict as conflict:
             return Conflict(conflict.files, conflict.text)
     if tree == branch.tree:
@@ -182,7 +182,8 @@ def _without_contained(git: Git, base: str, results: Sequence[str]) -> list[str]
     ]
 
 
-def _merged_tree(git: Git, ours: str, theirs: str) -> str:
+def merged_tree(git: Git, ours: str, theirs: str) -> str:
+    """The tree of both, by their common ancestor. Raises `MergeConflict`."""
     output = git.run(
         "merge-tree", "--write-tree", "-z", "--messages", "--name-only", ours, theirs, accept=(0, 1)
     )

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -58,6 +58,13 @@ class Kindred:
             ours = sum(_link(PROC / f"{pid}/ns/pid") == namespace for pid in newest if namespace)
         return ours * 2 > len(newest)
 
+    def terminate(self) -> None:
+        """SIGTERM to what bubblewrap started, since its own end would be a sudden one for all in it; without
+        it to the process itself."""
+        for pid in self._inner() or [self._pid]:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+
     def kill(self) -> None:
         """All of them, also those in sessions of their own. Bubblewrap's death is its sandbox's."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -69,11 +76,29 @@ class Kindred:
 
     def _namespace(self) -> str:
         """The PID namespace of bubblewrap's child."""
-        try:
-            first = (PROC / f"{self._pid}/task/{self._pid}/children").read_text().split()[0]
-        except (OSError, IndexError):
-            return ""
-        return _link(PROC / first / "ns/pid")
+        first = self._first()
+        return _link(PROC / f"{first}/ns/pid") if first is not None else ""
+
+    def _first(self) -> int | None:
+        return next(iter(_children(self._pid, self._pid)), None)
+
+    def _inner(self) -> list[int]:
+        """Children of the first process of another PID namespace: what runs as bubblewrap's command."""
+        first = self._first()
+        if first is None or _link(PROC / f"{first}/ns/pid") == _link(PROC / "self/ns/pid"):
+            return []
+        return _children(first, first)
+
+
+def marked(mark: str) -> list[int]:
+    """Processes of this machine that were started with NAME=value in their environment and still live."""
+    wanted = mark.encode()
+    return [pid for pid in _pids() if wanted in _environment(pid)]
+
+
+def kill_marked(mark: str) -> None:
+    """SIGKILL to all of them, until none is left."""
+    _kill_marked(mark.encode())
 
 
 def _kill_marked(mark: bytes) -> None:
@@ -185,6 +210,18 @@ def _stat(pid: int) -> tuple[str, str] | None:
     except OSError:
         return None
     return (words[0], words[19]) if len(words) > 19 else None  # noqa: PLR2004 - proc(5): field 22
+
+
+def end_runs(name: str, of: Callable[[str], bool]) -> int:
+    """Kills what carries a mark `name` whose value `of` says yes to; how many processes that were."""
+    prefix, killed = f"{name}=".encode(), 0
+    for pid in _pids():
+        for entry in _environment(pid):
+            if entry.startswith(prefix) and of(entry.removeprefix(prefix).decode("utf-8", "replace")):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+    return killed
 
 
 def end_orphans(name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from orchestrator.workspaces.cgroup import Group, Groups
 from orchestrator.workspaces.commands import Ended, Tail, watch
 from orchestrator.workspaces.errors import GitError, SandboxUnavailable
 from orchestrator.workspaces.kin import Kindred, end_orphans, threads_of_machine
+from orchestrator.workspaces.programs import RUN_MARK, Mount, Program, Running, arguments_file
 
 ISOLATION: Final = (
     "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session",
@@ -59,15 +61,6 @@ ulimit -d {memory_kilobytes} 2>/dev/null || ulimit -v {memory_kilobytes} 2>/dev/
 {processes}
 exec "$@"
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A path of ours, and where a sandboxed command finds it."""
-
-    source: Path
-    target: str
-    writable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +124,11 @@ class Sandbox:
             raise SandboxUnavailable(f"strict mode needs bubblewrap: {self.warning}")
         if self.kind == "none":
             end_orphans(MARK)
+        end_orphans(RUN_MARK)
+
+    def finds(self, program: str) -> bool:
+        """Whether a command would find that program."""
+        return shutil.which(program, path=self._environment(None)["PATH"]) is not None
 
     def inside(self, mount: Mount) -> str:
         """The path under which a command finds it."""
@@ -146,9 +144,11 @@ class Sandbox:
         timeout: timedelta,
         on_output: Callable[[str], None],
         stop: Stop,
+        shown_bytes: int | None = None,
     ) -> Ran:
-        """For what people and models watch: text in pieces, the end of it kept."""
-        tail = Tail(self.bounds.kept_bytes, self.bounds.shown_bytes, on_output)
+        """For what people and models watch: text in pieces, `shown_bytes` of it (None: as bounded), the end
+        of it kept."""
+        tail = Tail(self.bounds.kept_bytes, shown_bytes or self.bounds.shown_bytes, on_output)
         code, ended = self._go(
             words,
             mounts=mounts,
@@ -190,6 +190,49 @@ class Sandbox:
         if code not in accept:
             raise GitError(f"git in the sandbox ended with code {code}: {tail.text.strip()}")
         return tail.text
+
+    def start(self, program: Program) -> Running:
+        """Starts what goes on for long and is talked to through pipes; the caller ends it.
+
+        Its environment is nowhere in the words of a process, which every account of the machine can read.
+        """
+        group = self._group(program.memory_bytes)
+        marked = {RUN_MARK: program.mark}
+        limited = ["/bin/sh", "-c", self._preamble(program.wall_time, program.memory_bytes), "sh"]
+        with contextlib.ExitStack() as files:
+            if self.kind == "bubblewrap":
+                options = self._options(program.mounts, program.folder, {**program.environment, **marked})
+                at = files.enter_context(arguments_file(options)).fileno()
+                kept: tuple[int, ...] = (at,)
+                command = ["bwrap", "--args", str(at), "--", *limited, *program.words]
+                environment = {"PATH": self._host_path, **marked}
+            else:
+                command, kept = [*limited, *program.words], ()
+                environment = {**self._environment(program.environment), **marked}
+            try:
+                process = subprocess.Popen(
+                    command if group is None else ["/bin/sh", "-c", ENTER, *group.doors, "--", *command],
+                    env=environment,
+                    cwd="/" if self.kind == "bubblewrap" else program.folder,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    start_new_session=True,
+                    pass_fds=kept,
+                )
+            except OSError as error:
+                if group is not None:
+                    group.remove()
+                raise GitError(f"{program.words[0]} could not be started: {error.strerror}") from error
+        mark = f"{RUN_MARK}={program.mark}"
+        kin = Kindred(
+            process.pid,
+            most=self.bounds.processes,
+            mark=None if self.kind == "bubblewrap" else mark,
+            group=group,
+        )
+        return Running(process, kin, mark, group)
 
     def _go(
         self,
@@ -240,12 +283,12 @@ class Sandbox:
         code = process.returncode
         return (128 - code if code < 0 else code), ended
 
-    def _group(self) -> Group | None:
+    def _group(self, memory_bytes: int | None = None) -> Group | None:
         if self._groups is None:
             return None
-        bounds = self.bounds
+        memory = memory_bytes or self.bounds.memory_bytes
         try:
-            return self._groups.make(processes=bounds.processes, memory_bytes=bounds.memory_bytes)
+            return self._groups.make(processes=self.bounds.processes, memory_bytes=memory)
         except OSError as error:
             raise GitError(f"no control group for a command: {error.strerror}") from error
 
@@ -262,17 +305,17 @@ class Sandbox:
         limited = ["/bin/sh", "-c", self._preamble(timeout), "sh", *words]
         if self.kind == "none":
             return limited
-        inner = {**self._environment(None), "HOME": HOME, **(environment or {})}
+        return ["bwrap", *self._options(mounts, folder, environment or {}), "--", *limited]
+
+    def _options(self, mounts: Sequence[Mount], folder: str, environment: Mapping[str, str]) -> list[str]:
+        inner = {**self._environment(None), "HOME": HOME, **environment}
         return [
-            "bwrap",
             *self._isolation,
             *self._filesystem(),
             *(word for mount in mounts for word in _bind(mount)),
             *(word for name, value in inner.items() for word in ("--setenv", name, value)),
             "--chdir",
             folder,
-            "--",
-            *limited,
         ]
 
     def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
@@ -314,7 +357,7 @@ class Sandbox:
             words += ["--ro-bind", str(at), str(at)]
         return words
 
-    def _preamble(self, timeout: timedelta) -> str:
+    def _preamble(self, timeout: timedelta, memory_bytes: int | None = None) -> str:
         most = self.bounds.processes
         if self.kind == "none":
             # Without a namespace of its own the limit counts all that the account runs on this machine.
@@ -323,7 +366,7 @@ class Sandbox:
             cpu=int(timeout.total_seconds() * (os.cpu_count() or 1)) + 10,
             file_blocks=self.bounds.file_bytes // 512,
             open_files=self.bounds.open_files,
-            memory_kilobytes=self.bounds.memory_bytes // 1024,
+            memory_kilobytes=(memory_bytes or self.bounds.memory_bytes) // 1024,
             processes=f"ulimit -u {most} 2>/dev/null || ulimit -p {most} 2>/dev/null" if most else "",
         )
 

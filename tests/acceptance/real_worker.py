@@ -17,6 +17,7 @@ from orchestrator.core.assignment import Agent, Assignment, Stop
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.engine.ports import Block, ModelError, ModelRequest, Reply, StreamEvent, Usage
 from orchestrator.tasks.registry import register
+from tests.agents_ready import engine_alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,6 @@ def scripted_agent(wiring: Wiring, desk: Desk) -> Agent:
     return EngineAgent(model, desk.open_journal, desk.open_workspace, wiring.settings.command_timeout)
 
 
-wiring = replace(bootstrap.load("real-package"), make_agent=scripted_agent)
+wiring = replace(bootstrap.load("real-package"), make_agent=scripted_agent, ready=engine_alone)
 registered = register(wiring)
 app = registered.app

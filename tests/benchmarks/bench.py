@@ -2,9 +2,10 @@
 
     scripts/bench [--only NAME] [--json] [--dags DIR]
 
-NAME is throughput, latency, gateway, makespan or growth, which a run without it measures, or one of those
-that take minutes more and are measured by name alone: recovery (kill -9 in the middle of a step, about five
-minutes) and parked (a thousand tasks that wait for a person, about three).
+NAME is throughput, latency, gateway, makespan, growth or parser, which a run without it measures, or one of
+those that take minutes more and are measured by name alone: recovery (kill -9 in the middle of a step, about
+five minutes), parked (a thousand tasks that wait for a person, about three) and turns (what one turn of the
+agent costs when the conversation is short and when it is long, about one).
 """
 
 from __future__ import annotations
@@ -22,10 +23,20 @@ from typing import Any, Final
 
 import structlog
 
-from tests.benchmarks import gateway, growth, latency, makespan, parked, recovery, throughput
+from tests.benchmarks import (
+    gateway,
+    growth,
+    latency,
+    makespan,
+    parked,
+    parsing,
+    recovery,
+    throughput,
+    turns,
+)
 
-NAMES: Final = ("throughput", "latency", "gateway", "makespan", "growth")
-BY_NAME_ALONE: Final = ("recovery", "parked")
+NAMES: Final = ("throughput", "latency", "gateway", "makespan", "growth", "parser")
+BY_NAME_ALONE: Final = ("recovery", "parked", "turns")
 _ENOUGH_BY_CANVAS: Final = 0.8
 _WORTH_A_WORD_MS: Final = 0.05
 
@@ -143,6 +154,22 @@ def _growth(_: argparse.Namespace) -> Result:
     )
 
 
+def _parser(_: argparse.Namespace) -> Result:
+    found, enough = parsing.measure(), parsing.ENOUGH_MB_PER_SECOND
+    return Result(
+        {"parser_mb_per_second": {name: round(speed, 1) for name, speed in found.speeds.items()}},
+        [
+            (
+                f"stream parser, {name}, MB/s",
+                f"{speed:.1f}",
+                "" if name == "small calls alone" else f"≥ {enough:g}",
+                name == "small calls alone" or speed >= enough,
+            )
+            for name, speed in found.speeds.items()
+        ],
+    )
+
+
 def _recovery(_: argparse.Namespace) -> Result:
     found = recovery.measure()
     values = recovery.as_json(found)
@@ -190,6 +217,31 @@ def _parked(_: argparse.Namespace) -> Result:
     )
 
 
+def _turns(_: argparse.Namespace) -> Result:
+    found = turns.measure()
+    early, late = f"turn {turns.EARLY}", f"turn {turns.LATE}"
+    own, whole = (
+        (median(found.own_early), median(found.own_late)),
+        (median(found.whole_early), median(found.whole_late)),
+    )
+    cpu = median(found.cpu_early), median(found.cpu_late)
+    return Result(
+        {
+            "turn_own_ms": [round(ms, 2) for ms in own],
+            "turn_own_cpu_ms": [round(ms, 2) for ms in cpu],
+            "turn_whole_ms": [round(ms, 2) for ms in whole],
+            "turn_growth": round(found.growth, 3),
+        },
+        [
+            (f"own work, {early} → {late}, ms", f"{own[0]:.2f} → {own[1]:.2f}", "", True),
+            (f"of it the processor's, {early} → {late}, ms", f"{cpu[0]:.2f} → {cpu[1]:.2f}", "", True),
+            ("growth of own work", f"{found.growth:.3f}", "≤ 1.2", found.growth <= 1.2),
+            (f"whole but the model, {early}, ms", f"p50 {whole[0]:.2f}", "≤ 10", whole[0] <= 10),
+            (f"whole but the model, {late}, ms", f"p50 {whole[1]:.2f}", "≤ 25", whole[1] <= 25),
+        ],
+    )
+
+
 def _shown(found: Mapping[str, float]) -> str:
     return f"p50 {found['p50']}  p95 {found['p95']}  n {found['n']:.0f}"
 
@@ -200,8 +252,10 @@ _MEASURES: Final[Mapping[str, Callable[[argparse.Namespace], Result]]] = {
     "gateway": _gateway,
     "makespan": _makespan,
     "growth": _growth,
+    "parser": _parser,
     "recovery": _recovery,
     "parked": _parked,
+    "turns": _turns,
 }
 
 

@@ -15,6 +15,7 @@ from celery import Task
 
 from orchestrator import bootstrap
 from orchestrator.tasks.registry import register
+from tests.agents_ready import engine_alone
 from tests.benchmarks import crash_points, unfenced
 from tests.benchmarks.scripted import scripted_agent, sleeper
 from tests.benchmarks.worker_names import BARE
@@ -30,6 +31,7 @@ if "BENCHMARK_ORDERS" in os.environ:
 wiring = replace(
     bootstrap.load("benchmarks"),
     make_agent=_AGENTS[os.environ.get("BENCHMARK_AGENT", "scripted")],
+    ready=engine_alone,
     publish_retry=True,
 )
 registered = register(wiring)

@@ -21,9 +21,14 @@ from orchestrator.agents.engine import EngineAgent
 from orchestrator.bootstrap import Desk, Wiring
 from orchestrator.core.assignment import Agent, Assignment, Link, Stop
 from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
-from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent, Usage
+from orchestrator.core.states import WaitingOn
+from orchestrator.core.subtask import SubtaskRequest
+from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
+from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent, ToolResult, Usage
+from orchestrator.engine.tools import TOOLS
+from orchestrator.engine.tools.talk import START_SUBTASK
 from orchestrator.tasks.registry import register
+from tests.agents_ready import named
 
 FOLDER = "HARNESS_FOLDER"
 SECRET = "sk-ant-api03-thisIsWhatNobodyMayEverRead-0123456789"
@@ -84,11 +89,17 @@ class Obedient:
                 return Yielded(reason)
         match assignment.spec.get("do", "work"):
             case "ask" if not (answers := self.desk.open_journal(assignment).load().answers):
-                return NeedsInput(Ask("call_1", "Which one?", ("left", "right")))
+                return NeedsInput(Ask("call_1", "Which one?", ("left", "right"), default="left"))
             case "ask":
                 return Done("asked", {"answer": answers["call_1"]})
+            case "delegate" | "delegate and break":
+                return self._delegate(name, assignment)
             case "break":
                 return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
+            case "write":
+                with self.desk.open_workspace(assignment) as workspace:
+                    workspace.write(assignment.spec["path"], assignment.spec["text"])
+                    self.notes.write("saw", step=name, files=workspace.list(".", 1))
             case "break once" if assignment.attempt == 1:
                 return Broke("no-luck", "Not yet.", ErrorClass.AGENT)
             case "stubborn":
@@ -99,6 +110,42 @@ class Obedient:
                 os._exit(9)
         self.notes.write("done", step=name, fence=assignment.fence)
         return Done(f"{assignment.step_key} is done", {"previous": assignment.context.get("previous")})
+
+    def _delegate(self, name: str, assignment: Assignment) -> Verdict:
+        """Starts the spec's `objectives` as subtasks, waits for them, and merges what they left.
+
+        A call that hasn't been answered is answered once, as the engine does it.
+        """
+        journal = self.desk.open_journal(assignment)
+        asked = [
+            SubtaskRequest(f"call_{place}", objective)
+            for place, objective in enumerate(assignment.spec["objectives"], start=1)
+        ]
+        with self.desk.open_workspace(assignment) as workspace:
+            ends = journal.load().subtasks
+            if not ends:
+                workspace.write("parent.txt", "parent\n")
+                checkpoint = workspace.checkpoint("write_file")
+                journal.begin_call(1, "call_0", "write_file", {})
+                journal.finish_call("call_0", ToolResult("written"), checkpoint)
+                for request in asked:
+                    journal.begin_call(1, request.call_id, "start_subtask", {})
+                journal.start_subtasks(asked, checkpoint)
+                self.notes.write("delegated", step=name, fence=assignment.fence)
+                while self.notes.is_held(f"{name}.delegated"):
+                    time.sleep(0.02)
+                if assignment.spec["do"] == "delegate and break":
+                    return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
+                return Waits(WaitingOn.SUBTASK)
+            if not all(ends.values()):
+                return Waits(WaitingOn.SUBTASK)
+            for call_id, end in sorted(ends.items()):
+                assert end is not None
+                conflict = workspace.adopt(end.commit) if end.commit else None
+                result = ToolResult(conflict or end.summary)
+                journal.finish_call(call_id, result, workspace.checkpoint("adopted"))
+                self.notes.write("told", step=name, call=call_id, status=end.status, conflict=conflict)
+        return Done("delegated", {end.call_id: end.summary for end in ends.values() if end})
 
     def _stubborn(self, name: str, assignment: Assignment, link: Link) -> Verdict:
         """Starts what ignores every wish to end, and never looks at the stop while that runs."""
@@ -129,11 +176,12 @@ class Obedient:
 @dataclass(frozen=True, slots=True)
 class Scripted:
     """A model that makes the spec's `calls` one after the other (else it writes two files and is done), and
-    says SECRET where they say $SECRET; each request is written down; held by turn."""
+    says SECRET where they say $SECRET; a list of calls is one reply. Each request is written down; held by
+    turn."""
 
     notes: Notes
     task_id: str
-    calls: Sequence[tuple[str, dict[str, Any]]] = ()
+    calls: Sequence[Any] = ()
     kind: Literal["live", "recorded"] = "recorded"
     name: str = "script"
 
@@ -144,10 +192,13 @@ class Scripted:
         while self.notes.is_held(f"{self.task_id}.{turn}"):
             if stop.wait_hard(0.02):
                 raise Stopped
-        name, arguments = (self.calls or TWO_FILES)[turn - 1]
-        arguments = json.loads(json.dumps(arguments).replace("$SECRET", SECRET))
-        call = {"type": "tool_use", "id": f"call_{turn}", "name": name, "input": arguments}
-        return Reply((call,), "tool_use", Usage(10, 1), self.name)
+        wanted = json.loads(json.dumps((self.calls or TWO_FILES)[turn - 1]).replace("$SECRET", SECRET))
+        together = wanted if isinstance(wanted[0], list) else [wanted]
+        calls = tuple(
+            {"type": "tool_use", "id": f"call_{turn}" + "'" * place, "name": name, "input": given}
+            for place, (name, given) in enumerate(together)
+        )
+        return Reply(calls, "tool_use", Usage(10, 1), self.name)
 
 
 def agent(wiring: Wiring, desk: Desk) -> Agent:
@@ -156,10 +207,17 @@ def agent(wiring: Wiring, desk: Desk) -> Agent:
     @dataclass(frozen=True, slots=True)
     class Either:
         def work(self, assignment: Assignment, link: Link) -> Verdict:
+            if assignment.description.startswith("{"):  # a subtask brings no spec
+                assignment = replace(assignment, spec=json.loads(assignment.description))
             if assignment.spec.get("do") != "script":
                 return Obedient(desk, notes).work(assignment, link)
             model = Scripted(notes, assignment.task_id, assignment.spec.get("calls", ()))
-            engine = EngineAgent(lambda _: model, desk.open_journal, desk.open_workspace)
+            engine = EngineAgent(
+                lambda _: model,
+                desk.open_journal,
+                desk.open_workspace,
+                tools=lambda _: {**TOOLS, START_SUBTASK.name: START_SUBTASK},
+            )
             return engine.work(assignment, link)
 
     del wiring
@@ -167,6 +225,8 @@ def agent(wiring: Wiring, desk: Desk) -> Agent:
 
 
 if FOLDER in os.environ:
-    registered = register(replace(bootstrap.load("harness"), make_agent=agent, publish_retry=True))
+    registered = register(
+        replace(bootstrap.load("harness"), make_agent=agent, ready=named, publish_retry=True)
+    )
     app = registered.app
     app.conf.worker_soft_shutdown_timeout = 8.0

@@ -29,7 +29,6 @@ POLICY = Policy(
     max_attempts=3,
     allow_local_repositories=True,
     agent_types=frozenset({"engine", "replay"}),
-    default_agent="engine",
 )
 
 

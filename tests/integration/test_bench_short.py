@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench, gateway, growth, latency, makespan, parked, recovery, throughput
+from tests.benchmarks import (
+    bench,
+    gateway,
+    growth,
+    latency,
+    makespan,
+    parked,
+    parsing,
+    recovery,
+    throughput,
+    turns,
+)
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -70,6 +81,24 @@ def test_parked_tasks_hold_no_slot_and_go_on_after_all_workers_were_restarted_in
     assert (len(found.slot_free), len(found.answered_alone), len(found.answered_at_once)) == (3, 3, 9)
 
 
+def test_the_parser_is_timed_by_kind_of_text() -> None:
+    found = parsing.measure(size=50_000, rounds=1)
+    assert set(found.speeds) == set(parsing.TEXTS)
+    assert all(speed > 0 for speed in found.speeds.values())
+
+
+def test_random_texts_are_read_alike_in_random_pieces() -> None:
+    assert parsing.fuzz(seconds=2, seed=3) > 0
+
+
 def test_the_table_says_what_missed_its_bound() -> None:
     lines = [("fast", "1", "≤ 2", True), ("slow", "30", "≤ 2", False)]
     assert bench._table(lines) == "fast   1  ≤ 2\nslow  30  ≤ 2  MISSED"
+
+
+def test_a_turn_is_timed_early_and_late_in_a_conversation() -> None:
+    found = turns.measure(early=3, late=9, around=2, rounds=1)
+    samples = [found.own_early, found.own_late, found.whole_early, found.whole_late]
+    assert [len(sample) for sample in samples] == [5] * 4
+    assert all(took > 0 for sample in samples for took in sample)
+    assert found.growth > 0

@@ -16,6 +16,7 @@ from orchestrator.core.verdict import Broke, Done, StopReason, Yielded
 from orchestrator.engine import loop
 from orchestrator.engine.ports import (
     CallAnnounced,
+    CallCompleted,
     ModelError,
     ModelRequest,
     Reply,
@@ -89,7 +90,9 @@ def test_a_streamed_reply_is_put_together_and_heard_as_it_comes() -> None:
         TextDelta("I "),
         TextDelta("read."),
         CallAnnounced("read_file"),
+        CallCompleted("t1", "read_file", {"path": "a"}),
         CallAnnounced("list_files"),
+        CallCompleted("t2", "list_files", {}),
     ]
 
 
@@ -166,7 +169,7 @@ def test_each_status_has_its_meaning(
     [
         ({"retry-after": "7"}, timedelta(seconds=7)),
         ({"retry-after-ms": "1500", "retry-after": "2"}, timedelta(seconds=1.5)),
-        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
         ({"retry-after": "-1"}, None),
         ({}, None),
     ],

@@ -16,7 +16,6 @@ import pytest
 
 from orchestrator.agents.engine import EngineAgent
 from orchestrator.agents.models import Models
-from orchestrator.agents.types import AGENT_TYPES, usable
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Broke, Done, NeedsInput, Verdict
@@ -168,12 +167,6 @@ def test_a_recording_that_is_not_there_is_a_verdict(demo: Make) -> None:
     verdict = demo("fix-bug", "other").claim({**first, "spec": {"recording": "../../secrets"}})
     assert isinstance(verdict, Broke)
     assert verdict.code == "recording-unknown"
-
-
-def test_without_a_key_only_recordings_work() -> None:
-    assert usable(has_key=False) == ("replay",)
-    assert usable(has_key=True) == ("engine", "replay")
-    assert AGENT_TYPES["replay"].model_kind == "recorded"
 
 
 def test_every_recorded_reply_says_that_no_model_wrote_it() -> None:

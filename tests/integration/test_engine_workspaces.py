@@ -15,7 +15,7 @@ from orchestrator.agents.engine import EngineAgent
 from orchestrator.agents.models import Models
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.verdict import Done, StopReason, Yielded
-from orchestrator.engine import loop, ports
+from orchestrator.engine import calls, loop, ports
 from orchestrator.workspaces.checkouts import Workspaces
 from orchestrator.workspaces.mirrors import Base
 from orchestrator.workspaces.workspace import Workspace
@@ -158,7 +158,7 @@ def test_a_command_that_a_stop_kills_is_left_unfinished(
     verdict = loop.work(assignment(), Wire(), model=script, journal=journal, workspace=opened)
     assert verdict == Done("Done.")
     told = script.requests[1]["messages"][-1]["content"][0]["content"]
-    assert told == loop.INTERRUPTED.text
+    assert told == calls.INTERRUPTED.text
 
 
 def test_the_sample_is_a_clean_repository(tmp_path: Path) -> None:

@@ -16,10 +16,22 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator.commands import answer
 from orchestrator.core.redaction import Redactor
-from orchestrator.db import journal
+from orchestrator.core.states import WaitingOn
+from orchestrator.core.verdict import Ask
+from orchestrator.db import effects, journal
 from orchestrator.db.claims import Claimed
 from orchestrator.db.journal import Scope
-from orchestrator.engine.ports import Call, Heard, LeaseLost, Spending, ToolResult, Turn, Usage
+from orchestrator.engine.ports import (
+    Call,
+    Compacted,
+    Corrected,
+    Heard,
+    LeaseLost,
+    Spending,
+    ToolResult,
+    Turn,
+    Usage,
+)
 from orchestrator.tasks.journal import PostgresJournal
 from tests.integration.ledger import TENANT, Ledger, opened, step
 
@@ -230,4 +242,88 @@ def test_what_others_spend_is_all_of_the_workflow_but_this_conversation(ledger: 
     assert again.spent_elsewhere() == Spending(3, 57, Decimal("0.0375")), "after a conflict"
     other = ledger.task("other")["work"]
     assert kept(ledger, ledger.take(other)).spent_elsewhere() == Spending()
-    assert replace(again, alone=True).spent_elsewhere() == Spending(), "nobody is asked"
+
+
+def test_what_subtasks_spend_is_spent_of_the_same_budget(ledger: Ledger) -> None:
+    parent = kept(ledger, ledger.take(ledger.task("parent")["work"]))
+    child = kept(ledger, ledger.take(ledger.task("child")["work"]))
+    ledger.run("UPDATE tasks SET root_id = 'parent', parent_id = 'parent' WHERE id = 'child'")
+    parent.append_turn(turn(1))
+    child.append_turn(turn(1))
+    child.append_turn(turn(2))
+    assert parent.spent_elsewhere() == Spending(2, 38, Decimal("0.0250"))
+    assert child.spent_elsewhere() == Spending(1, 19, Decimal("0.0125"))
+
+
+def test_what_the_gateway_has_counted_is_not_counted_again(ledger: Ledger) -> None:
+    mine = kept(ledger, ledger.take(ledger.task()["work"]))
+    mine.append_turn(replace(turn(1), metered=True, reason="the first choice is overloaded"))
+    assert ledger.rows("SELECT 1 AS n FROM usage") == []
+    assert mine.load().entries == (replace(turn(1), reason="the first choice is overloaded"),)
+
+
+def test_compactions_and_corrections_are_read_back_where_they_were_made(ledger: Ledger) -> None:
+    ref = ledger.task()["work"]
+    mine = kept(ledger, ledger.take(ref))
+    compacted = Compacted(2, 1, 1, f"The key is {SECRET}.", Usage(5, 6), Decimal("0.25"))
+    corrected = Corrected(2, 2, "You go in circles.", "c0ffee", 1)
+    unpriced = Compacted(3, 2, cost_usd=None)
+    mine.append_turn(turn(1))
+    mine.append(compacted)
+    mine.append(corrected)
+    mine.append_turn(turn(2))
+    mine.append(unpriced)
+    entries = mine.load().entries
+    assert entries == (
+        turn(1),
+        replace(compacted, summary="The key is [redacted]."),
+        corrected,
+        turn(2),
+        unpriced,
+    )
+    ledger.expire(ref)
+    with pytest.raises(LeaseLost):
+        mine.append(corrected)
+
+
+def test_the_files_go_on_from_where_they_were_put_back_to(ledger: Ledger) -> None:
+    mine = kept(ledger, ledger.take(ledger.task()["work"]))
+    for number, commit in ((1, "aaa"), (2, "bbb")):
+        mine.append_turn(turn(number))
+        mine.begin_call(number, f"call_{number}", "write_file", {})
+        mine.finish_call(f"call_{number}", ToolResult("wrote"), commit)
+    assert mine.load().checkpoint == "bbb"
+    mine.append(Corrected(3, 2, "Again.", "aaa"))
+    assert mine.load().checkpoint == "aaa"
+    mine.append_turn(turn(3))
+    mine.begin_call(3, "call_3", "write_file", {})
+    assert mine.load().checkpoint == "aaa"
+    mine.finish_call("call_3", ToolResult("wrote"), "ccc")
+    assert mine.load().checkpoint == "ccc"
+
+
+def test_a_whole_output_is_kept_beside_what_the_model_was_shown(ledger: Ledger) -> None:
+    mine = kept(ledger, ledger.take(ledger.task()["work"]))
+    mine.append_turn(turn(1))
+    for call_id in ("long", "short", "running"):
+        mine.begin_call(1, call_id, "run_command", {})
+    mine.finish_call("long", ToolResult("äbc…", output=f"äbcdef\0 {SECRET} the end"), None)
+    mine.finish_call("short", ToolResult("all of it"), None)
+    assert mine.output("long", 0, 3) == "äbc"
+    assert mine.output("long", 3, 10**9) == "def\ufffd [redacted] the end"
+    assert mine.output("short", 4, 6) == "of"
+    assert mine.output("long", 10**6, 10**6 + 5) == ""
+    assert mine.output("running", 0, 5) is None
+    assert mine.output("unheard-of", 0, 5) is None
+    assert "output" not in str(mine.load().calls[0].result), "a conversation is loaded without it"
+
+
+def test_leave_comes_back_with_the_digest_of_what_was_shown(ledger: Ledger) -> None:
+    ref = ledger.task()["work"]
+    claimed = ledger.take(ref)
+    asked = Ask("call_1", "May it?", ("Approve", "Deny"), WaitingOn.TOOL_APPROVAL, "5" * 64)
+    ledger.do(lambda connection: effects.ask(connection, ref, claimed.fence, asked))
+    ledger.do(lambda connection: answer.answer(connection, TENANT, "t", "Approve", by="me"))
+    found = kept(ledger, ledger.take(ref)).load()
+    assert found.answers == {"call_1": "Approve"}
+    assert found.digests == {"call_1": "5" * 64}

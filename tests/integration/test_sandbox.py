@@ -16,7 +16,8 @@ from orchestrator.core.assignment import Stop
 from orchestrator.core.verdict import StopReason
 from orchestrator.workspaces.commands import Ended
 from orchestrator.workspaces.errors import SandboxUnavailable
-from orchestrator.workspaces.sandbox import Bounds, Mount, Ran, Sandbox
+from orchestrator.workspaces.programs import Mount
+from orchestrator.workspaces.sandbox import Bounds, Ran, Sandbox
 from tests.integration.repositories import without_bubblewrap
 
 BOUNDS = Bounds(processes=100, output_bytes=2 * 1024**2, shown_bytes=1000, kept_bytes=500)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -199,6 +200,40 @@ def test_no_path_leads_outside(files: Files, tmp_path: Path, path: str) -> None:
     assert (tmp_path / "secret").read_text() == "secret"
 
 
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "away/secret", "src/../../x", "\0", "\ud800"])
+def test_nothing_is_moved_out_or_in(files: Files, tmp_path: Path, path: str) -> None:
+    (files.root / "away").symlink_to(tmp_path)
+    for source, target in ((path, "in"), ("src/a.txt", path)):
+        with pytest.raises(WorkspaceRefusal):
+            files.move(source, target)
+    assert (tmp_path / "secret").read_text() == "secret"
+    assert sorted(at.name for at in files.root.iterdir()) == ["away", "src"]
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_moved_is_the_thing_itself_and_never_what_lies_at_its_goal(
+    files: Files, tmp_path: Path
+) -> None:
+    (files.root / "link").symlink_to(tmp_path / "secret")
+    files.move("link", "new/link")
+    assert (files.root / "new/link").is_symlink()
+    files.move("src", "moved")
+    assert files.read("moved/a.txt") == "1\n2\n3\n"
+    os.mkfifo(files.root / "pipe")
+    for source, target in (
+        ("moved/a.txt", "pipe"),
+        ("moved/a.txt", "new/link"),
+        ("moved", "new"),
+        ("moved", "moved/inner"),
+        ("missing", "x"),
+        (".", "x"),
+        ("moved", "."),
+    ):
+        with pytest.raises(WorkspaceRefusal):
+            files.move(source, target)
+    assert files.read("moved/a.txt") == "1\n2\n3\n"
+
+
 def test_deleting_a_link_deletes_the_link(files: Files, tmp_path: Path) -> None:
     (files.root / "away").symlink_to(tmp_path / "folder")
     (tmp_path / "folder" / "x").write_text("x")
@@ -243,8 +278,12 @@ def test_a_folder_that_turns_into_a_link_at_any_moment_leads_nowhere(files: File
             try:
                 assert files.read("swap/a.txt") == "inside"
                 files.write("swap/a.txt", "inside")
+                files.move("swap/a.txt", "swap/b.txt")
             except WorkspaceRefusal:
                 continue
+            finally:
+                with contextlib.suppress(WorkspaceRefusal):
+                    files.move("swap/b.txt", "swap/a.txt")
     finally:
         done.set()
         turner.join()

@@ -26,6 +26,7 @@ from orchestrator.local.credentials import new_api_key
 OPTIONS = """
 description steps repo branch push title priority mode agent model requirements deadline stakeholders labels
 budget timeout external_id id hold credential gates depends_on project validate_only
+question_timeout on_silence ask_before
 """
 NOTHING = dict.fromkeys(OPTIONS.split())
 
@@ -167,7 +168,7 @@ def test_a_key_that_is_kept_for_one_server_is_sent_to_no_other(
     }
 
 
-PROCESSES = {"worker", "beat", "api", "gateway", "flower"}
+PROCESSES = {"worker", "beat", "api", "gateway", "flower", "model-server"}
 """They become other programs, which write logs."""
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.core.assignment import Budget, Limits, Stop
 from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import (
     SOFT,
     TURN_ABOUT,
@@ -17,56 +18,28 @@ from orchestrator.core.verdict import (
     Done,
     NeedsInput,
     StopReason,
-    Verdict,
     Yielded,
 )
-from orchestrator.engine import loop, prompt
+from orchestrator.engine import prompt
 from orchestrator.engine.ports import ModelRequest, Spending, Usage
-from orchestrator.engine.prices import Price, cost
+from orchestrator.engine.prices import cost
 from tests.engine_world import (
-    FileJournal,
     FolderWorkspace,
     Killed,
     Script,
     Wire,
+    World,
     assignment,
     call,
     done,
+    results,
     text,
 )
-
-
-class World:
-    """One step: a folder, a journal, and as many claims on it as a test makes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.workspace = FolderWorkspace(path / "workspace")
-        self.wire = Wire()
-        self.mail: list[str] = []
-
-    def journal(self, **faults: Any) -> FileJournal:
-        return FileJournal(self.path / "journal.jsonl", mail=self.mail, **faults)
-
-    def claim(self, script: Script, journal: FileJournal | None = None, **changes: Any) -> Verdict:
-        return loop.work(
-            assignment(**changes),
-            self.wire,
-            model=script,
-            journal=journal or self.journal(),
-            workspace=self.workspace,
-            prices={"priced": Price(Decimal(1_000_000), Decimal(1_000_000))},
-        )
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-def results(request: Any) -> list[Any]:
-    """The tool results that a request's last message carries."""
-    return [block for block in request["messages"][-1]["content"] if block["type"] == "tool_result"]
 
 
 def test_a_step_reads_changes_and_ends_with_its_summary(world: World) -> None:
@@ -412,7 +385,7 @@ def test_an_empty_reply_is_not_sent_back_as_an_empty_message(world: World, conte
 )
 def test_each_limit_ends_the_step_for_good(world: World, limits: Limits, code: str) -> None:
     turns = [[call(f"c{number}", "list_files")] for number in range(9)]
-    script = Script(turns, kind="live", name="priced-1", usage=Usage(input_tokens=10, output_tokens=3))
+    script = Script(turns, kind="live", name="priced", usage=Usage(input_tokens=10, output_tokens=3))
     verdict = world.claim(script, limits=limits)
     assert isinstance(verdict, Broke)
     assert (verdict.code, verdict.error, verdict.retryable) == (code, ErrorClass.LIMIT, False)
@@ -421,23 +394,34 @@ def test_each_limit_ends_the_step_for_good(world: World, limits: Limits, code: s
 
 
 @pytest.mark.parametrize(
-    ("budget", "code"),
+    ("budget", "more"),
     [
-        (Budget(turns=12), "limit-turns"),
-        (Budget(tokens=1020), "limit-tokens"),
-        (Budget(cost_usd=Decimal(27)), "limit-cost"),
+        (Budget(turns=12), Budget(turns=13)),
+        (Budget(tokens=1020), Budget(tokens=1021)),
+        (Budget(cost_usd=Decimal(27)), Budget(cost_usd=Decimal(28))),
     ],
 )
-def test_the_budget_is_the_task_s_and_what_other_steps_have_used_counts(
-    world: World, budget: Budget, code: str
+def test_a_budget_that_the_whole_task_has_used_up_parks_until_it_is_raised(
+    world: World, budget: Budget, more: Budget
 ) -> None:
     looks = [[call(f"c{number}", "list_files")] for number in range(9)]
     script = Script(looks, kind="live", name="priced", usage=Usage(5, 5))
     journal = world.journal(elsewhere=Spending(10, 1000, Decimal(7)))
-    broke = world.claim(script, journal, budget=budget, limits=Limits(cost_usd=Decimal(1000)))
-    assert isinstance(broke, Broke)
-    assert (broke.code, broke.retryable) == (code, False)
+    room = Limits(cost_usd=Decimal(1000))
+    parked = world.claim(script, journal, budget=budget, limits=room)
+    assert isinstance(parked, NeedsInput)
+    assert (parked.ask.kind, parked.ask.call_id) == (WaitingOn.BUDGET, "budget-1")
     assert script.turns_asked == [1, 2], "two turns of ten tokens and ten dollars each"
+    assert world.claim(script, journal, budget=budget, limits=room) == parked, "asks the same once more"
+    world.journal().answer("budget-1", "Double it")
+    again = world.claim(script, journal, budget=more, limits=room)
+    assert isinstance(again, NeedsInput)
+    assert again.ask.call_id == "budget-2"
+    assert script.turns_asked == [1, 2, 3]
+    world.journal().answer("budget-2", "Stop")
+    broke = world.claim(script, journal, budget=more, limits=room)
+    assert isinstance(broke, Broke)
+    assert (broke.code, broke.retryable) == ("budget-not-raised", False)
 
 
 def test_turns_without_a_usable_call_end_the_step_also_over_a_resume(world: World) -> None:

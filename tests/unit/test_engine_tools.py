@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Ask, Done
-from orchestrator.core.workspace import Match
+from orchestrator.core.workspace import BackgroundOutput, Match
 from orchestrator.engine.ports import ToolResult
 from orchestrator.engine.tools import TOOLS
+from orchestrator.engine.tools.talk import START_SUBTASK
 from orchestrator.engine.tools.tool import Outcome, ToolContext
 from orchestrator.engine.untrusted import RESULT_CHARACTERS, cut, marked, storable
 from tests.engine_world import FolderWorkspace
@@ -48,10 +50,16 @@ def test_the_names_and_risks_of_all_tools_are_these() -> None:
         "read_file": ("read", False),
         "write_file": ("write", True),
         "edit_file": ("write", True),
+        "apply_patch": ("write", True),
+        "move_file": ("write", True),
         "delete_file": ("write", True),
         "list_files": ("read", False),
         "search_files": ("read", False),
         "run_command": ("execute", True),
+        "read_background": ("talk", True),
+        "stop_background": ("talk", True),
+        "read_output": ("read", False),
+        "update_plan": ("talk", False),
         "ask_followup_question": ("talk", False),
         "attempt_completion": ("talk", False),
     }
@@ -141,7 +149,7 @@ def test_ten_megabytes_of_output_are_cut_and_the_end_is_kept(run: Run) -> None:
     text = said(run("run_command", command=command))
     assert len(text) < RESULT_CHARACTERS + 500
     assert "characters left out" in text
-    assert text.endswith("the end\n</untrusted>")
+    assert "\nthe end\n</untrusted>\n[10,000,009 characters in all" in text
 
 
 def test_binary_output_is_no_obstacle(run: Run) -> None:
@@ -167,13 +175,116 @@ def test_a_question_and_a_completion_hand_the_step_back(run: Run) -> None:
     assert run("attempt_completion", summary="Done.", result={"n": 1}) == Done("Done.", {"n": 1})
 
 
+def test_a_question_may_bring_its_own_answer_and_a_completion_its_evidence(run: Run) -> None:
+    asked = run("ask_followup_question", question="Which?", options=["a", "b"], default="a")
+    assert asked == Ask("id", "Which?", ("a", "b"), default="a")
+    evidence = [{"what": "the tests pass", "how": "make test"}]
+    claimed = run("attempt_completion", summary="Done.", result={"n": 1}, evidence=evidence)
+    assert claimed == Done("Done.", {"n": 1, "evidence": evidence})
+
+
+def test_a_subtask_is_asked_for_under_the_call_s_own_id(workspace: FolderWorkspace) -> None:
+    context = ToolContext("call-7", Stop(), lambda _: None, timedelta(seconds=1))
+    arguments = {"objective": "Write the docs.", "agent": "codex", "model": "m"}
+    asked = START_SUBTASK.run(workspace, arguments, context)
+    assert asked == SubtaskRequest("call-7", "Write the docs.", "codex", "m")
+    refused(START_SUBTASK.run(workspace, {"objective": ""}, context))
+
+
+def test_the_plan_is_noted_for_those_who_watch(workspace: FolderWorkspace) -> None:
+    notes: list[tuple[str, Any]] = []
+    context = ToolContext(
+        "id",
+        Stop(),
+        lambda _: None,
+        timedelta(seconds=1),
+        on_note=lambda kind, data: notes.append((kind, data)),
+    )
+    steps = [{"text": "read", "status": "done"}, {"text": "write", "status": "in_progress"}]
+    assert "1 of 2" in said(TOOLS["update_plan"].run(workspace, {"steps": steps}, context))
+    assert notes == [("plan", {"steps": steps})]
+    refused(TOOLS["update_plan"].run(workspace, {"steps": [{"text": "x", "status": "maybe"}]}, context))
+
+
+def test_the_rest_of_a_long_output_is_kept_and_can_be_read(workspace: FolderWorkspace) -> None:
+    context = ToolContext("call-1", Stop(), lambda _: None, timedelta(seconds=20))
+    result = TOOLS["run_command"].run(workspace, {"command": "seq 1 20000"}, context)
+    assert isinstance(result, ToolResult)
+    assert "read_output shows the rest, call_id call-1" in result.text
+    assert result.output is not None
+    kept = {"call-1": result.output}
+    context = ToolContext(
+        "call-2",
+        Stop(),
+        lambda _: None,
+        timedelta(seconds=1),
+        read_output=lambda call, start, count: kept[call][start : start + count] if call in kept else None,
+    )
+    start = result.output.index("\n10000\n")
+    assert "\n10000\n10001\n" in said(
+        TOOLS["read_output"].run(workspace, {"call_id": "call-1", "start": start}, context)
+    )
+    beyond = {"call_id": "call-1", "start": 10**9}
+    assert "ends before" in said(TOOLS["read_output"].run(workspace, beyond, context))
+    refused(TOOLS["read_output"].run(workspace, {"call_id": "other"}, context))
+
+
+def test_a_short_output_is_not_kept_twice(run: Run) -> None:
+    result = run("run_command", command="echo short")
+    assert isinstance(result, ToolResult)
+    assert result.output is None
+
+
+def test_ten_megabytes_of_arguments_are_refused_or_used_but_break_nothing(run: Run) -> None:
+    huge = "x" * 10_000_000
+    for name, arguments in {
+        "run_command": {"command": huge},
+        "search_files": {"pattern": huge},
+        "read_file": {"path": huge},
+        "ask_followup_question": {"question": huge},
+        "attempt_completion": {"summary": huge},
+        "apply_patch": {"patch": huge},
+        "update_plan": {"steps": [{"text": huge, "status": "done"}]},
+        "read_background": {"handle": huge},
+    }.items():
+        assert len(refused(run(name, **arguments))) < 3000
+
+
+def test_a_file_is_moved_unless_something_is_there(run: Run, workspace: FolderWorkspace) -> None:
+    workspace.write("a", "1\n")
+    workspace.write("b", "2\n")
+    refused(run("move_file", path="a", to="b"))
+    refused(run("move_file", path="a", to="../b"))
+    refused(run("move_file", path="missing", to="c"))
+    said(run("move_file", path="a", to="deep/er/a"))
+    assert workspace.read("deep/er/a", None, None) == "1\n"
+    assert not workspace.has("a")
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
 names = st.sampled_from(
-    ["path", "content", "old", "new", "every", "start", "end", "pattern", "question", "summary"]
+    [
+        "patch",
+        "steps",
+        "handle",
+        "call_id",
+        "to",
+        "default",
+        "path",
+        "content",
+        "old",
+        "new",
+        "every",
+        "start",
+        "end",
+        "pattern",
+        "question",
+        "summary",
+    ]
 )
 
 
@@ -192,6 +303,7 @@ class Everything:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         answers: dict[str, Any] = {"read": "text", "list": ["a"], "search": [Match("a", 1, "text")]}
+        answers["read_background"] = answers["stop_background"] = BackgroundOutput("", 0, running=True)
         return lambda *_, **__: answers.get(name)
 
 

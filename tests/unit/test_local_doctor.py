@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 import sys
 from pathlib import Path
 
+import pytest
 from pydantic import SecretStr
 
 from orchestrator.config import Settings
@@ -31,6 +35,25 @@ def test_rabbitmq_comes_with_a_word_about_its_timeout(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, broker_url=SecretStr("amqp://127.0.0.1:1//"))
     [finding] = _about(examine(settings, {}), "consumer_timeout")
     assert "86400000" in finding.fix
+
+
+@pytest.mark.skipif(shutil.which("epmd") is None, reason="needs Erlang")
+def test_asking_a_rabbitmq_that_is_not_there_starts_no_port_mapper(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        settings = Settings(data_dir=tmp_path, broker_url=SecretStr("amqp://127.0.0.1:1//"))
+        unused.close()
+        environment = {**os.environ, "ERL_EPMD_PORT": str(port), "HOME": str(tmp_path)}
+        assert _about(examine(settings, environment), "consumer_timeout")
+    assert not [at for at in Path("/proc").glob("[0-9]*") if f"ERL_EPMD_PORT={port}" in _environment(at)]
+
+
+def _environment(process: Path) -> list[str]:
+    try:
+        return (process / "environ").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
 
 
 def test_a_command_of_another_product_that_shadows_ours_is_found(tmp_path: Path) -> None:

@@ -112,7 +112,6 @@ def test_a_typing_error_is_not_silent_and_a_caller_s_own_field_is() -> None:
         {"parent_id": "other"},
         {"callback_url": "https://example.org/hook"},
         {"project": "web"},
-        {"on_question_timeout": {"after": "1h"}},
         {"validate_only": True},
     ],
 )
@@ -120,12 +119,6 @@ def test_what_is_not_built_yet_is_said_to_be_so(body: dict[str, Any]) -> None:
     found = refused({**FINE, **body})
     assert found.code == "mode-unavailable"
     assert found.problems[0].pointer == f"/{next(iter(body))}"
-
-
-def test_capabilities_are_not_taken_for_granted() -> None:
-    found = refused({**FINE, "agent": {"capabilities": ["gpu"]}})
-    assert (found.code, found.problems[0].pointer) == ("mode-unavailable", "/agent/capabilities")
-    assert parse({**FINE, "agent": {"capabilities": []}}).agent.type is None
 
 
 def test_a_priority_that_there_is_not_is_told_the_choice() -> None:

@@ -106,10 +106,16 @@ def test_a_failed_step_fails_its_task_unless_that_goes_on_with_something(
 
 
 WAYS_ON = {
-    WaitingOn.QUESTION: "an answer",
+    WaitingOn.QUESTION: "an answer, or its time",
+    WaitingOn.TOOL_APPROVAL: "an answer, or its time",
+    WaitingOn.BUDGET: "an answer, or its time",
+    WaitingOn.SUBTASK: "the end of the last of its subtasks, or the sweep",
+    WaitingOn.RATE_LIMIT: "the sweep, when the time has come",
+    WaitingOn.CIRCUIT_BREAKER: "the sweep, when the time has come",
     WaitingOn.PAUSED: "a resume",
     WaitingOn.ESCALATION: "a resume",
     WaitingOn.SLOT: "the end of another workflow's step, or the sweep",
+    WaitingOn.AGENT: "a new worker, or the sweep after a while",
     WaitingOn.RETRY_BACKOFF: "the sweep, when the time has come",
 }
 """Each is shown by a test on real rows; a cancel and a deadline end them all."""
@@ -118,7 +124,7 @@ WAYS_ON = {
 def test_whatever_the_code_sets_a_step_to_wait_for_has_a_way_on() -> None:
     said = "".join(
         path.read_text()
-        for folder in ("db", "commands", "tasks")
+        for folder in ("db", "commands", "tasks", "engine", "agents")
         for path in (Path(states.__file__).parents[1] / folder).glob("*.py")
     )
     set_by_python = {WaitingOn[name] for name in re.findall(r"WaitingOn\.([A-Z_]+)\b", said)}

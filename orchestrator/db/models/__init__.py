@@ -1,7 +1,16 @@
 """The tables, one module per subject."""
 
 from orchestrator.db.models.base import Base
-from orchestrator.db.models.evidence import Artifact, Effect, EventRow, Log, ToolCall, TurnRow, UsageRow
+from orchestrator.db.models.evidence import (
+    Artifact,
+    Effect,
+    EventRow,
+    Log,
+    ToolCall,
+    Transcript,
+    TurnRow,
+    UsageRow,
+)
 from orchestrator.db.models.fleet import Agent, Limit, Repository, Setting
 from orchestrator.db.models.people import ApiKey, IdempotencyKey, Intervention, Message, Question
 from orchestrator.db.models.spending import BreakerRow, BudgetRow, Gateway, ModelCall, RunToken, Throttle
@@ -42,6 +51,7 @@ __all__ = [
     "Task",
     "Throttle",
     "ToolCall",
+    "Transcript",
     "TurnRow",
     "UsageRow",
     "Workflow",

@@ -46,7 +46,8 @@ class Log(Base):
 
 
 class TurnRow(Base):
-    """One finished turn of a step's conversation, or a steering message that it heard before one."""
+    """One finished turn of a step's conversation, or what came before one: a steering message, that less of
+    the past is sent from then on, that the agent went in circles."""
 
     __tablename__ = "turns"
     __table_args__ = (
@@ -90,10 +91,44 @@ class ToolCall(Base):
     name: Mapped[str]
     arguments: Mapped[dict[str, Any]] = empty_object()
     result: Mapped[str | None]
+    output: Mapped[str | None]
+    """All that the call gave, where `result` shows the model a part of it."""
     is_error: Mapped[bool] = false()
     checkpoint: Mapped[str | None]
     started_at: Mapped[datetime] = now()
     finished_at: Mapped[datetime | None]
+
+
+class Transcript(Base):
+    """One entry of what an agent with sessions in files of its own wrote there; in order of `id`."""
+
+    __tablename__ = "transcripts"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id", "step_id"], ["steps.tenant_id", "steps.id"]),
+        Index("ix_transcripts_place", "tenant_id", "step_id", "project", "session", "subpath", "id"),
+        Index(
+            "uq_transcripts_uuid",
+            "tenant_id",
+            "step_id",
+            "project",
+            "session",
+            "subpath",
+            "uuid",
+            unique=True,
+            postgresql_where=text("uuid IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    step_id: Mapped[str]
+    project: Mapped[str]
+    session: Mapped[str]
+    subpath: Mapped[str]
+    """Empty for the main transcript of a session."""
+    uuid: Mapped[str | None]
+    fence: Mapped[int]
+    entry: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = now()
 
 
 class UsageRow(Base):

@@ -25,6 +25,11 @@ class Question(Base):
             "asked_at",
             postgresql_where=text("answered_at IS NULL AND withdrawn_at IS NULL"),
         ),
+        Index(
+            "ix_questions_expiring",
+            "expires_at",
+            postgresql_where=text("answered_at IS NULL AND withdrawn_at IS NULL AND expires_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -38,7 +43,11 @@ class Question(Base):
     answer_schema: Mapped[dict[str, Any] | None]
     subject_digest: Mapped[str | None]
     expires_at: Mapped[datetime | None]
+    """When silence counts; null: never."""
     on_expiry: Mapped[str | None]
+    """What silence means then: fail, or default."""
+    default_answer: Mapped[str | None]
+    """The asker's own answer, should the policy allow one."""
     asked_at: Mapped[datetime] = now()
     answer: Mapped[dict[str, Any] | None]
     answered_by: Mapped[str | None]

@@ -67,6 +67,22 @@ class Task(Base):
             postgresql_where=text("finished_at IS NULL AND max_duration IS NOT NULL"),
         ),
         Index("ix_tasks_parent", "tenant_id", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+        Index(
+            "uq_tasks_parent_call",
+            "tenant_id",
+            "parent_step_id",
+            "parent_conversation",
+            "parent_call_id",
+            unique=True,
+            postgresql_where=text("parent_step_id IS NOT NULL"),
+        ),
+        Index("ix_tasks_tree", "tenant_id", "root_id", postgresql_where=text("parent_id IS NOT NULL")),
+        Index(
+            "ix_tasks_live_children",
+            "tenant_id",
+            "parent_step_id",
+            postgresql_where=text("parent_id IS NOT NULL AND finished_at IS NULL"),
+        ),
         # Partial, or a planner without statistics takes it for the way to a task by its tenant alone.
         Index(
             "uq_tasks_external_id",
@@ -96,6 +112,9 @@ class Task(Base):
     root_id: Mapped[str]
     parent_id: Mapped[str | None]
     parent_step_id: Mapped[str | None]
+    parent_conversation: Mapped[int | None]
+    parent_call_id: Mapped[str | None]
+    """The tool call of that conversation of the parent's step: one call starts one subtask."""
     depth: Mapped[int] = zero()
     created_by: Mapped[str] = mapped_column(server_default=text("'unknown'"))
     account: Mapped[str | None]
@@ -114,6 +133,8 @@ class Task(Base):
     push: Mapped[bool] = false()
     base_commit: Mapped[str | None]
     """The commit that the work started from; the first step to run resolves it."""
+    origin_commit: Mapped[str | None]
+    """Of a subtask: the repository's own commit that `base_commit`, its parent's work, is built on."""
     tip_commit: Mapped[str | None]
     """The end of `agent/<task id>`: the truth, which the reference in the bare repository follows."""
     previous: Mapped[Any | None] = mapped_column(type_=Base.type_annotation_map[list[Any]])
@@ -236,6 +257,11 @@ class Step(Base):
             "ix_steps_not_before",
             "not_before",
             postgresql_where=text("status IN ('queued', 'running') AND not_before IS NOT NULL"),
+        ),
+        Index(
+            "ix_steps_on_subtasks",
+            "waiting_since",
+            postgresql_where=text("status = 'running' AND waiting_on = 'subtask'"),
         ),
         Index("ix_steps_claimed", "priority", "claimed_at", postgresql_where=text("claimed_at IS NOT NULL")),
     )

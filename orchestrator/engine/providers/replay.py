@@ -27,6 +27,7 @@ from orchestrator.core.assignment import Stop
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.engine.ports import (
     CallAnnounced,
+    CallCompleted,
     ModelError,
     ModelRequest,
     Reply,
@@ -62,6 +63,7 @@ class ReplayModel:
                 listen(TextDelta(block["text"]))
             elif block["type"] == "tool_use":
                 listen(CallAnnounced(block["name"]))
+                listen(CallCompleted(block["id"], block["name"], block["input"]))
         return reply
 
 

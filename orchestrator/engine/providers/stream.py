@@ -9,8 +9,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.core.recovery import ErrorClass
-from orchestrator.engine.ports import Block, CallAnnounced, ModelError, Reply, StreamEvent, TextDelta, Usage
+from orchestrator.engine.parsing.calls import UNPARSED
+from orchestrator.engine.ports import (
+    CallAnnounced,
+    CallCompleted,
+    Reply,
+    StreamEvent,
+    TextDelta,
+    Usage,
+)
+from orchestrator.engine.providers.meaning import GARBLED, TRUNCATED, failure
 from orchestrator.engine.untrusted import storable
 
 
@@ -24,18 +32,20 @@ class Assembly:
         self._model = ""
         self._usage: dict[str, int] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
-        self._arguments: dict[int, list[str]] = {}
+        self._pieces: dict[int, dict[str, list[str]]] = {}
+        """Of blocks that are still open: what came of each of their texts."""
         self._stop_reason: str | None = None
         self._ended = False
+        self.moved = False
+        """Whether the last event brought the reply forward: a ping doesn't."""
 
     def feed(self, event: Mapping[str, Any]) -> StreamEvent | None:
         """What a listener may want to know of it. Raises `ModelError` for an event that can't be read."""
+        self.moved = True
         try:
             return self._take(event)
         except (KeyError, TypeError, ValueError) as garbled:
-            raise ModelError(
-                ErrorClass.NETWORK, "model-garbled", "the model's stream can't be read", retryable=True
-            ) from garbled
+            raise failure(GARBLED) from garbled
 
     def _take(self, event: Mapping[str, Any]) -> StreamEvent | None:
         match event["type"]:
@@ -46,37 +56,52 @@ class Assembly:
                 return self._open(event["index"], event["content_block"])
             case "content_block_delta":
                 return self._extend(event["index"], event["delta"])
+            case "content_block_stop":
+                return self._close(event["index"])
             case "message_delta":
                 self._stop_reason = event["delta"].get("stop_reason") or self._stop_reason
                 self._count(event.get("usage"))
             case "message_stop":
                 self._ended = True
             case _:
-                pass
+                self.moved = False
         return None
 
     def _open(self, index: int, block: Mapping[str, Any]) -> StreamEvent | None:
         self._blocks[index] = dict(block)
-        if block["type"] != "tool_use":
-            return None
-        self._arguments[index] = []
-        return CallAnnounced(block["name"])
+        self._pieces[index] = {}
+        return CallAnnounced(block["name"]) if block["type"] == "tool_use" else None
 
     def _extend(self, index: int, delta: Mapping[str, Any]) -> StreamEvent | None:
-        block = self._blocks[index]
+        pieces = self._pieces[index]
         match delta["type"]:
             case "text_delta":
-                block["text"] = block.get("text", "") + delta["text"]
+                pieces.setdefault("text", []).append(delta["text"])
                 return TextDelta(delta["text"])
             case "input_json_delta":
-                self._arguments[index].append(delta["partial_json"])
+                pieces.setdefault("input", []).append(delta["partial_json"])
             case "thinking_delta":
-                block["thinking"] = block.get("thinking", "") + delta["thinking"]
+                pieces.setdefault("thinking", []).append(delta["thinking"])
             case "signature_delta":
-                block["signature"] = delta["signature"]
+                self._blocks[index]["signature"] = delta["signature"]
             case _:
                 pass
         return None
+
+    def _close(self, index: int) -> StreamEvent | None:
+        """Joined once: a reply of megabytes takes no more than its length."""
+        block, pieces = self._blocks[index], self._pieces.pop(index)
+        written = "".join(pieces.pop("input", ()))
+        for name, more in pieces.items():
+            block[name] = "".join([block.get(name) or "", *more])
+        if written:
+            block["input"] = parsed_arguments(written)
+        elif block["type"] == "tool_use":
+            block["input"] = block.get("input") or {}
+        self._blocks[index] = block = {key: storable_json(value) for key, value in block.items()}
+        return (
+            CallCompleted(block["id"], block["name"], block["input"]) if block["type"] == "tool_use" else None
+        )
 
     def _count(self, usage: Mapping[str, Any] | None) -> None:
         """Counts in a stream are totals so far: the latest ones hold."""
@@ -85,14 +110,11 @@ class Assembly:
     def reply(self, request_id: str | None) -> Reply:
         """Raises `ModelError` when the stream ended before the reply did."""
         if not self._ended or self._stop_reason is None:
-            raise ModelError(
-                ErrorClass.NETWORK,
-                "model-stream-truncated",
-                "the model's stream ended before its reply did",
-                retryable=True,
-            )
+            raise failure(TRUNCATED)
+        for index in list(self._pieces):
+            self._close(index)
         return Reply(
-            content=tuple(self._finished(index) for index in sorted(self._blocks)),
+            content=tuple(self._blocks[index] for index in sorted(self._blocks)),
             stop_reason=self._stop_reason,
             usage=Usage(
                 input_tokens=self._usage.get("input_tokens", 0),
@@ -104,29 +126,21 @@ class Assembly:
             request_id=request_id,
         )
 
-    def _finished(self, index: int) -> Block:
-        block = {key: _storable(value) for key, value in self._blocks[index].items()}
-        if written := "".join(self._arguments.get(index, ())):
-            block["input"] = _storable(_arguments(written))
-        elif block["type"] == "tool_use":
-            block["input"] = block.get("input") or {}
-        return block
 
-
-def _arguments(written: str) -> Mapping[str, Any]:
+def parsed_arguments(written: str) -> Mapping[str, Any]:
     """An object; what is none (a call cut off at the output limit) is kept as the text that it is."""
     try:
         arguments = json.loads(written)
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = None
-    return arguments if isinstance(arguments, dict) else {"unparsed_json": written[:2000]}
+    return arguments if isinstance(arguments, dict) else {UNPARSED: written[:2000]}
 
 
-def _storable(value: Any) -> Any:
+def storable_json(value: Any) -> Any:
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, dict):
-        return {storable(key): _storable(item) for key, item in value.items()}
+        return {storable(key): storable_json(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_storable(item) for item in value]
+        return [storable_json(item) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""read_file, write_file, edit_file, delete_file, list_files."""
+"""read_file, write_file, edit_file, move_file, delete_file, list_files."""
 
 from __future__ import annotations
 
@@ -103,6 +103,26 @@ EDIT_FILE: Final = Tool(
     risk=Risk.WRITE,
     changes_files=True,
     carry_out=_edit,
+)
+
+
+class MoveFile(Arguments):
+    path: RelativePath
+    to: Annotated[RelativePath, Field(description="Where it is to be; nothing may be there yet.")]
+
+
+def _move(workspace: Workspace, asked: MoveFile, _: ToolContext) -> ToolResult:
+    workspace.move(asked.path, asked.to)
+    return ToolResult(f"Moved {asked.path} to {asked.to}.")
+
+
+MOVE_FILE: Final = Tool(
+    name="move_file",
+    description="Moves or renames a file or a folder.",
+    arguments=MoveFile,
+    risk=Risk.WRITE,
+    changes_files=True,
+    carry_out=_move,
 )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Final
 
 from pydantic import Field
 
 from orchestrator.engine.ports import ToolResult, Workspace
+from orchestrator.engine.tools.output import told
 from orchestrator.engine.tools.tool import Arguments, Line, RelativePath, Risk, Tool, ToolContext
-from orchestrator.engine.untrusted import cut, marked
+from orchestrator.engine.untrusted import cut
 
 SHOWN_MATCHES: Final = 200
 LINE_CHARACTERS: Final = 300
@@ -20,16 +22,17 @@ class SearchFiles(Arguments):
     glob: Annotated[Line | None, Field(description="Only files whose name matches, e.g. *.py")] = None
 
 
-def _search(workspace: Workspace, asked: SearchFiles, _: ToolContext) -> ToolResult:
+def _search(workspace: Workspace, asked: SearchFiles, context: ToolContext) -> ToolResult:
     found = workspace.search(asked.pattern, asked.path, asked.glob)
     matches = sorted(found, key=lambda match: (match.path, match.line))
     if not matches:
         return ToolResult("Nothing matches.")
     lines = [f"{m.path}:{m.line}: {cut(m.text, LINE_CHARACTERS)}" for m in matches[:SHOWN_MATCHES]]
-    text = marked(f"search in {asked.path}", cut("\n".join(lines)))
+    result = told(context, "", f"search in {asked.path}", "\n".join(lines))
     if len(matches) > SHOWN_MATCHES:
-        text += f"\n{len(matches) - SHOWN_MATCHES:,} more matches left out; search more narrowly."
-    return ToolResult(text)
+        more = f"\n{len(matches) - SHOWN_MATCHES:,} more matches left out; search more narrowly."
+        return replace(result, text=result.text + more)
+    return result
 
 
 SEARCH_FILES: Final = Tool(

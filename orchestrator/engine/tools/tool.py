@@ -11,12 +11,13 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Ask, Done
 from orchestrator.core.workspace import WorkspaceRefusal
 from orchestrator.engine.ports import ToolResult, Workspace
 from orchestrator.engine.untrusted import cut, storable
 
-Outcome = ToolResult | Done | Ask
+Outcome = ToolResult | Done | Ask | SubtaskRequest
 
 
 class Risk(StrEnum):
@@ -25,6 +26,10 @@ class Risk(StrEnum):
     READ = "read"
     WRITE = "write"
     EXECUTE = "execute"
+    NETWORK = "network"
+    """It reaches a host outside, and may carry there what the agent knows."""
+    DELEGATE = "delegate"
+    """It sets others to work, on the same budget."""
     TALK = "talk"
 
 
@@ -59,11 +64,19 @@ class ToolContext:
     on_output: Callable[[str], None]
     command_timeout: timedelta
     """The longest that one command may take, whatever the model asks for."""
+    on_note: Callable[[str, Mapping[str, Any]], None] = lambda _kind, _data: None
+    """Records progress for people, as `Link.note` does: the plan, for one."""
+    read_output: Callable[[str, int, int], str | None] = lambda _handle, _start, _count: None
+    """At most `count` characters from `start` (from 0) of the whole output of a call whose result was cut;
+    None: no such output is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tool(Generic[A]):
-    """One tool. `run` never raises because of what the model sent: it answers with an error result."""
+    """One tool. `run` never raises because of what the model sent: it answers with an error result.
+
+    A tool whose arguments are described elsewhere (an MCP server's) overrides `schema` and `faults`.
+    """
 
     name: str
     description: str
@@ -89,15 +102,20 @@ class Tool(Generic[A]):
                 f"{self.name} was not run: its arguments are not a JSON object (a long call may be cut "
                 "off at the output limit; make it smaller)."
             )
+        if faults := self.faults(arguments):
+            return cut(f"{self.name} was not run, its arguments are wrong: {'; '.join(faults)}", 2000)
+        return None
+
+    def faults(self, arguments: Mapping[str, Any]) -> list[str]:
+        """What is wrong with them, ten faults at most."""
         try:
             self.arguments.model_validate(dict(arguments))
         except ValidationError as refused:
-            faults = "; ".join(
+            return [
                 f"{'.'.join(str(part) for part in fault['loc']) or 'arguments'}: {fault['msg']}"
                 for fault in refused.errors(include_url=False, include_input=False)[:10]
-            )
-            return cut(f"{self.name} was not run, its arguments are wrong: {faults}", 2000)
-        return None
+            ]
+        return []
 
     def run(self, workspace: Workspace, arguments: Mapping[str, Any], context: ToolContext) -> Outcome:
         """Raises `Stopped` when the stop cut it short, `WorkspaceFault` when the workspace itself failed."""

@@ -1,0 +1,118 @@
+"""Where a run of an external agent lives: the step's files, a HOME, its token, no way but to the gateway.
+
+    /workspace      the checkout, where it starts
+    /home/agent     its HOME, kept from one claim of the step to the next
+    127.0.0.1:8461  the relay, which leads to the gateway
+
+Without bubblewrap it is an ordinary process of this account, with its files and its network.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from orchestrator.agents.door import Door
+from orchestrator.core.assignment import Assignment, Link, ModelAccess
+from orchestrator.workspaces.homes import TARGET, HomeOwner, Homes
+from orchestrator.workspaces.kin import end_runs
+from orchestrator.workspaces.programs import RUN_MARK, Mount, Program, Running
+from orchestrator.workspaces.workspace import Workspace
+
+PORT: Final = 8461
+RELAY: Final = Path(__file__).with_name("relay.py")
+RELAY_AT: Final = "/run/orchestrator/relay.py"
+GATEWAY_AT: Final = "/run/orchestrator/gateway"
+MEMORY: Final = 16 * 1024**3
+"""The data of one process, or of all where there is a control group. Bun and node reserve far more of it than
+they ever use, and die at once under the bound of an ordinary command."""
+PLAINLY: Final = (
+    "This agent runs WITHOUT a sandbox, as an ordinary process of the worker's account, with its files and "
+    "its network: bubblewrap doesn't work here.\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Enclosure:
+    """What a claim's agent is started in; paths and addresses are as the agent sees them."""
+
+    folder: str
+    """Its working folder, always the same for one step: agents tie their sessions to it."""
+    home: str
+    base_url: str
+    """Has no path, like that of `ModelAccess`."""
+    token: str
+    home_on_disk: Path
+    door: Door
+    run_id: str
+    _workspace: Workspace
+    _assignment: Assignment
+
+    def start(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        programs: Sequence[Path] = (),
+    ) -> Running:
+        """Starts `words` with this environment and HOME alone. `programs`: folders that it needs to read,
+        found inside under their own paths."""
+        own = tuple(Mount(at, str(at)) for at in programs if at.exists())
+        return self._workspace.launch(
+            Program(
+                words=(*self._relay(), *words),
+                environment={"HOME": self.home, **environment},
+                mounts=(*self._mounts(), *own),
+                folder=self.folder,
+                mark=self.run_id,
+                memory_bytes=MEMORY,
+                wall_time=self._assignment.limits.wall_time,
+            )
+        )
+
+    def _relay(self) -> tuple[str, ...]:
+        if self.door.path is None:
+            return ()
+        return (sys.executable, "-I", "-S", RELAY_AT, str(PORT), GATEWAY_AT, "--")
+
+    def _mounts(self) -> tuple[Mount, ...]:
+        if self.door.path is None:
+            return ()
+        return (
+            Mount(self.home_on_disk, TARGET, writable=True),
+            Mount(RELAY, RELAY_AT),
+            Mount(self.door.path, GATEWAY_AT, writable=True),
+        )
+
+
+@contextmanager
+def enclosed(
+    workspace: Workspace, homes: Homes, assignment: Assignment, access: ModelAccess, link: Link
+) -> Iterator[Enclosure]:
+    """Opens the step's home and the door. Ends first what an earlier run of the step left on this machine:
+    two agents must not share a home."""
+    end_runs(RUN_MARK, lambda run: _step_of(run) == assignment.step_id)
+    home = homes.open(HomeOwner(assignment.task_id, assignment.step_id))
+    if not workspace.is_confined:
+        link.log("system", PLAINLY)
+    with Door(access.base_url, home.parent if workspace.is_confined else None) as door:
+        yield Enclosure(
+            folder=workspace.visible_path,
+            home=workspace.inside(Mount(home, TARGET)),
+            base_url=f"http://127.0.0.1:{PORT if door.path else door.port}",
+            token=access.token,
+            home_on_disk=home,
+            door=door,
+            run_id=f"{os.getpid()}-{assignment.step_id}-{assignment.fence}",
+            _workspace=workspace,
+            _assignment=assignment,
+        )
+
+
+def _step_of(run_id: str) -> str:
+    return run_id.partition("-")[2].rpartition("-")[0]

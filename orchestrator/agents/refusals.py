@@ -1,0 +1,76 @@
+"""What it means for a step when the gateway, or the provider behind it, refused an agent's last request."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.states import WaitingOn
+from orchestrator.core.verdict import Ask, Broke, NeedsInput, Verdict, Waits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.agents.door import Answered
+
+PATIENCE: Final = timedelta(minutes=1)
+"""A longer wait for a provider holds no worker."""
+FINAL_CODES: Final = frozenset(
+    {
+        *("budget-exhausted", "circuit-open", "run-token-invalid"),
+        *("model-not-allowed", "price-unknown", "provider-missing"),
+    }
+)
+"""Refusals that the same request would meet again at once: an agent that goes on trying only loses time."""
+
+_CODES: Final[Mapping[str, tuple[ErrorClass, bool, str]]] = MappingProxyType(
+    {
+        "run-token-invalid": (ErrorClass.INTERNAL, True, "the gateway no longer knew the run's token"),
+        "model-not-allowed": (
+            ErrorClass.VALIDATION,
+            False,
+            "the agent asked for a model that it may not use",
+        ),
+        "price-unknown": (ErrorClass.VALIDATION, False, "the model's price is not known, so it has no limit"),
+        "provider-missing": (ErrorClass.AUTH, False, "the gateway has no key for the model's provider"),
+        "gateway-unready": (ErrorClass.NETWORK, True, "the gateway was not ready"),
+    }
+)
+_STATUSES: Final[Mapping[int, tuple[ErrorClass, str, bool]]] = MappingProxyType(
+    {
+        400: (ErrorClass.VALIDATION, "model-request-refused", False),
+        401: (ErrorClass.AUTH, "model-unauthorized", False),
+        402: (ErrorClass.AUTH, "model-billing", False),
+        403: (ErrorClass.AUTH, "model-unauthorized", False),
+        404: (ErrorClass.VALIDATION, "model-unknown", False),
+        408: (ErrorClass.TIMEOUT, "model-timeout", True),
+        413: (ErrorClass.CONTEXT_TOO_LONG, "context-too-long", False),
+        429: (ErrorClass.RATE_LIMIT, "model-rate-limited", True),
+        503: (ErrorClass.OVERLOADED, "model-overloaded", True),
+        529: (ErrorClass.OVERLOADED, "model-overloaded", True),
+    }
+)
+
+
+def verdict(answered: Answered, *, fence: int) -> Verdict:
+    """`fence`: of the claim, which ends with its question, so that no other of the step has the same name."""
+    after = answered.retry_after
+    if answered.code == "budget-exhausted":
+        text = "The task's budget for models is used up. Raise it, or stop the task?"
+        return NeedsInput(Ask(f"budget-{fence}", text, kind=WaitingOn.BUDGET))
+    if answered.code == "circuit-open":
+        return Waits(WaitingOn.CIRCUIT_BREAKER, {"why": "the provider failed again and again"}, after)
+    if answered.code is not None and answered.code in _CODES:
+        error, retryable, text = _CODES[answered.code]
+        return Broke(answered.code, f"{text}.", error, retryable, after)
+    fallback = (ErrorClass.OVERLOADED, "model-server-error", True)
+    if answered.status < 500:  # noqa: PLR2004 - HTTP: the fault is the request's
+        fallback = (ErrorClass.VALIDATION, "model-request-refused", False)
+    error, code, retryable = _STATUSES.get(answered.status, fallback)
+    if error is ErrorClass.RATE_LIMIT and after is not None and after > PATIENCE:
+        return Waits(WaitingOn.RATE_LIMIT, {"why": "the model's provider limits requests"}, after)
+    return Broke(
+        code, f"the model's provider answered with status {answered.status}.", error, retryable, after
+    )

@@ -1,0 +1,32 @@
+"""How a question is shown at a terminal, and what somebody types there as an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+_KINDS: Final = {"tool_approval": "approval", "budget": "budget"}
+
+
+def lines(question: Mapping[str, Any]) -> Iterator[str]:
+    """The text, the options by number, and what silence or an approval mean."""
+    kind = _KINDS.get(question["kind"])
+    yield f"? {f'[{kind}] ' if kind else ''}{question['text']}"
+    for number, option in enumerate(question["options"], start=1):
+        yield f"    {number}) {option}"
+    if question["subject_digest"]:
+        yield f"    for exactly this: sha256 {question['subject_digest']}"
+    if question["kind"] == "budget":
+        yield "    the new maximum: 10 (US dollars), 500000 tokens, 200 turns; or Stop"
+    if question["on_expiry"] == "fail":
+        yield f"    without an answer it fails at {question['expires_at']}"
+    elif question["on_expiry"] == "default":
+        yield f"    without an answer at {question['expires_at']} it is: {question['default_answer']}"
+
+
+def given(question: Mapping[str, Any], said: str) -> dict[str, Any]:
+    """A number is that option's, but where an amount is asked for."""
+    is_option = said.isdigit() and 1 <= int(said) <= len(question["options"])
+    if is_option and question["kind"] != "budget":
+        return {"choice": int(said)}
+    return {"text": said}

@@ -1,0 +1,71 @@
+"""Makes the models of one claim: the one place where the name of a model becomes something that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.core.assignment import ModelAccess
+from orchestrator.core.model_choice import ModelOptions, ModelSelection, api_of
+from orchestrator.engine.ports import Model
+from orchestrator.engine.providers import live
+from orchestrator.engine.providers.anthropic import AnthropicModel
+from orchestrator.engine.providers.live import Deadlines
+from orchestrator.engine.providers.openai import OpenAIModel
+from orchestrator.engine.providers.switching import Switching
+from orchestrator.engine.providers.tagged import TaggedModel
+from orchestrator.engine.providers.tracing import BY_HEADERS, Tracing
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How models are called here. `metered`: the gateway writes their usage down."""
+
+    options: Mapping[str, ModelOptions] = field(default_factory=dict)
+    deadlines: Deadlines = live.USUAL
+    tracing: Tracing = BY_HEADERS
+    metered: bool = True
+
+
+_USUAL = Making()
+
+
+def make(name: str, access: ModelAccess, how: Making = _USUAL) -> Model:
+    """One live model."""
+    options = how.options.get(name, ModelOptions())
+    model = _native(name, access, options, how)
+    return model if options.native_tools else TaggedModel(model)
+
+
+def make_selected(
+    selection: ModelSelection, access: ModelAccess, how: Making = _USUAL, *, reviews: bool = False
+) -> Model:
+    """All models of a selection as one. `reviews`: the step looks at another's work."""
+    return Switching(selection, lambda name: make(name, access, how), reviews=reviews, metered=how.metered)
+
+
+def _native(name: str, access: ModelAccess, options: ModelOptions, how: Making) -> Model:
+    api, root = api_of(name, options), access.base_url.rstrip("/")
+    if api == "messages":
+        return AnthropicModel(
+            name,
+            access.token,
+            root,
+            options.max_output_tokens,
+            how.deadlines,
+            tracing=how.tracing,
+            metered=how.metered,
+            context_tokens=options.context_tokens,
+        )
+    return OpenAIModel(
+        name,
+        access.token,
+        f"{root}/v1",
+        api,
+        options.max_output_tokens,
+        how.deadlines,
+        tracing=how.tracing,
+        store=options.store and api == "responses",
+        metered=how.metered,
+        context_tokens=options.context_tokens,
+    )

@@ -1,0 +1,30 @@
+"""The shell of `commands.subtask`: starts tasks for an agent, commits, publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.commands import subtask
+from orchestrator.commands.publication import Publication
+from orchestrator.commands.subtask import Bounds, Call, NotStarted
+from orchestrator.core.subtask import SubtaskRequest
+from orchestrator.db.journal import Scope
+from orchestrator.engine.ports import SubtaskRefused
+from orchestrator.tasks.publish import publish
+
+
+def start(wiring: Wiring, scope: Scope, requests: Sequence[SubtaskRequest], commit: str | None) -> None:
+    """Raises FenceLost, SubtaskRefused. The parent doesn't wait yet: that is its verdict's to say."""
+    settings = wiring.settings
+    bounds = Bounds(settings.max_subtask_depth, settings.max_subtasks, settings.max_tree_tasks)
+    call = Call(scope.step, scope.fence, scope.conversation, commit)
+    try:
+        with wiring.engine.begin() as connection:
+            started = subtask.start(
+                connection, call, requests, bounds=bounds, agent_types=wiring.policy.agent_types
+            )
+    except NotStarted as refused:
+        raise SubtaskRefused(str(refused)) from None
+    for each in started:
+        publish(wiring, Publication(started=each))

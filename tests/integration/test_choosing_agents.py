@@ -1,0 +1,91 @@
+"""Which agent a step is given, on real workers that can run different ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tests.agents_ready import NAMED
+from tests.integration.stack import Stack, until, worker
+
+ONE = {"description": "Something", "steps": [{"id": "a", "description": "Do it"}]}
+
+
+def with_agents(stack: Stack, *names: str, **more: str) -> Stack:
+    return replace(stack, more={**stack.more, NAMED: ",".join(names), **more})
+
+
+def step(stack: Stack, task_id: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = stack.ledger.rows("SELECT * FROM steps WHERE task_id = :task", task=task_id)[0]
+    return found
+
+
+def test_a_step_waits_for_the_agent_that_its_task_names_and_a_new_worker_takes_it(stack: Stack) -> None:
+    with worker(with_agents(stack, "engine")):
+        task_id = stack.call({**ONE, "agent": {"type": "aider"}}).id
+        row = until(lambda: (found := step(stack, task_id))["waiting_on"] == "agent" and found, "the wait")
+        assert isinstance(row, Mapping)
+        assert row["status"] == "queued"
+        assert row["waiting_detail"] == {
+            "agent": "aider",
+            "missing": {"aider": ["not installed: Install it."]},
+            "elsewhere": False,
+        }
+
+        with worker(with_agents(stack, "aider")) as other:
+            stack.healed(lambda: stack.ledger.row(task_id)["finished_at"], "the end")
+            ended = step(stack, task_id)
+            assert (ended["status"], ended["attempt"]) == ("completed", 1)
+            assert ended["agent_id"].startswith(other.name)
+
+
+def test_a_required_capability_finds_the_worker_that_has_it(stack: Stack) -> None:
+    with (
+        worker(with_agents(stack, "engine")),
+        worker(with_agents(stack, "engine", ORCHESTRATOR_WORKER_CAPABILITIES="gpu,node")) as able,
+    ):
+        until(lambda: len(stack.ledger.rows("SELECT 1 FROM agents WHERE capabilities ? 'gpu'")) == 4, "slots")
+        for number in range(4):
+            task_id = stack.call({**ONE, "agent": {"capabilities": ["gpu"]}}, task_id=f"task-{number}").id
+            stack.healed(lambda task_id=task_id: stack.ledger.row(task_id)["finished_at"], "the end")
+            assert step(stack, task_id)["agent_id"].startswith(able.name)
+
+
+def test_a_choice_among_several_is_kept_with_its_reason(stack: Stack) -> None:
+    with worker(with_agents(stack, "claude-code", "goose")):
+        task_id = stack.call({**ONE, "labels": {"type": "automation"}}).id
+        assert stack.ends(task_id) == "completed"
+    row = step(stack, task_id)
+    assert row["agent_type"] == "goose"
+    assert "good at automation" in row["spec"]["agent_choice"]["reason"]
+    events = stack.ledger.rows(
+        "SELECT data FROM events WHERE task_id = :task AND name = 'agent'", task=task_id
+    )
+    assert [event["data"]["agent"] for event in events] == ["goose"]
+
+
+def test_after_an_attempt_that_broke_another_agent_is_given_the_step(stack: Stack) -> None:
+    body = {"description": "Something", "steps": [{**ONE["steps"][0], "spec": {"do": "break once"}}]}  # type: ignore[index]
+    with worker(with_agents(stack, "engine", "claude-code")):
+        task_id = stack.call(body).id
+        stack.healed(lambda: stack.ledger.row(task_id)["finished_at"], "the end")
+    row = step(stack, task_id)
+    assert (row["status"], row["attempt"], row["agent_type"]) == ("completed", 2, "claude-code")
+    choice = row["spec"]["agent_choice"]
+    assert choice["failed"] == {"engine": 1}
+    assert "failed here 1 times" in choice["reason"]
+
+
+def test_the_default_agent_is_noted_without_a_row_of_its_own(stack: Stack) -> None:
+    with worker(with_agents(stack, "engine", "replay")):
+        task_id = stack.call(ONE).id
+        assert stack.ends(task_id) == "completed"
+    noted = until(
+        lambda: stack.ledger.rows(
+            "SELECT data FROM events WHERE task_id = :task AND name = 'agent'", task=task_id
+        ),
+        "the note",
+    )
+    assert noted[0]["data"]["agent"] == "engine"
+    assert "nothing speaks against it" in noted[0]["data"]["reason"]
