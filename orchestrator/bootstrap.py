@@ -10,34 +10,35 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
-
-from celery import Celery
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from orchestrator.agents.programs import Program, find
 from orchestrator.agents.readiness import Readiness, Surroundings, readiness
 from orchestrator.agents.types import AGENT_TYPES
-from orchestrator.commands.submit import Policy
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment, ModelAccess
+from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect, gateways
 from orchestrator.db.connect import Engine
 from orchestrator.engine.ports import Journal, Model
-from orchestrator.queues.app import create_app
-from orchestrator.queues.topology import Topology, topology
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from orchestrator.agents.external import Adapter
     from orchestrator.agents.ports import Sessions, Transcripts
+    from orchestrator.commands.submit import Policy
+    from orchestrator.engine.tools.policy import ToolPolicy
+    from orchestrator.queues.topology import Topology
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
@@ -80,7 +81,8 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
         desk.open_journal,
         desk.open_workspace,
         wiring.settings.command_timeout,
-        prices=with_entered(wiring.settings.prices),
+        wiring.tool_policy,
+        with_entered(wiring.settings.prices),
     )
 
 
@@ -123,6 +125,7 @@ def external_agent(wiring: Wiring, desk: Desk, adapter: Adapter) -> Agent:
         desk.open_sessions,
         desk.open_workspace,
         lambda: wiring.workspaces.homes,
+        lambda assignment: wiring.models_for(assignment).primary,
     )
 
 
@@ -202,8 +205,8 @@ class Wiring:
     publish_retry: bool = False
     waits: bool = True
     """Whether somebody calls `.get()` here; else nothing is subscribed to for the results of what is sent."""
-    ready: Callable[[Settings, frozenset[str]], tuple[Readiness, ...]] = agents_here
     make_agent: AgentMaker = agent_by_type
+    ready: Callable[[Settings, frozenset[str]], tuple[Readiness, ...]] = agents_here
     tenant_id: str = DEFAULT_TENANT
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
 
@@ -229,6 +232,8 @@ class Wiring:
 
     @cached_property
     def app(self) -> Celery:
+        from orchestrator.queues.app import create_app
+
         result = self.settings.result_url
         return create_app(
             self.broker_url,
@@ -240,6 +245,8 @@ class Wiring:
 
     @cached_property
     def topology(self) -> Topology:
+        from orchestrator.queues.topology import topology
+
         return topology(self.broker_url)
 
     @cached_property
@@ -256,6 +263,8 @@ class Wiring:
 
     @cached_property
     def policy(self) -> Policy:
+        from orchestrator.commands.submit import Policy
+
         return Policy(
             max_attempts=self.settings.max_attempts,
             allow_local_repositories=self.settings.allow_local_repositories,
@@ -283,6 +292,14 @@ class Wiring:
         return _Providers(self)
 
     @cached_property
+    def circuit_breaker(self) -> CircuitBreaker:
+        """The rule that all share."""
+        settings = self.settings
+        return CircuitBreaker(
+            settings.breaker_failures, settings.breaker_recovery, settings.breaker_successes
+        )
+
+    @cached_property
     def redactor(self) -> Redactor:
         settings = self.settings
         secrets = (
@@ -298,7 +315,14 @@ class Wiring:
         from orchestrator.workspaces.credentials import passwords
 
         known = [secret.get_secret_value() for secret in secrets if secret is not None]
-        return Redactor([*known, *passwords(self._named_credentials)])
+        headers = [item for server in settings.mcp_servers.values() for item in server.headers.items()]
+        words = [
+            word
+            for name, value in headers
+            if name.lower() not in ("accept", "content-type", "user-agent")
+            for word in (value, value.split(" ")[-1])  # "Bearer …" and the token alone
+        ]
+        return Redactor([*known, *words, *passwords(self._named_credentials)])
 
     @property
     def _named_credentials(self) -> dict[str, str]:
@@ -318,6 +342,17 @@ class Wiring:
         from orchestrator.workspaces.artifacts import Artifacts
 
         return Artifacts(self.settings.artifact_url or str(self.settings.data_dir / "artifacts"))
+
+    @cached_property
+    def tool_policy(self) -> ToolPolicy:
+        """What the engine's steps may use here besides their files and commands."""
+        from orchestrator.engine.tools.policy import ToolPolicy
+        from orchestrator.engine.web import HostPolicy
+
+        settings = self.settings
+        hosts = HostPolicy(tuple(settings.fetch_hosts), settings.fetch_private_addresses)
+        subtasks = settings.max_subtasks > 0 and settings.max_subtask_depth > 0
+        return ToolPolicy(hosts, settings.mcp_servers, subtasks)
 
     @cached_property
     def workspaces(self) -> Workspaces:
@@ -346,7 +381,7 @@ class Wiring:
         settings = self.settings
         return select(
             assignment.model,
-            settings.model,
+            settings.openai_model if assignment.agent_type == "codex" else settings.model,
             settings.fallback_models,
             settings.task_models,
             settings.model_rules,
@@ -372,6 +407,28 @@ class Wiring:
             ),
         )
         return make_selected(self.models_for(assignment), access, making)
+
+
+def redact_logs(redactor: Redactor) -> None:
+    """Before anything is logged: one line an event, on stderr, secrets taken out. Safe to call again."""
+    import structlog
+
+    def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {
+            key: redactor.text(value) if isinstance(value, str) else value for key, value in event.items()
+        }
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            redact,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:

@@ -13,13 +13,30 @@ from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.core.mcp_server import NAME as MCP_NAME, McpServer
 from orchestrator.core.model_choice import ModelOptions, ModelPrice, TaskType
 
 DEFAULT_TENANT: Final = "default"
 """The one tenant of an installation that has no others."""
+
+
+def _servers(value: object) -> object:
+    """Compose passes on an empty text where nothing is set."""
+    found = (json.loads(value) if value.strip() else {}) if isinstance(value, str) else value
+    for name in found if isinstance(found, dict) else ():
+        if not MCP_NAME.fullmatch(name):
+            raise ValueError("the name of an MCP server must be letters, digits, - and single _, at most 31")
+    return found
+
+
+def _hosts(value: object) -> object:
+    """JSON, or names with commas between."""
+    if not isinstance(value, str) or value.lstrip().startswith("["):
+        return json.loads(value) if isinstance(value, str) else value
+    return [name for part in value.split(",") if (name := part.strip())]
 
 
 def _named(name: str, *others: str) -> AliasChoices:
@@ -192,6 +209,15 @@ class Settings(BaseSettings):
     """Whether a task may name a path of the worker's machine."""
     allow_private_addresses: bool = False
     """Whether repository hosts may resolve to loopback, private or link-local addresses."""
+    fetch_hosts: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = []
+    """Hosts that the engine's fetch_url and MCP servers behind HTTP may reach: `docs.example.org`,
+    `*.example.org`, `example.org:8443`, `*`. None: no fetch_url."""
+    fetch_private_addresses: bool = False
+    """Whether these hosts may resolve to loopback, private or link-local addresses."""
+    mcp_servers: Annotated[dict[str, McpServer], NoDecode, BeforeValidator(_servers)] = {}
+    """MCP servers whose tools every step of the engine may use, as JSON: `{"lint": {"command": ["lint-mcp"]},
+    "docs": {"url": "https://mcp.example.org/mcp", "headers": {…}, "allow": ["search"], "risk": "read"}}`.
+    Those with a command run in the sandbox."""
 
     credentials: Annotated[dict[str, SecretStr], NoDecode] = {}
     """Of private repositories, as JSON: `{"forge": "https://user:token@forge.example/team/"}`. A task names

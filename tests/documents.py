@@ -288,7 +288,8 @@ NEW_TASK = {
     "steps": "a plan: a list of `id`, `description`, `needs` (ids), `agent`, `model`, `estimate`, `spec` (an "
     "object of at most 65,536 bytes)",
     "on_step_failure": "`stop` (the default), or `continue` with what doesn't need the failed step",
-    "agent": "`type`: `engine` or `replay`",
+    "agent": "`type`: `engine` or `replay`; `tool_approval`: the tools and classes of risk (`read`, `write`, "
+    "`execute`, `network`; `*`: all) whose calls wait for your approval, in its subtasks, too",
     "model": "the model of steps that name none",
     "budget": "`max_cost_usd`, `max_tokens`, `max_turns`: of all steps together, in one run of the task (a "
     "retry has it anew), beside the installation's limits of each step. It is asked before each request to "
@@ -303,10 +304,13 @@ NEW_TASK = {
     "deadline": "a date or time after which the task may not go on and fails as `deadline-exceeded`; one "
     "that has passed already when the task is created is kept with a warning and doesn't bind",
     "external_id": "a name of yours by which the task can be asked for, too",
+    "on_question_timeout": '`{"after": "2h", "then": "fail"}`: what becomes of a question that nobody '
+    "answers: `fail` (as `question-unanswered`), `default` (the answer that the agent proposed, recorded as "
+    "given by `policy`) or `wait`; approvals and budgets only wait or fail; its subtasks inherit it",
     "execution_mode": "`auto`; others are refused as `mode-unavailable`",
 }
 UNAVAILABLE = (
-    *("callback_url", "depends_on", "gates", "on_question_timeout", "parent_id", "project"),
+    *("callback_url", "depends_on", "gates", "parent_id", "project"),
     "validate_only",
 )
 

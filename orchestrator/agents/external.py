@@ -117,8 +117,12 @@ class ExternalAgent:
     open_sessions: Callable[[Assignment], Sessions]
     open_workspace: Callable[[Assignment], AbstractContextManager[Workspace]]
     homes: Callable[[], Homes]
+    model: Callable[[Assignment], str] | None = None
+    """The model that the agent is to work with; None: the assignment's, or the adapter's own."""
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
+        if self.model is not None:
+            assignment = replace(assignment, model=self.model(assignment))
         try:
             access, sessions = self.open_access(assignment), self.open_sessions(assignment)
             with (

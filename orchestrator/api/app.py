@@ -11,7 +11,7 @@ import structlog
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator.api import files, fleet, follow, openapi, problems, system, tasks
+from orchestrator.api import files, fleet, follow, models, openapi, problems, system, tasks
 from orchestrator.api.edge import Edge
 from orchestrator.api.wakeups import Wakeups
 from orchestrator.bootstrap import Wiring
@@ -55,7 +55,7 @@ def create_api(wiring: Wiring) -> FastAPI:
     )
     app.state.wiring = wiring
     app.state.wakeups = Wakeups(lambda wanted: _marks(wiring, wanted))
-    for router in (system.router, tasks.router, follow.router, files.router, fleet.router):
+    for router in (system.router, tasks.router, follow.router, files.router, models.router, fleet.router):
         app.include_router(router)
     problems.install(app)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it

@@ -201,6 +201,12 @@ provider-unreachable | The provider can't be reached
 provider-timeout | The provider did not answer in time
     No reply began within ORCHESTRATOR_GATEWAY_FIRST_BYTE, or it fell silent for ORCHESTRATOR_GATEWAY_STALL.
     Nothing: the orchestrator tries again. Raise these settings for a slow server of your own.
+breaker-unknown | There is no such breaker
+    Only a provider or a type of agent that has failed before has one.
+    See those that there are: orchestrator breakers list
+call-unknown | Nothing is kept of that call
+    The task made no such call, or what was said in it could not be kept, or was archived.
+    See its calls: orchestrator task calls <id>
 circuit-open | A provider or a kind of agent is left alone for now
     It failed again and again, so nothing is sent to it until it has had time to recover.
     See why: orchestrator breakers list. Close it at once: orchestrator breakers reset KIND NAME

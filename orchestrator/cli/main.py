@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import agent, demo, local, model_server, operate, serve, session, system, task
+from orchestrator.cli import agent, breakers, demo, local, model_server, operate, serve, session, system, task
 from orchestrator.cli.codes import ExitCode, report
 from orchestrator.core.errors import OrchestratorError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(task.app, name="task", help="Create tasks, look at them, answer and command them.")
 app.add_typer(agent.app, name="agent", help="The agents: who works, who is stuck.")
+app.add_typer(breakers.app, name="breakers", help="Providers and agents that are left alone for now.")
 database = typer.Typer(
     no_args_is_help=True, help="The database: its schema, backups, and what is kept for how long."
 )

@@ -89,6 +89,8 @@ def retention(
     while True:
         with wiring.engine.begin() as connection:
             batch = keeping.archive(connection, wiring.tenant_id, age)
+            for key in batch.evidence:
+                wiring.artifacts.delete(key)
         total += batch.tasks
         if batch.tasks == 0:
             break

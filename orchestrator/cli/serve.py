@@ -114,14 +114,13 @@ def gateway(
 
     from orchestrator import bootstrap
     from orchestrator.gateway.app import create_gateway
-    from orchestrator.tasks import logs
 
     _configured()
     settings = session.settings()
     given = {"gateway_host": host, "gateway_port": port, "waits_for_results": False}
     settings = settings.model_copy(update={key: value for key, value in given.items() if value is not None})
     wiring = bootstrap.load("gateway", settings)
-    logs.configure(wiring.redactor)
+    bootstrap.redact_logs(wiring.redactor)
     uvicorn.run(
         create_gateway(wiring),
         host=settings.gateway_host,

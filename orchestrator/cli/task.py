@@ -298,6 +298,64 @@ def diff(
 
 
 @app.command()
+def calls(
+    task_id: TaskId,
+    call: Annotated[str | None, typer.Argument(help="One call: what was said in it, as JSON.")] = None,
+    json: Json = False,
+) -> None:
+    """The calls of live models that a task made, or what was said in one of them."""
+    if call is not None:
+        print_json(session.client().get(_path(task_id, "calls", call)))
+        return
+    found = session.client().get(_path(task_id, "calls"))["data"]
+    if json:
+        print_json(found)
+        return
+    table(
+        ("call", "outcome", "model", "agent", "in", "out", "cost", "since"),
+        [
+            (
+                one["id"],
+                one["error_code"] or one["outcome"] or "under way",
+                one["model"],
+                one["agent_type"],
+                f"{one['input_tokens'] + one['cache_read_tokens'] + one['cache_write_tokens']:,}",
+                f"{one['output_tokens']:,}",
+                f"${one['cost']['amount']}" if one["cost"] else "",
+                since(one["started_at"]),
+            )
+            for one in found
+        ],
+    )
+
+
+@app.command()
+def costs(task_id: TaskId, json: Json = False) -> None:
+    """What a task and all that it belongs to have cost, by agent, provider and model."""
+    found = session.client().get(_path(task_id, "costs"))
+    if json:
+        print_json(found)
+        return
+    table(
+        ("model", "provider", "agent", "calls", "in", "out", "cost"),
+        [
+            (
+                one["model"],
+                "recorded" if one["recorded"] else one["provider"] or "",
+                one["agent_type"] or "",
+                str(one["calls"]),
+                f"{one['input_tokens'] + one['cache_read_tokens'] + one['cache_write_tokens']:,}",
+                f"{one['output_tokens']:,}",
+                f"${one['cost']['amount']}" + (" and more" if one["unpriced_calls"] else ""),
+            )
+            for one in found["lines"]
+        ],
+    )
+    bound = found["budget"].get("max_cost_usd")
+    say(f"${found['cost']['amount']} in all" + (f" of ${bound}" if bound else ""))
+
+
+@app.command()
 def answer(
     subject: Annotated[str, typer.Argument(help="The task, or the question (q_…).")],
     choice: Annotated[int | None, typer.Option("--choice", "-c", help="The number of an option.")] = None,

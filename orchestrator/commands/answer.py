@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -14,7 +14,6 @@ from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.core.redaction import LOOKS
 from orchestrator.core.states import Event, WaitingOn
 from orchestrator.db import budgets, transitions
-from orchestrator.db.locks import lock_task
 from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 from orchestrator.db.waking import wake
 
@@ -123,20 +122,17 @@ def _budget(
 
 def _stop(connection: Connection, question: Mapping[str, Any], by: str) -> Answered:
     """The step fails without another claim: there is nothing that its agent could do about it."""
-    step = _step(question)
-    lock_task(connection, step.task)
-    if not _take(connection, question, {"text": replies.STOP}, by):
-        raise _too_late(connection, step.tenant_id, question["id"])
+    taken = _give(connection, question, replies.STOP, by)
     error = {
         "code": "budget-refused",
         "message": f"The budget is used up, and {by} did not raise it.",
         "recoverable": True,
     }
+    step = _step(question)
     failed = transitions.fail(connection, step, None, error)
-    if failed is None:
-        raise _too_late(connection, step.tenant_id, question["id"])
+    assert failed is not None  # noqa: S101 - this transaction has just led it on
     transitions.end_attempts(connection, step.tenant_id, [step.step_id], "failed")
-    return Answered(question["id"], question["task_id"], replies.STOP, following(step.task, failed.settled))
+    return replace(taken, publish=following(step.task, failed.settled))
 
 
 def _question_id(connection: Connection, tenant_id: str, subject: str) -> str:

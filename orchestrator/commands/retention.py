@@ -23,6 +23,8 @@ class Archived:
     logs: int
     turns: int
     tool_calls: int
+    evidence: tuple[str, ...]
+    """Keys in the artifact store of what was said to models: the caller's to delete."""
 
 
 _DUE: Final = """
@@ -52,10 +54,17 @@ _ARCHIVE: Final = statement(
     ), calls_gone AS (
         DELETE FROM tool_calls c USING their_steps s
         WHERE c.tenant_id = :tenant AND c.step_id = s.id RETURNING 1
+    ), said AS (
+        SELECT m.id, m.evidence_key FROM model_calls m JOIN due ON m.task_id = due.id
+        WHERE m.tenant_id = :tenant AND m.evidence_key IS NOT NULL
+    ), unsaid AS (
+        UPDATE model_calls m SET evidence_key = NULL FROM said
+        WHERE m.tenant_id = :tenant AND m.id = said.id
     )
     SELECT (SELECT count(*) FROM archived) AS tasks, (SELECT count(*) FROM events_gone) AS events,
         (SELECT count(*) FROM logs_gone) AS logs, (SELECT count(*) FROM turns_gone) AS turns,
-        (SELECT count(*) FROM calls_gone) AS tool_calls
+        (SELECT count(*) FROM calls_gone) AS tool_calls,
+        (SELECT coalesce(array_agg(evidence_key), '{{}}') FROM said) AS evidence
     """
 )
 _FORGET: Final = statement(
@@ -74,14 +83,14 @@ def due(connection: Connection, tenant_id: str, older_than: timedelta) -> int:
 
 
 def archive(connection: Connection, tenant_id: str, older_than: timedelta) -> Archived:
-    """One batch of tasks that ended that long ago loses its events, logs and conversations.
+    """One batch of tasks that ended that long ago loses its events, logs, conversations and evidence.
 
     The task, its steps, costs, result and stored files stay. A task whose caller has not heard of its end yet
     is left alone.
     """
     row = one(connection, _ARCHIVE, tenant=tenant_id, age=older_than.total_seconds())
     assert row is not None  # noqa: S101 - a SELECT without FROM
-    return Archived(**row)
+    return Archived(**{**row, "evidence": tuple(row["evidence"])})
 
 
 def forget_answers(connection: Connection, tenant_id: str) -> int:

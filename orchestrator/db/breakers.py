@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from orchestrator.core.breaker import BreakerState, Circuit, CircuitBreaker, Refused
-from orchestrator.db.sql import one, rows, statement
+from orchestrator.db.sql import Direct, Prepared, one, rows, statement
 
 _COLUMNS: Final = "kind, name, state, failures, successes, opened_at, probing_until, reason, updated_at"
 
@@ -46,6 +46,10 @@ _LOCKED: Final = statement(
     WHERE tenant_id = :tenant AND kind = :kind AND name = :name FOR UPDATE
     """
 )
+_STATE: Final = Prepared(
+    "breaker_state",
+    "SELECT state FROM breakers WHERE tenant_id = :tenant AND kind = :kind AND name = :name",
+)
 _PUT: Final = statement(
     """
     INSERT INTO breakers (tenant_id, kind, name, state, failures, successes, opened_at, probing_until, reason)
@@ -66,6 +70,14 @@ _RESET: Final = statement(
     WHERE tenant_id = :tenant AND kind = :kind AND name = :name RETURNING 1
     """
 )
+
+
+def state(
+    connection: Connection | Direct, tenant_id: str, kind: BreakerKind, name: str
+) -> BreakerState | None:
+    """A look without a lock. None: it has never failed."""
+    row = one(connection, _STATE, tenant=tenant_id, kind=str(kind), name=name)
+    return None if row is None else BreakerState(row["state"])
 
 
 def ask(

@@ -319,6 +319,16 @@ def release(connection: Connection, tenant_id: str, call_id: str) -> None:
     _RELEASE.run(connection, {"tenant": tenant_id, "id": call_id})
 
 
+_EVIDENCE: Final = statement(
+    "UPDATE model_calls SET evidence_key = :key WHERE tenant_id = :tenant AND id = :id"
+)
+
+
+def keep_evidence(connection: Connection, tenant_id: str, call_id: str, key: str) -> None:
+    """Where the artifact store has what was said."""
+    connection.execute(_EVIDENCE, {"tenant": tenant_id, "id": call_id, "key": key})
+
+
 _SPENT: Final = statement(
     """
     SELECT b.spent_usd, b.spent_tokens, b.calls FROM tasks t

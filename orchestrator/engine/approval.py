@@ -21,8 +21,8 @@ ANOTHER: Final = ToolResult(
 
 
 def is_needed(tool: Tool[Any], policy: Collection[str]) -> bool:
-    """`policy` names tools and classes of risk."""
-    return tool.name in policy or tool.risk.value in policy
+    """`policy` names tools and classes of risk; what only speaks needs no leave."""
+    return not tool.touches_nothing and (tool.name in policy or tool.risk.value in policy)
 
 
 def digest(name: str, arguments: Mapping[str, Any]) -> str:

@@ -143,7 +143,8 @@ class Calls:
             self._checkpoints.append((turn.number, call.checkpoint))
         if tool is None or not tool.touches_nothing or result.is_error:
             return result
-        said = tool.run(self._means.workspace, arguments, self._means.context(call.call_id))
+        unheard = replace(self._means.context(call.call_id), on_note=lambda _kind, _data: None)
+        said = tool.run(self._means.workspace, arguments, unheard)
         return said if isinstance(said, Done) else result
 
     def _leave(self, call_id: str, tool: Tool[Any], arguments: Mapping[str, Any]) -> Ask | ToolResult | None:

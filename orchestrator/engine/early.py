@@ -37,7 +37,7 @@ class Early:
             "tool",
             {"name": call.name, "call_id": call.call_id, "state": "announced", "problem": problem},
         )
-        if tool is None or tool.risk not in (Risk.READ, Risk.TALK):
+        if tool is None or not (tool.risk is Risk.READ or tool.touches_nothing):
             self._unchanged = False
         elif tool.risk is Risk.READ and problem is None and self._unchanged and not self._asks(tool):
             if self._reading is None:

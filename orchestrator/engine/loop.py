@@ -49,7 +49,7 @@ from orchestrator.engine.ports import (
 )
 from orchestrator.engine.prices import PRICES, Price, cost
 from orchestrator.engine.tools import TOOLS
-from orchestrator.engine.tools.tool import Risk, Tool
+from orchestrator.engine.tools.tool import Tool
 
 COMMAND_TIMEOUT: Final = timedelta(minutes=10)
 
@@ -99,7 +99,7 @@ class _Work:
             means.model, self._dialogue, self._request, self._ask_aside, self._cost_of, room
         )
         self._watch = stuck.Watch()
-        self._talk = frozenset(name for name, tool in means.tools.items() if tool.risk is Risk.TALK)
+        self._talk = frozenset(name for name, tool in means.tools.items() if tool.touches_nothing)
         self._schemas = tuple(tool.schema() for tool in means.tools.values())
         self._answers: Mapping[str, str] = {}
         self._mark = time.monotonic()

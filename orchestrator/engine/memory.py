@@ -14,7 +14,7 @@ from orchestrator.engine.untrusted import cut
 _EXIT: Final = re.compile(r"exit code (-?\d+)\b")
 _LATEST_COMMANDS: Final = 50
 _TEXT: Final = 4000
-_PATHS: Final = ("path", "source", "target", "destination", "to", "from_path", "to_path")
+_PATCHED: Final = re.compile(r"^(?:--- a/|\+\+\+ b/)([^\t\n]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +91,7 @@ def _code(ran: Ran) -> str:
 
 
 def _paths(arguments: Mapping[str, Any]) -> list[str]:
-    return [value for name in _PATHS if isinstance(value := arguments.get(name), str)]
+    """Those that it names, or that its patch changes."""
+    named = [value for name in ("path", "to") if isinstance(value := arguments.get(name), str)]
+    patch = arguments.get("patch")
+    return named + (_PATCHED.findall(patch) if isinstance(patch, str) else [])

@@ -65,6 +65,18 @@ class HostPolicy:
             raise HostRefused(f"{shown} is not among the hosts that may be reached ({allowed})")
         return found
 
+    def covers(self, entry: str) -> bool:
+        """Whether a list that holds `entry` reaches nothing that this one doesn't."""
+        mine = {known.lower() for known in self.hosts}
+        name, colon, number = entry.lower().rpartition(":")
+        if not colon or not number.isdigit():
+            name, port = entry.lower(), ""
+        else:
+            port = f":{number}"
+        above = name.removeprefix("*.").split(".")
+        wider = {"*." + ".".join(above[level:]) for level in range(0 if name[:2] == "*." else 1, len(above))}
+        return bool({f"{known}{port}" for known in {name, "*", *wider}} & mine)
+
     async def addresses(self, url: httpx2.URL) -> list[str]:
         """Where its host is, each checked. Raises `HostRefused`."""
         port = url.port or PORTS[url.scheme]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,12 +21,12 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.core import run_token
-from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.run_tokens import Run
 from orchestrator.engine.prices import with_entered
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import CALLS, CHAT, COUNTING, MESSAGES
+from orchestrator.gateway.evidence import Evidence
 from orchestrator.gateway.passing import HOW_TO_SHOW, Deadlines, Passage, Passing, respond, shown_token
 from orchestrator.gateway.providers import providers_of
 from orchestrator.gateway.refusals import refuse
@@ -58,7 +57,8 @@ def create_gateway(wiring: Wiring) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         settings = wiring.settings
-        books = Books(wiring.engine, wiring.tenant_id, rule_of(wiring))
+        books = Books(wiring.engine, wiring.tenant_id, wiring.circuit_breaker)
+        evidence = Evidence(wiring.engine, lambda: wiring.artifacts, wiring.redactor)
         timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
         limits = httpx2.Limits(max_connections=_MOST_CONNECTIONS, keepalive_expiry=30)
         async with httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False) as client:
@@ -70,16 +70,21 @@ def create_gateway(wiring: Wiring) -> Starlette:
                 client,
                 Deadlines(settings.gateway_first_byte, settings.gateway_stall, settings.gateway_call),
                 settings.gateway_max_body_bytes,
+                evidence.take,
                 with_entered(settings.prices),
             )
             await _beat(life, wiring)
-            beating = asyncio.create_task(_keep_beating(life, wiring))
+            beside = (
+                asyncio.create_task(_keep_beating(life, wiring)),
+                asyncio.create_task(evidence.write()),
+            )
             try:
                 yield
             finally:
-                beating.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await beating
+                await evidence.written(_SETTLE_SECONDS)
+                for task in beside:
+                    task.cancel()
+                await asyncio.gather(*beside, return_exceptions=True)
                 await books.close(gateway_id, _SETTLE_SECONDS)
 
     routes = [
@@ -94,11 +99,6 @@ def create_gateway(wiring: Wiring) -> Starlette:
         ),
     ]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _unknown, 405: _unknown})
-
-
-def rule_of(wiring: Wiring) -> CircuitBreaker:
-    settings = wiring.settings
-    return CircuitBreaker(settings.breaker_failures, settings.breaker_recovery, settings.breaker_successes)
 
 
 async def _beat(life: _Life, wiring: Wiring) -> None:

@@ -37,6 +37,21 @@ class Seen:
     """The reply put together, as its API spells it when it isn't streamed."""
 
 
+class Parts(list[str]):
+    """A text that comes in pieces."""
+
+
+def joined(value: Any) -> Any:
+    """With the pieces of its texts put together."""
+    if isinstance(value, Parts):
+        return "".join(value)
+    if isinstance(value, Mapping):
+        return {str(name): joined(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [joined(inner) for inner in value]
+    return value
+
+
 class Reader(Protocol):
     """Takes one event of a stream, or a whole reply. May raise TypeError, KeyError, AttributeError for what
     it can't read."""
@@ -119,7 +134,6 @@ class _Messages:
     """Counts in a stream are totals so far: the latest ones hold."""
 
     def __init__(self) -> None:
-        self._arguments: dict[int, list[str]] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
 
     def event(self, seen: Seen, event: Mapping[str, Any]) -> None:
@@ -131,7 +145,7 @@ class _Messages:
                 self._blocks[event["index"]] = block = dict(event["content_block"])
                 seen.content["content"].append(block)
             case "content_block_delta":
-                self._extend(seen, self._blocks[event["index"]], event["index"], event["delta"])
+                self._extend(seen, self._blocks[event["index"]], event["delta"])
             case "message_delta":
                 self._use(seen, event.get("usage"))
                 seen.counted = True
@@ -141,16 +155,14 @@ class _Messages:
             case "error":
                 seen.error = str(event["error"]["type"])[:80]
 
-    def _extend(self, seen: Seen, block: dict[str, Any], index: int, delta: Mapping[str, Any]) -> None:
-        for kind in ("text", "thinking"):
-            if kind in delta:
-                block[kind] = block.get(kind, "") + delta[kind]
-                seen.written += len(delta[kind])
-        if "partial_json" in delta:
-            parts = self._arguments.setdefault(index, [])
-            parts.append(delta["partial_json"])
-            block["input"] = parts  # joined when it is kept
-            seen.written += len(delta["partial_json"])
+    def _extend(self, seen: Seen, block: dict[str, Any], delta: Mapping[str, Any]) -> None:
+        """The arguments of a call stay the text that they are sent as."""
+        for theirs, ours in (("text", "text"), ("thinking", "thinking"), ("partial_json", "input")):
+            if theirs in delta:
+                if not isinstance(block.get(ours), Parts):
+                    block[ours] = Parts()
+                block[ours].append(delta[theirs])
+                seen.written += len(delta[theirs])
 
     def whole(self, seen: Seen, reply: Mapping[str, Any]) -> None:
         if reply.get("type") == "error":
@@ -222,7 +234,7 @@ def _grow(seen: Seen, into: dict[str, Any], delta: Mapping[str, Any]) -> None:
     """A delta's texts are appended, its numbered lists item by item, all else replaced."""
     for name, value in delta.items():
         if isinstance(value, str) and name not in {"role", "id", "type"}:
-            into.setdefault(name, []).append(value)
+            into.setdefault(name, Parts()).append(value)
             seen.written += len(value)
         elif isinstance(value, list):
             items = into.setdefault(name, {})

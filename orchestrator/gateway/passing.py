@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 import httpx2
@@ -28,6 +28,7 @@ from orchestrator.engine.ports import Usage
 from orchestrator.engine.prices import PRICES, Price, cost
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request, read
+from orchestrator.gateway.evidence import Said
 from orchestrator.gateway.frames import Frames
 from orchestrator.gateway.observing import Observer, is_usage_chunk
 from orchestrator.gateway.providers import Provider, passed_back
@@ -58,9 +59,9 @@ class Passage:
     client: httpx2.AsyncClient
     deadlines: Deadlines
     max_body_bytes: int
-    prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
-    keep: Callable[[Run, str, Dialect, Request, Any], None] = lambda *_: None
+    keep: Callable[[Said], None]
     """Takes a call's evidence, once it has ended."""
+    prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
 
 
 @dataclass(slots=True)
@@ -231,7 +232,7 @@ class _Relay:
         if call.dialect is COUNTING:
             return self._loop.create_task(asyncio.sleep(0))
         settling = self._passage.books.settle(call.id, call.ended(self._passage.prices))
-        self._passage.keep(call.run, call.id, call.dialect, call.request, call.observer.seen.content)
+        self._passage.keep(Said(call.run, call.id, call.dialect, call.request, call.observer.seen.content))
         return settling
 
     async def _within_deadlines(self) -> bool:
@@ -269,6 +270,8 @@ class _Relay:
         encoded = "content-encoding" in response.headers
         if call.status in _THROTTLED:
             call.throttled = _retry_after(response.headers)
+        if call.status != _OK:
+            call.observer = Observer(call.dialect, streamed=False)
         headers = passed_back(response.headers.raw, decoded=encoded)
         if call.dialect is not COUNTING:
             headers.append((b"x-orchestrator-call", call.id.encode()))

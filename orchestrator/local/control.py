@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.local.roster import Entry, Roster
 
 CARRIED: Final = (*PROVIDER_SETTINGS, "ORCHESTRATOR_CREDENTIALS")
-"""What `restart` takes along from the environment of whoever calls it; providers' keys for the gateway alone."""
+"""What `restart` takes along from its caller's environment; providers' keys for the gateway alone."""
 
 _POLL_SECONDS: Final = 0.05
 _REQUESTS: Final = "requests"

@@ -29,6 +29,7 @@ from orchestrator.db.effects import StoredFile
 from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.engine.ports import Journal, LeaseLost
 from orchestrator.tasks import choosing, subtasks
+from orchestrator.tasks.circuits import AgentCircuit
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
 from orchestrator.tasks.sessions import PostgresSessions
@@ -226,19 +227,12 @@ class Desk:
         return {"Task": step.task_id, "Workflow": step.workflow_id, "Step": step.step_id}
 
 
-def default_model(wiring: Wiring, agent_type: str) -> str:
-    """Of steps that name none."""
-    return wiring.settings.openai_model if agent_type == "codex" else wiring.settings.model
-
-
 def models_of(wiring: Wiring, assignment: Assignment) -> list[str]:
     """What the run may use: the models of its selection, and what the installation allows every run.
 
     A name with its provider before it is that model, too: agents that need it so send the rest of it.
     """
     own = wiring.models_for(assignment).models
-    if assignment.model is None and assignment.agent_type == "codex":
-        own = (default_model(wiring, assignment.agent_type),)
     bare = [name.partition("/")[2] for name in own if "/" in name]
     return list(dict.fromkeys([*own, *bare, *wiring.settings.run_models]))
 
@@ -312,11 +306,12 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
         chosen = choosing.choose(wiring, claimed, link)
         if isinstance(chosen, Waits):
             return chosen, None
-        agent = wiring.make_agent(wiring, desk)
-        with link.grace.over_agent():
-            verdict = without_secrets(
-                agent.work(assignment_of(wiring, claimed, chosen), link), wiring.redactor
-            )
+        assignment = assignment_of(wiring, claimed, chosen)
+        circuit = AgentCircuit(wiring, assignment.agent_type)
+        if (waits := circuit.ask()) is not None:
+            return waits, None
+        verdict = _agents_word(wiring, assignment, link, desk)
+        circuit.tell(verdict)
         if isinstance(verdict, Done):
             finished = desk.finish(verdict.summary)
         else:
@@ -349,6 +344,20 @@ def without_secrets(verdict: Verdict, redactor: Redactor) -> Verdict:
             return replace(verdict, detail=redactor.value(dict(verdict.detail)))
         case Yielded():
             return verdict
+
+
+def _agents_word(wiring: Wiring, assignment: Assignment, link: StepLink, desk: Desk) -> Verdict:
+    agent = wiring.make_agent(wiring, desk)
+    try:
+        with link.grace.over_agent():
+            return without_secrets(agent.work(assignment, link), wiring.redactor)
+    except FAULTS:
+        raise
+    except Exception as error:
+        if connect.is_lost(error):
+            raise
+        log.exception("agent_crashed", step=assignment.step_id)
+        return broke(error)
 
 
 FAULTS: Final = (WorkspaceFault, OrchestratorError, OSError)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import MutableMapping
 from typing import Any
 
-import structlog
 from celery import signals
 
+from orchestrator.bootstrap import redact_logs
 from orchestrator.core.redaction import Redactor
 
 
@@ -29,24 +27,8 @@ class _Redacting(logging.Filter):
 
 
 def configure(redactor: Redactor) -> None:
-    """Before anything is logged. Safe to call again."""
-
-    def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {
-            key: redactor.text(value) if isinstance(value, str) else value for key, value in event.items()
-        }
-
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            redact,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    """Of this process's own log, and of whatever Celery writes. Safe to call again."""
+    redact_logs(redactor)
 
     def guard(logger: logging.Logger, **_: Any) -> None:
         for handler in logger.handlers:

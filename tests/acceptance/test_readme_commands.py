@@ -107,7 +107,11 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
             postgres.remove(data / "postgres")
     assert ended == 130
     ready, stopped = map(json.loads, (home / "up.json").read_text("utf-8").splitlines())
-    assert (ready["event"], ready["data_dir"], set(ready["urls"])) == ("ready", str(data), {"api", "flower"})
+    assert (ready["event"], ready["data_dir"], set(ready["urls"])) == (
+        "ready",
+        str(data),
+        {"api", "gateway", "flower"},
+    )
     assert stopped == {"event": "stopped", "exit_code": 130}
 
 

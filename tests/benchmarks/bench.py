@@ -2,9 +2,10 @@
 
     scripts/bench [--only NAME] [--json] [--dags DIR]
 
-NAME is throughput, latency, makespan, growth or parser, which a run without it measures, or one of those that
-take minutes more and are measured by name alone: recovery (kill -9 in the middle of a step, about five
-minutes) and parked (a thousand tasks that wait for a person, about three).
+NAME is throughput, latency, gateway, makespan, growth or parser, which a run without it measures, or one of
+those that take minutes more and are measured by name alone: recovery (kill -9 in the middle of a step, about
+five minutes), parked (a thousand tasks that wait for a person, about three) and turns (what one turn of the
+agent costs when the conversation is short and when it is long, about one).
 """
 
 from __future__ import annotations
@@ -22,10 +23,20 @@ from typing import Any, Final
 
 import structlog
 
-from tests.benchmarks import growth, latency, makespan, parked, parsing, recovery, throughput
+from tests.benchmarks import (
+    gateway,
+    growth,
+    latency,
+    makespan,
+    parked,
+    parsing,
+    recovery,
+    throughput,
+    turns,
+)
 
-NAMES: Final = ("throughput", "latency", "makespan", "growth", "parser")
-BY_NAME_ALONE: Final = ("recovery", "parked")
+NAMES: Final = ("throughput", "latency", "gateway", "makespan", "growth", "parser")
+BY_NAME_ALONE: Final = ("recovery", "parked", "turns")
 _ENOUGH_BY_CANVAS: Final = 0.8
 _WORTH_A_WORD_MS: Final = 0.05
 
@@ -72,6 +83,23 @@ def _latency(_: argparse.Namespace) -> Result:
         [
             _percentiles("submit → running, ms", submitted, 25),
             _percentiles("answer → running, ms", answered, 100),
+        ],
+    )
+
+
+def _gateway(_: argparse.Namespace) -> Result:
+    found = gateway.measure()
+    direct, through = latency.summary(found.direct), latency.summary(found.through)
+    added = round(median(found.added), 2)
+    return Result(
+        {
+            "first_byte_ms": {"direct": direct, "through_gateway": through},
+            "gateway_adds_ms_p50": added,
+        },
+        [
+            ("first byte, straight to the provider, ms", _shown(direct), "", True),
+            ("first byte, through the gateway, ms", _shown(through), "", True),
+            ("what the gateway adds, p50, ms", f"{added}", "≤ 5", added <= 5),
         ],
     )
 
@@ -189,6 +217,31 @@ def _parked(_: argparse.Namespace) -> Result:
     )
 
 
+def _turns(_: argparse.Namespace) -> Result:
+    found = turns.measure()
+    early, late = f"turn {turns.EARLY}", f"turn {turns.LATE}"
+    own, whole = (
+        (median(found.own_early), median(found.own_late)),
+        (median(found.whole_early), median(found.whole_late)),
+    )
+    cpu = median(found.cpu_early), median(found.cpu_late)
+    return Result(
+        {
+            "turn_own_ms": [round(ms, 2) for ms in own],
+            "turn_own_cpu_ms": [round(ms, 2) for ms in cpu],
+            "turn_whole_ms": [round(ms, 2) for ms in whole],
+            "turn_growth": round(found.growth, 3),
+        },
+        [
+            (f"own work, {early} → {late}, ms", f"{own[0]:.2f} → {own[1]:.2f}", "", True),
+            (f"of it the processor's, {early} → {late}, ms", f"{cpu[0]:.2f} → {cpu[1]:.2f}", "", True),
+            ("growth of own work", f"{found.growth:.3f}", "≤ 1.2", found.growth <= 1.2),
+            (f"whole but the model, {early}, ms", f"p50 {whole[0]:.2f}", "≤ 10", whole[0] <= 10),
+            (f"whole but the model, {late}, ms", f"p50 {whole[1]:.2f}", "≤ 25", whole[1] <= 25),
+        ],
+    )
+
+
 def _shown(found: Mapping[str, float]) -> str:
     return f"p50 {found['p50']}  p95 {found['p95']}  n {found['n']:.0f}"
 
@@ -196,11 +249,13 @@ def _shown(found: Mapping[str, float]) -> str:
 _MEASURES: Final[Mapping[str, Callable[[argparse.Namespace], Result]]] = {
     "throughput": _throughput,
     "latency": _latency,
+    "gateway": _gateway,
     "makespan": _makespan,
     "growth": _growth,
     "parser": _parser,
     "recovery": _recovery,
     "parked": _parked,
+    "turns": _turns,
 }
 
 

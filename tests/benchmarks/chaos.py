@@ -70,7 +70,10 @@ _PROGRESS: Final = text(
     "SELECT count(*) FILTER (WHERE finished_at IS NOT NULL), count(*), (SELECT count(*) FROM tasks"
     " WHERE finished_at IS NULL) FROM steps"
 )
-_ENDS: Final = text("SELECT status, count(*) FROM steps GROUP BY 1 ORDER BY 1")
+_ENDS: Final = text(
+    "SELECT CASE WHEN t.parent_id IS NULL THEN s.status ELSE 'subtask ' || s.status END, count(*)"
+    " FROM steps s JOIN tasks t ON t.id = s.task_id GROUP BY 1 ORDER BY 1"
+)
 _REASONS: Final = text(
     "SELECT coalesce(error ->> 'code', '?')"
     " || CASE WHEN spec ->> 'dies' = 'true' THEN ' (deadly)' ELSE '' END, count(*)"

@@ -71,6 +71,19 @@ SQL: Final[Mapping[str, Mapping[str, str]]] = {
         "pushed and not confirmed": """
             SELECT s.id FROM steps s JOIN tasks t ON t.id = s.task_id JOIN effects e ON e.step_id = s.id
             WHERE s.kind = 'integrate' AND s.status = 'completed' AND e.confirmed_at IS NULL""",
+        "told of a subtask that lived": """
+            SELECT k.step_id, k.id, c.id FROM tool_calls k JOIN tasks c ON c.parent_step_id = k.step_id
+              AND c.parent_call_id = k.id AND c.parent_conversation = k.conversation
+            WHERE k.finished_at IS NOT NULL AND coalesce(c.finished_at > k.finished_at, true)""",
+        "told otherwise than a subtask ended": """
+            SELECT k.step_id, k.id, c.status, k.result FROM tool_calls k JOIN tasks c
+              ON c.parent_step_id = k.step_id AND c.parent_call_id = k.id
+              AND c.parent_conversation = k.conversation
+            WHERE k.finished_at IS NOT NULL AND NOT starts_with(k.result, c.status)""",
+        "woken more often than it waited": """
+            SELECT step_id FROM events WHERE type = 'step' AND (name = 'wait'
+                OR (name = 'wake' AND data ->> 'why' = 'its subtasks ended')) GROUP BY step_id
+            HAVING count(*) FILTER (WHERE name = 'wake') > count(*) FILTER (WHERE name = 'wait')""",
         "completed with an unfinished call": """
             SELECT c.step_id, c.id FROM tool_calls c JOIN steps s ON s.id = c.step_id
             WHERE s.status = 'completed' AND c.finished_at IS NULL AND c.conversation = s.conflicts""",
@@ -138,6 +151,12 @@ SQL: Final[Mapping[str, Mapping[str, str]]] = {
             WITH c AS ({_EVENTS} WHERE e.type = 'intervention' AND e.name = 'cancel')
             SELECT t.step_id, t.number FROM turns t JOIN steps s ON s.id = t.step_id
             JOIN c ON c.workflow_id = s.workflow_id
+            WHERE pg_xact_commit_timestamp(t.xmin) > c.committed + CAST(:grace AS interval)""",
+        "a subtask's turn too late": f"""
+            WITH c AS ({_EVENTS} WHERE e.type = 'intervention' AND e.name = 'cancel')
+            SELECT t.step_id, t.number FROM turns t JOIN steps s ON s.id = t.step_id
+            JOIN tasks k ON k.id = s.task_id JOIN steps p ON p.id = k.parent_step_id
+            JOIN c ON c.workflow_id = p.workflow_id
             WHERE pg_xact_commit_timestamp(t.xmin) > c.committed + CAST(:grace AS interval)""",
         "ended too late": f"""
             WITH c AS ({_EVENTS} WHERE e.type = 'intervention' AND e.name = 'cancel')

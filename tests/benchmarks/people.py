@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -21,6 +22,7 @@ from orchestrator.core.errors import OrchestratorError
 from orchestrator.tasks.publish import Publishes, perform
 from orchestrator.tasks.registry import Registered
 
+DELEGATES: Final = 0.08
 MOST_LIVE: Final = 40
 _PRIORITIES: Final = ("critical", "high", "medium", "medium", "low")
 T = TypeVar("T", bound=Publishes)
@@ -248,4 +250,31 @@ def plan(chance: random.Random, most: int, *, files: bool, long: float) -> list[
         )
         if chance.random() < long:
             steps[-1]["spec"] |= {"turns": 6, "seconds": 1.0}
+    _delegate(steps)
     return steps
+
+
+def _delegate(steps: list[dict[str, Any]]) -> None:
+    """Some steps start subtasks, and some of those start theirs. Drawn from the plan itself, so that a seed
+    still means the plans that it meant before."""
+    chance = random.Random(json.dumps(steps))
+    for step in steps:
+        if chance.random() < DELEGATES:
+            step["spec"]["delegates"] = [
+                _part(chance, f"{step['id']}-{number}", step["spec"]["files"], deeper=0.2)
+                for number in range(chance.choice((1, 2, 2, 3)))
+            ]
+
+
+def _part(chance: random.Random, key: str, files: bool, deeper: float) -> dict[str, Any]:
+    part: dict[str, Any] = {
+        "key": key,
+        "turns": chance.choice((1, 1, 2)),
+        "seconds": chance.choice((0, 0.05, 0.3)),
+        "asks": chance.random() < 0.05,
+        "files": files,
+        "shared": files and chance.random() < 0.2,
+    }
+    if chance.random() < deeper:
+        part["delegates"] = [_part(chance, f"{key}-0", files, deeper=0)]
+    return part

@@ -1,10 +1,11 @@
 """Agents that need no model: the real engine, a script at the Model port, real or imaginary workspaces.
 
 A step's script is its spec: {"turns": 3, "seconds": 0.1, "asks": true, "breaks": 1, "files": true,
-"shared": false, "eats": false, "dies": false}. `breaks` attempts end in an error that another attempt may
-mend; `asks` asks a person before the last turn; `files` opens a real checkout, else files are only imagined;
-`shared` writes a file that its siblings write, too; `eats` runs a command that takes more memory than
-commands may have; `dies` takes its worker's process along at the last turn, whatever the attempt.
+"shared": false, "eats": false, "dies": false, "delegates": [{…}]}. `breaks` attempts end in an error that
+another attempt may mend; `asks` asks a person before the last turn; `files` opens a real checkout, else files
+are only imagined; `shared` writes a file that its siblings write, too; `eats` runs a command that takes more
+memory than commands may have; `dies` takes its worker's process along at the last turn, whatever the attempt;
+`delegates` starts a subtask for each script in it and waits for them all, before it asks.
 BENCHMARK_REQUESTS names a file in which each request to the script becomes a line.
 """
 
@@ -36,6 +37,8 @@ from orchestrator.engine.ports import (
     Usage,
     Workspace,
 )
+from orchestrator.engine.tools import TOOLS
+from orchestrator.engine.tools.talk import START_SUBTASK
 
 _MORE_THAN_THERE_IS: Final = "head -c 500000000 /dev/zero > /tmp/eaten"
 """The sandbox's /tmp is memory."""
@@ -68,6 +71,10 @@ class Script:
         call = self._call(turn, turns, _succeeded(request))
         if self.spec.get("eats") and turn == 1:
             call = _tool("eat", "run_command", command=_MORE_THAN_THERE_IS)
+        if call["id"] in {"ask", "done"} and not _was_told(request, "part-0"):
+            parts = enumerate(self.spec.get("delegates", ()))
+            calls = [_tool(f"part-{n}", START_SUBTASK.name, objective=json.dumps(part)) for n, part in parts]
+            return Reply(tuple(calls or [call]), "tool_use", used, self.name)
         return Reply((call,), "tool_use", used, self.name)
 
     def _call(self, turn: int, turns: int, succeeded: Sequence[str]) -> Block:
@@ -91,6 +98,16 @@ def _succeeded(request: ModelRequest) -> list[str]:
         for block in message["content"]
         if block["type"] == "tool_result" and not block.get("is_error")
     ]
+
+
+def _was_told(request: ModelRequest, call_id: str) -> bool:
+    """Whether the call has a result, whatever it says."""
+    return any(
+        block["type"] == "tool_result" and block["tool_use_id"] == call_id
+        for message in request.messages
+        if message["role"] == "user" and not isinstance(message["content"], str)
+        for block in message["content"]
+    )
 
 
 def _tool(call_id: str, name: str, **arguments: Any) -> Block:
@@ -136,6 +153,9 @@ class Imagined:
     def restore(self, commit: str, /) -> None:
         raise AssertionError(commit)
 
+    def adopt(self, commit: str, /) -> str | None:
+        raise AssertionError(commit)
+
 
 @contextmanager
 def _imagined() -> Iterator[Workspace]:
@@ -163,12 +183,28 @@ def scripted_agent(wiring: Wiring, desk: Desk) -> Agent:
     """The engine, with the script of the assignment's spec for a model."""
 
     def script(assignment: Assignment) -> Script:
-        return Script(assignment.step_key, assignment.attempt, assignment.spec, _ledger(assignment))
+        spec = _spec(assignment)
+        key = str(spec.get("key", assignment.step_key))
+        return Script(key, assignment.attempt, spec, _ledger(assignment))
 
     def workspace(assignment: Assignment) -> AbstractContextManager[Workspace]:
-        return desk.open_workspace(assignment) if assignment.spec.get("files") else _imagined()
+        return desk.open_workspace(assignment) if _spec(assignment).get("files") else _imagined()
 
-    return EngineAgent(script, desk.open_journal, workspace, wiring.settings.command_timeout)
+    return EngineAgent(
+        script,
+        desk.open_journal,
+        workspace,
+        wiring.settings.command_timeout,
+        tools=lambda _: {**TOOLS, START_SUBTASK.name: START_SUBTASK},
+    )
+
+
+def _spec(assignment: Assignment) -> Mapping[str, Any]:
+    """A subtask brings no spec; its objective is one."""
+    if assignment.description.startswith("{"):
+        found: Mapping[str, Any] = json.loads(assignment.description)
+        return found
+    return assignment.spec
 
 
 @dataclass(frozen=True, slots=True)

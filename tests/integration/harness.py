@@ -25,6 +25,8 @@ from orchestrator.core.states import WaitingOn
 from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent, ToolResult, Usage
+from orchestrator.engine.tools import TOOLS
+from orchestrator.engine.tools.talk import START_SUBTASK
 from orchestrator.tasks.registry import register
 from tests.agents_ready import named
 
@@ -73,10 +75,8 @@ class Obedient:
     desk: Desk
     notes: Notes
 
-    def work(self, assignment: Assignment, link: Link) -> Verdict:  # noqa: PLR0912 - one for each word
+    def work(self, assignment: Assignment, link: Link) -> Verdict:
         name = f"{assignment.task_id}.{assignment.step_key}"
-        if assignment.description.startswith("{"):  # a subtask brings no spec
-            assignment = replace(assignment, spec=json.loads(assignment.description))
         if assignment.spec.get("do") == "edit":
             return self._edit(name, assignment, link)
         self.notes.write(
@@ -176,11 +176,12 @@ class Obedient:
 @dataclass(frozen=True, slots=True)
 class Scripted:
     """A model that makes the spec's `calls` one after the other (else it writes two files and is done), and
-    says SECRET where they say $SECRET; each request is written down; held by turn."""
+    says SECRET where they say $SECRET; a list of calls is one reply. Each request is written down; held by
+    turn."""
 
     notes: Notes
     task_id: str
-    calls: Sequence[tuple[str, dict[str, Any]]] = ()
+    calls: Sequence[Any] = ()
     kind: Literal["live", "recorded"] = "recorded"
     name: str = "script"
 
@@ -191,10 +192,13 @@ class Scripted:
         while self.notes.is_held(f"{self.task_id}.{turn}"):
             if stop.wait_hard(0.02):
                 raise Stopped
-        name, arguments = (self.calls or TWO_FILES)[turn - 1]
-        arguments = json.loads(json.dumps(arguments).replace("$SECRET", SECRET))
-        call = {"type": "tool_use", "id": f"call_{turn}", "name": name, "input": arguments}
-        return Reply((call,), "tool_use", Usage(10, 1), self.name)
+        wanted = json.loads(json.dumps((self.calls or TWO_FILES)[turn - 1]).replace("$SECRET", SECRET))
+        together = wanted if isinstance(wanted[0], list) else [wanted]
+        calls = tuple(
+            {"type": "tool_use", "id": f"call_{turn}" + "'" * place, "name": name, "input": given}
+            for place, (name, given) in enumerate(together)
+        )
+        return Reply(calls, "tool_use", Usage(10, 1), self.name)
 
 
 def agent(wiring: Wiring, desk: Desk) -> Agent:
@@ -203,10 +207,17 @@ def agent(wiring: Wiring, desk: Desk) -> Agent:
     @dataclass(frozen=True, slots=True)
     class Either:
         def work(self, assignment: Assignment, link: Link) -> Verdict:
+            if assignment.description.startswith("{"):  # a subtask brings no spec
+                assignment = replace(assignment, spec=json.loads(assignment.description))
             if assignment.spec.get("do") != "script":
                 return Obedient(desk, notes).work(assignment, link)
             model = Scripted(notes, assignment.task_id, assignment.spec.get("calls", ()))
-            engine = EngineAgent(lambda _: model, desk.open_journal, desk.open_workspace)
+            engine = EngineAgent(
+                lambda _: model,
+                desk.open_journal,
+                desk.open_workspace,
+                tools=lambda _: {**TOOLS, START_SUBTASK.name: START_SUBTASK},
+            )
             return engine.work(assignment, link)
 
     del wiring

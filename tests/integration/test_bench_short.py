@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench, growth, latency, makespan, parked, parsing, recovery, throughput
+from tests.benchmarks import (
+    bench,
+    gateway,
+    growth,
+    latency,
+    makespan,
+    parked,
+    parsing,
+    recovery,
+    throughput,
+    turns,
+)
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -23,6 +34,12 @@ def test_a_claim_is_timed_after_a_submission_and_after_an_answer() -> None:
     found = latency.measure(requests=3)
     assert len(found.submitted) == len(found.answered) == 3
     assert latency.summary(found.submitted)["n"] == 3
+
+
+def test_the_first_byte_is_timed_straight_and_through_the_gateway() -> None:
+    found = gateway.measure(requests=3)
+    assert len(found.direct) == len(found.through) == 3
+    assert len(found.added) == 3
 
 
 def test_a_plan_with_two_joins_is_started_by_its_canvas_and_never_by_the_sweep(tmp_path: Path) -> None:
@@ -77,3 +94,11 @@ def test_random_texts_are_read_alike_in_random_pieces() -> None:
 def test_the_table_says_what_missed_its_bound() -> None:
     lines = [("fast", "1", "≤ 2", True), ("slow", "30", "≤ 2", False)]
     assert bench._table(lines) == "fast   1  ≤ 2\nslow  30  ≤ 2  MISSED"
+
+
+def test_a_turn_is_timed_early_and_late_in_a_conversation() -> None:
+    found = turns.measure(early=3, late=9, around=2, rounds=1)
+    samples = [found.own_early, found.own_late, found.whole_early, found.whole_late]
+    assert [len(sample) for sample in samples] == [5] * 4
+    assert all(took > 0 for sample in samples for took in sample)
+    assert found.growth > 0

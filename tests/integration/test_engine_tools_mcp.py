@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.mcp_server import McpServer
 from orchestrator.core.verdict import StopReason
 from orchestrator.engine import mcp_session
 from orchestrator.engine.ports import Stopped, ToolResult
-from orchestrator.engine.tools.mcp import MOST_TOOLS, McpServer, McpTools, opened
+from orchestrator.engine.tools.mcp import MOST_TOOLS, McpTools, opened
 from orchestrator.engine.tools.tool import Risk, Tool, ToolContext
 from orchestrator.engine.untrusted import RESULT_CHARACTERS
 from orchestrator.engine.web import HostPolicy

@@ -26,8 +26,9 @@ from orchestrator.local.credentials import new_api_key
 OPTIONS = """
 description steps repo branch push title priority mode agent model requirements deadline stakeholders labels
 budget timeout external_id id hold credential gates depends_on project validate_only
+question_timeout on_silence ask_before
 """
-NOTHING = dict.fromkeys([*OPTIONS.split(), "ask_before", "on_silence", "question_timeout"])
+NOTHING = dict.fromkeys(OPTIONS.split())
 
 
 @pytest.mark.parametrize(

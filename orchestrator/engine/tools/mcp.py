@@ -13,6 +13,7 @@ import mcp_types as types
 from pydantic import ConfigDict
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.mcp_server import McpServer
 from orchestrator.engine.event_loop import EventLoop
 from orchestrator.engine.json_schemas import ArgumentsSchema, SchemaUnusable
 from orchestrator.engine.mcp_session import Connection, McpSession, ServerFailed, over_http, over_pipes
@@ -29,26 +30,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What every provider takes as the name of a tool."""
 
 
-@dataclass(frozen=True, slots=True)
-class McpServer:
-    """One server, as configured: on stdio (`command`, in the sandbox) or behind HTTP (`url`)."""
-
-    command: tuple[str, ...] = ()
-    url: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """For HTTP; they may hold a secret, which stays in the worker."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """For stdio; the sandbox sees it, so it must hold no secret."""
-    allow: tuple[str, ...] | None = None
-    """Tools by their own names; None: all that it offers."""
-    risk: Risk | None = None
-    """None: `execute` on stdio, `network` behind HTTP. What the server says of itself doesn't count."""
-    seconds: float = 60.0
-    """How long one call may take."""
-
-    @property
-    def risk_class(self) -> Risk:
-        return self.risk or (Risk.EXECUTE if self.url is None else Risk.NETWORK)
+def risk_of(server: McpServer) -> Risk:
+    return Risk(server.risk or ("execute" if server.url is None else "network"))
 
 
 class AnyArguments(Arguments):
@@ -150,8 +133,8 @@ def _as_ours(
             f"From the MCP server {name}: {cut(tool.description or '', LONGEST_DESCRIPTION)}"
         ),
         arguments=AnyArguments,
-        risk=server.risk_class,
-        changes_files=server.url is None and server.risk_class is not Risk.READ,
+        risk=risk_of(server),
+        changes_files=server.url is None and risk_of(server) is not Risk.READ,
         carry_out=_caller(name, server, tool.name, session),
         input_schema=tool.input_schema,
         checks=schema.faults,

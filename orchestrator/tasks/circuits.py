@@ -1,0 +1,72 @@
+"""Types of agent that fail again and again are left alone for a while, by all workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from orchestrator.bootstrap import Wiring
+from orchestrator.core.breaker import BreakerState
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.states import WaitingOn
+from orchestrator.core.verdict import Broke, Done, NeedsInput, Verdict, Waits
+from orchestrator.db import breakers, connect
+from orchestrator.db.breakers import BreakerKind, Tried
+from orchestrator.db.connect import SQLAlchemyError
+
+log: Final = structlog.get_logger(__name__)
+_ITS_OWN: Final = frozenset({ErrorClass.AGENT, ErrorClass.INTERNAL})
+"""Errors that speak against the agent, not against the task, the model or the machine."""
+
+
+@dataclass(slots=True)
+class AgentCircuit:
+    """Of one type of agent, as one run sees it: first `ask`, then `tell`."""
+
+    wiring: Wiring
+    agent_type: str
+    _has_failed: bool = False
+
+    def ask(self) -> Waits | None:
+        """What a step does that may not start such an agent now: it waits in the queue."""
+        tenant, kind = self.wiring.tenant_id, BreakerKind.AGENT_TYPE
+        with connect.at_once(self.wiring.engine) as direct:
+            state = breakers.state(direct, tenant, kind, self.agent_type)
+        self._has_failed = state is not None
+        if state in {None, BreakerState.CLOSED}:
+            return None
+        with self.wiring.engine.begin() as connection:
+            rule = self.wiring.circuit_breaker
+            held = breakers.ask(connection, tenant, kind, self.agent_type, rule)
+        if held is None:
+            return None
+        detail = {"breaker": {"kind": str(kind), "name": self.agent_type}}
+        return Waits(WaitingOn.CIRCUIT_BREAKER, detail, held.retry_after)
+
+    def tell(self, verdict: Verdict) -> None:
+        """How it went. That this can't be written down changes nothing for the step."""
+        match verdict:
+            case Broke(error=error) if error in _ITS_OWN:
+                tried = Tried.FAILED
+            case Done() | NeedsInput():
+                tried = Tried.SUCCEEDED
+            case _:
+                tried = Tried.ABANDONED
+        if not self._has_failed and tried is not Tried.FAILED:
+            return
+        reason = verdict.code if isinstance(verdict, Broke) else None
+        try:
+            with self.wiring.engine.begin() as connection:
+                breakers.record(
+                    connection,
+                    self.wiring.tenant_id,
+                    BreakerKind.AGENT_TYPE,
+                    self.agent_type,
+                    self.wiring.circuit_breaker,
+                    tried,
+                    reason,
+                )
+        except SQLAlchemyError as error:
+            log.warning("circuit_not_told", agent_type=self.agent_type, error=type(error).__name__)

@@ -1,0 +1,91 @@
+"""What the REST API and the terminal show of calls, costs and breakers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from orchestrator.commands import retention
+from tests.integration.api_server import API_KEY, Door, served, wired
+from tests.integration.gateway_server import MODEL, gateway_to
+from tests.integration.ledger import TENANT, Ledger, step
+from tests.integration.stack import until
+from tests.integration.test_gateway_faults import OVERLOADED, STREAM, post, subtask
+from tests.messages_server import Answer, serving
+
+
+@pytest.fixture
+def door(ledger: Ledger, tmp_path: Path) -> Iterator[Door]:
+    with served(wired(ledger.url, tmp_path)) as found:
+        yield found
+
+
+def orchestrator(door: Door, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "orchestrator", *words],
+        env={**os.environ, "ORCHESTRATOR_API_URL": door.url, "ORCHESTRATOR_API_KEY": API_KEY},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_calls_costs_and_breakers_are_shown_and_evidence_goes_with_the_rest(
+    ledger: Ledger, tmp_path: Path, door: Door
+) -> None:
+    root = ledger.take(ledger.task("root", step("a"), budget={"max_cost_usd": "2"})["a"])
+    child = subtask(ledger, "child", "root")
+    answers = (Answer(STREAM), Answer(STREAM), OVERLOADED)
+    with (
+        serving(*answers) as provider,
+        gateway_to(ledger, provider.url, tmp_path, breaker_failures=1) as gateway,
+    ):
+        for claimed in (root, child, root):
+            post(gateway.access(ledger, claimed), messages=[{"role": "user", "content": "Hello."}])
+        until(
+            lambda: (
+                len(ledger.rows("SELECT 1 FROM model_calls WHERE num_nonnulls(evidence_key, ended_at) = 2"))
+                == 3
+            )
+        )
+
+    failed, done = door.get("/tasks/root/calls")["data"]
+    assert (done["outcome"], done["cost"]["amount"], done["model"]) == ("done", "0.0004", MODEL)
+    assert (failed["outcome"], failed["error_code"], failed["cost"]) == ("failed", "overloaded_error", None)
+    said = json.loads(orchestrator(door, "task", "calls", "root", done["id"], "--json"))
+    assert said["request"]["items"] == [{"role": "user", "content": "Hello."}]
+    assert said["reply"]["content"] == [{"type": "text", "text": "I read."}]
+    missing = door.client.get(f"/api/v1/tasks/child/calls/{done['id']}")
+    assert (missing.status_code, missing.json()["code"]) == (404, "call-unknown")
+
+    for task in ("root", "child"):
+        costs = json.loads(orchestrator(door, "task", "costs", task, "--json"))
+        assert (costs["root_id"], costs["cost"]["amount"]) == ("root", "0.0008")
+        (line,) = costs["lines"]
+        assert (line["provider"], line["agent_type"], line["calls"]) == ("anthropic", "engine", 2)
+
+    (breaker,) = json.loads(orchestrator(door, "breakers", "list", "--json"))
+    assert (breaker["name"], breaker["circuit"]["state"], breaker["reason"]) == (
+        *("anthropic", "open", "overloaded_error"),
+    )
+    orchestrator(door, "breakers", "reset", "provider", "anthropic")
+    (breaker,) = door.get("/breakers")["data"]
+    assert (breaker["circuit"]["state"], breaker["circuit"]["failures"]) == ("closed", 0)
+    unknown = door.client.post("/api/v1/breakers/provider/nobody/reset")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "breaker-unknown")
+
+    ledger.succeed(root)
+    ledger.run("UPDATE tasks SET entry_signature = NULL")
+    archived = ledger.do(lambda connection: retention.archive(connection, TENANT, timedelta(0)))
+    assert sorted(archived.evidence) == sorted(f"calls/root/{call['id']}.json" for call in (failed, done))
+    assert door.client.get(f"/api/v1/tasks/root/calls/{done['id']}").status_code == 404
+    assert [call["has_evidence"] for call in door.get("/tasks/root/calls")["data"]] == [False, False]
