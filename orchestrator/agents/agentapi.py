@@ -40,6 +40,10 @@ BUSY: Final = timedelta(seconds=30)
 _SUMMARY: Final = 4000
 _MOST_LINE: Final = 4 * 1024**2
 _INTERRUPT: Final = "\x03"
+_INTERRUPT_SECONDS: Final = 3.0
+_RESTING: Final = "stable"
+CHECKPOINT_SECONDS: Final = 2.0
+PATIENT_SECONDS: Final = 30.0
 
 
 class Unreachable(Exception):
@@ -69,7 +73,7 @@ class Server:
         return [dict(one) for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
 
     def send(self, content: str, *, raw: bool = False) -> None:
-        """Returns when the agent has begun with it. Raises `Unreachable`, with status 500 while it is busy."""
+        """Returns when the agent has begun. Raises `Unreachable`, whose status is 500 while it is busy."""
         self._json("POST", "/message", {"content": content, "type": "raw" if raw else "user"})
 
     def events(self, into: Queue[tuple[str, Mapping[str, Any]] | None]) -> http.client.HTTPConnection:
@@ -175,22 +179,28 @@ class _Work:
         self._session = sessions.load().session
         self._mark = f"[step {assignment.step_id}, prompt {{}}]"
         self._begun = time.monotonic()
+        self._kept_at = self._begun
+        self._asked_at: float | None = None
         self._told: dict[int, str] = {}
 
     def carry_on(self) -> Verdict:
         """Each prompt carries a mark, by which a claim after a killed worker sees whether it was sent."""
-        text = self._opening()
+        was_sent = self._is_known(self._mark.format(self._session.prompts + 1))
+        if was_sent and not self._interrupted():
+            return _BUSY
+        if was_sent:
+            self._count()
+        text = self._resumed() if was_sent else self._opening()
         while True:
             mark = self._mark.format(self._session.prompts + 1)
             if (verdict := self._sent(text, mark)) is not None:
                 return verdict
             ended = self._followed(mark)
+            self._checkpoint()
             if not isinstance(ended, str):
                 return ended
-            self._session = replace(self._session, prompts=self._session.prompts + 1)
-            self._sessions.save(self._session)
-            heard = self._sessions.hear(self._session.prompts + 1)
-            if heard:
+            self._count()
+            if heard := self._sessions.hear(self._session.prompts + 1):
                 text = prompts.steered([one.text for one in heard])
                 continue
             if self._workspace.is_changed or prompts.says_no_change(ended):
@@ -199,24 +209,47 @@ class _Work:
             if self._session.nudged:
                 why = "the agent says that it is done, but changed no file in the folder that it was given."
                 return Broke("agent-changed-nothing", why, ErrorClass.AGENT)
-            self._session = replace(self._session, nudged=True)
-            self._sessions.save(self._session)
+            self._save(nudged=True)
             text = prompts.UNCHANGED
+
+    def _save(self, **changes: Any) -> None:
+        self._session = replace(self._session, **changes)
+        self._sessions.save(self._session)
+
+    def _count(self) -> None:
+        self._save(prompts=self._session.prompts + 1)
+
+    def _checkpoint(self) -> None:
+        """From here the step goes on, whoever dies."""
+        self._kept_at = time.monotonic()
+        if (commit := self._workspace.checkpoint("agentapi")) is not None:
+            self._sessions.keep_checkpoint(self._session.prompts + 1, commit)
+
+    # --- what it is told ------------------------------------------------------------------------------------
 
     def _opening(self) -> str:
         heard = [one.text for one in self._sessions.hear(self._session.prompts + 1)]
-        folder = f"Your working folder for this is {self._workspace.tree}: go there first, and change files there alone."
         begun = prompts.first(self._assignment, heard, again=self._session.session_id is not None)
-        return f"{folder}\n\n{begun}"
+        return f"{self._folder}\n\n{begun}"
+
+    def _resumed(self) -> str:
+        """Its folder is again as it was at the last checkpoint."""
+        heard = [one.text for one in self._sessions.hear(self._session.prompts + 1)]
+        return f"{self._folder}\n\n{prompts.resumed(heard)}"
+
+    @property
+    def _folder(self) -> str:
+        return f"Your working folder is {self._workspace.tree}: go there, and change files there alone."
+
+    def _is_known(self, mark: str) -> bool:
+        sent = (one for one in self._server.messages() if one.get("role") == "user")
+        return any(_dense(mark) in _joined(one) for one in sent)
 
     def _sent(self, text: str, mark: str) -> Verdict | None:
-        """None: the agent has it. A message is sent once: what was sent before is not sent again."""
-        if any(mark in _joined(one) for one in self._server.messages() if one.get("role") == "user"):
-            return None
-        if self._server.status() != "stable":
-            return Waits(WaitingOn.AGENT, {"missing": {"agentapi": ["it is busy with something else"]}}, BUSY)
-        self._session = replace(self._session, session_id="agentapi")
-        self._sessions.save(self._session)
+        """None: the agent has it."""
+        if self._server.status() != _RESTING:
+            return _BUSY
+        self._save(session_id="agentapi")
         try:
             self._server.send(f"{text}\n\n{mark}")
         except Unreachable as away:
@@ -225,32 +258,34 @@ class _Work:
             raise
         return None
 
+    # --- what becomes of it ---------------------------------------------------------------------------------
+
     def _followed(self, mark: str) -> str | Verdict:
-        """Until the agent has come to rest; its last message, or why it can't go on."""
-        sent_at = time.monotonic()
+        """Until the agent has come to rest; its last message, or why it can't go on. What has happened is
+        believed in the order of the stream: an error comes before the rest that follows it."""
+        sent_at, status = time.monotonic(), ""
         with self._events() as events:
-            ended = False
             while True:
                 try:
                     event = events.get(timeout=LOOK_SECONDS)
                 except Empty:
-                    event = ("", {})
+                    event = _NOTHING
+                if event is None:
+                    return Broke("agentapi-unreachable", "agentapi: its events broke off", ErrorClass.NETWORK)
+                if (broke := self._heard(*event)) is not None:
+                    return broke
+                status = str(event[1].get("status", "")) if event[0] == "status_change" else status
                 if (stopped := self._stopped()) is not None:
                     return stopped
-                if event is None:
-                    ended = True
-                elif (broke := self._heard(*event)) is not None:
-                    return broke
-                if (ended or events.empty()) and self._server.status() == "stable":
-                    said = self._answer(mark)
-                    if said is not None:
-                        return said
-                    if time.monotonic() - sent_at > SILENT_SECONDS:
-                        return Broke(
-                            "agent-silent", "the agent took the message and did nothing.", ErrorClass.AGENT
-                        )
-                if ended:
-                    time.sleep(LOOK_SECONDS)
+                if time.monotonic() - self._kept_at > CHECKPOINT_SECONDS:
+                    self._checkpoint()
+                if status != _RESTING or not events.empty():
+                    continue
+                if (said := self._answer(mark)) is not None:
+                    return said
+                if time.monotonic() - sent_at > SILENT_SECONDS:
+                    why = "the agent took the message and did nothing."
+                    return Broke("agent-silent", why, ErrorClass.AGENT)
 
     @contextmanager
     def _events(self) -> Iterator[Queue[tuple[str, Mapping[str, Any]] | None]]:
@@ -278,7 +313,9 @@ class _Work:
         """What the agent said after the marked message; None: nothing yet."""
         found = self._server.messages()
         asked = [
-            place for place, one in enumerate(found) if one.get("role") == "user" and mark in _joined(one)
+            place
+            for place, one in enumerate(found)
+            if one.get("role") == "user" and _dense(mark) in _joined(one)
         ]
         if not asked:
             return None
@@ -289,24 +326,44 @@ class _Work:
         return said[-1]
 
     def _stopped(self) -> Verdict | None:
-        """There is no way to cancel but the key that people press, and no way to know whether it helped."""
+        """A soft stop waits for the agent to rest, but not for ever: it must not go on when the claim is
+        over, for its folder is set back then."""
         stop, worked = self._link.stop, timedelta(seconds=time.monotonic() - self._begun)
-        limit = self._assignment.limits.wall_time
-        if not stop.is_set() and worked + self._session.elapsed < limit:
+        if self._session.elapsed + worked >= self._assignment.limits.wall_time:
+            self._interrupted()
+            return Broke("limit-wall-time", f"at work for {worked}", ErrorClass.LIMIT, retryable=False)
+        if stop.reason is None:
             return None
-        self._session = replace(self._session, elapsed=self._session.elapsed + worked)
-        if stop.reason is not None and not stop.is_hard():
-            self._sessions.save(self._session)
-            return Yielded(stop.reason)  # the agent works on, and the next claim follows it
+        self._asked_at = self._asked_at or time.monotonic()
+        if not stop.is_hard() and time.monotonic() - self._asked_at < PATIENT_SECONDS:
+            return None
+        self._interrupted()
+        self._save(elapsed=self._session.elapsed + worked)
+        return Yielded(stop.reason)
+
+    def _interrupted(self) -> bool:
+        """There is no way to cancel but the key that people press; True when the agent rests."""
         try:
+            if self._server.status() == _RESTING:
+                return True
             self._server.send(_INTERRUPT, raw=True)
+            until = time.monotonic() + _INTERRUPT_SECONDS
+            while time.monotonic() < until and self._server.status() != _RESTING:
+                time.sleep(LOOK_SECONDS)
+            return self._server.status() == _RESTING
         except Unreachable as away:
             self._link.log("system", f"The agent could not be interrupted: {away.message}\n")
-        if stop.reason is not None:
-            return Yielded(stop.reason)
-        return Broke("limit-wall-time", f"at work for {worked}", ErrorClass.LIMIT, retryable=False)
+            return False
+
+
+_BUSY: Final = Waits(WaitingOn.AGENT, {"missing": {"agentapi": ["it is busy with something else"]}}, BUSY)
+_NOTHING: Final[tuple[str, Mapping[str, Any]]] = ("", {})
 
 
 def _joined(message: Mapping[str, Any]) -> str:
     """As a terminal shows it, a line is broken anywhere."""
-    return " ".join(str(message.get("content", "")).split())
+    return _dense(str(message.get("content", "")))
+
+
+def _dense(text: str) -> str:
+    return "".join(text.split())
