@@ -84,6 +84,8 @@ def opened(
         for session in sessions:
             session.close()
         loop.close()
+        for session in sessions:
+            session.end()
 
 
 def _connector(server: McpServer, workspace: Workspace, hosts: HostPolicy) -> Callable[[], Connection]:
