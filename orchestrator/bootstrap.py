@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from orchestrator.agents.programs import Program, find
 from orchestrator.agents.readiness import Readiness, Surroundings, readiness
 from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.config import DEFAULT_TENANT, Settings
@@ -33,6 +34,7 @@ from orchestrator.engine.ports import Journal, Model
 if TYPE_CHECKING:
     from celery import Celery
 
+    from orchestrator.agents.external import Adapter
     from orchestrator.agents.ports import Sessions, Transcripts
     from orchestrator.commands.submit import Policy
     from orchestrator.engine.tools.policy import ToolPolicy
@@ -79,7 +81,8 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
         desk.open_journal,
         desk.open_workspace,
         wiring.settings.command_timeout,
-        prices=with_entered(wiring.settings.prices),
+        wiring.tool_policy,
+        with_entered(wiring.settings.prices),
     )
 
 
@@ -112,6 +115,86 @@ class _Providers:
         return own | self._seen
 
 
+def external_agent(wiring: Wiring, desk: Desk, adapter: Adapter) -> Agent:
+    """An agent that is a program of its own."""
+    from orchestrator.agents.external import ExternalAgent
+
+    return ExternalAgent(
+        adapter,
+        desk.open_access,
+        desk.open_sessions,
+        desk.open_workspace,
+        lambda: wiring.workspaces.homes,
+        lambda assignment: wiring.models_for(assignment).primary,
+    )
+
+
+def _codex(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.acp import AcpAdapter
+    from orchestrator.agents.profiles.codex import Codex
+
+    return external_agent(wiring, desk, AcpAdapter(Codex(wiring.settings.openai_model)))
+
+
+def _goose(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.acp import AcpAdapter
+    from orchestrator.agents.profiles.goose import Goose
+
+    return external_agent(wiring, desk, AcpAdapter(Goose(wiring.settings.model)))
+
+
+def _claude_code(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.claude_code import ClaudeCode
+
+    program = _installed(wiring, "claude-code")
+    return external_agent(wiring, desk, ClaudeCode(program, wiring.settings.model, desk.open_transcripts))
+
+
+def _aider(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.aider import Aider
+
+    return external_agent(wiring, desk, Aider(_installed(wiring, "aider"), wiring.settings.model))
+
+
+def _agentapi(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.agentapi import AgentApi
+
+    settings = wiring.settings
+    key = settings.agentapi_key.get_secret_value() if settings.agentapi_key else None
+    url = settings.agentapi_url or "http://localhost:3284"
+    return AgentApi(url, key, desk.open_sessions, desk.open_workspace)
+
+
+def _installed(wiring: Wiring, name: str) -> Program:
+    """Raises Unavailable `agent-program-missing`."""
+    found = find(name, wiring.settings.agents_dir)
+    if found is None:
+        raise Unavailable(
+            "agent-program-missing",
+            f"The program of {name} is not installed on this worker.",
+            f"Install it: orchestrator agent install {name}",
+        )
+    return found
+
+
+EXTERNAL: Final[Mapping[str, AgentMaker]] = {
+    "claude-code": _claude_code,
+    "codex": _codex,
+    "goose": _goose,
+    "aider": _aider,
+    "agentapi": _agentapi,
+}
+"""By agent type."""
+
+
+def agent_by_type(wiring: Wiring, desk: Desk) -> Agent:
+    """Our own engine, or the program that the assignment's type names."""
+    from orchestrator.agents.by_type import AgentByType
+
+    makers = {name: partial(make, wiring, desk) for name, make in EXTERNAL.items()}
+    return AgentByType(makers, lambda: engine_agent(wiring, desk))
+
+
 @dataclass(frozen=True)
 class Wiring:
     """One process's parts. `make_agent` and with it `ready` are all that a test or a benchmark replaces."""
@@ -122,7 +205,7 @@ class Wiring:
     publish_retry: bool = False
     waits: bool = True
     """Whether somebody calls `.get()` here; else nothing is subscribed to for the results of what is sent."""
-    make_agent: AgentMaker = engine_agent
+    make_agent: AgentMaker = agent_by_type
     ready: Callable[[Settings, frozenset[str]], tuple[Readiness, ...]] = agents_here
     tenant_id: str = DEFAULT_TENANT
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
@@ -268,7 +351,8 @@ class Wiring:
 
         settings = self.settings
         hosts = HostPolicy(tuple(settings.fetch_hosts), settings.fetch_private_addresses)
-        return ToolPolicy(hosts, settings.mcp_servers, subtasks=True)
+        subtasks = settings.max_subtasks > 0 and settings.max_subtask_depth > 0
+        return ToolPolicy(hosts, settings.mcp_servers, subtasks)
 
     @cached_property
     def workspaces(self) -> Workspaces:
@@ -297,7 +381,7 @@ class Wiring:
         settings = self.settings
         return select(
             assignment.model,
-            settings.model,
+            settings.openai_model if assignment.agent_type == "codex" else settings.model,
             settings.fallback_models,
             settings.task_models,
             settings.model_rules,

@@ -275,6 +275,8 @@ class _AcpTalk:
             return TurnEnd(text, problem=_of_request(self._profile.name, error))
         except (ConnectionError, OSError):
             return TurnEnd(text, problem=self._gone())
+        if response.stop_reason == "cancelled" and client.was_denied:
+            return TurnEnd(text, Cut.DENIED)
         said = Said(text, response.stop_reason, tuple(client.meta))
         return TurnEnd(text, problem=_of_reason(self._profile.name, said) or self._profile.problem(said))
 

@@ -147,6 +147,9 @@ agent-unknown | There is no such kind of agent
 agent-program-unknown | There is no such agent program
     Only programs of orchestrator/data/agents.toml can be installed.
     See them: orchestrator agent install --list
+agent-program-missing | The agent's program is not installed
+    The worker that took the step has lost the program since it said that it has it.
+    Install it on that machine: orchestrator agent install NAME
 agent-install-failed | An agent's program could not be installed
     No package index can be reached, it has no such version, the folder can't be written, or the disk is full.
     Read what the installer said, repair that, and run it again: nothing is left half done.

@@ -3,8 +3,8 @@
 A step's script is its spec: {"turns": 3, "seconds": 0.1, "asks": true, "breaks": 1, "files": true,
 "shared": false, "eats": false, "dies": false, "delegates": [{…}]}. `breaks` attempts end in an error that
 another attempt may mend; `asks` asks a person before the last turn; `files` opens a real checkout, else files
-are only imagined; `shared` writes a file that its siblings write, too; `eats` runs a command that takes more memory than
-commands may have; `dies` takes its worker's process along at the last turn, whatever the attempt;
+are only imagined; `shared` writes a file that its siblings write, too; `eats` runs a command that takes more
+memory than commands may have; `dies` takes its worker's process along at the last turn, whatever the attempt;
 `delegates` starts a subtask for each script in it and waits for them all, before it asks.
 BENCHMARK_REQUESTS names a file in which each request to the script becomes a line.
 """
