@@ -328,7 +328,7 @@ class _Relay:
             return Tried.ABANDONED
         call.observer.close()
         seen = call.observer.seen
-        if call.status == _OK and not seen.ended:
+        if call.status == _OK and (seen.error or not seen.ended):
             call.error = call.error or seen.error or "stream-truncated"
             return Tried.FAILED
         return Tried.SUCCEEDED
