@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from orchestrator.agents.programs import Program, find
 from orchestrator.agents.readiness import Readiness, Surroundings, readiness
 from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.config import DEFAULT_TENANT, Settings
@@ -80,7 +81,8 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
         desk.open_journal,
         desk.open_workspace,
         wiring.settings.command_timeout,
-        prices=with_entered(wiring.settings.prices),
+        wiring.tool_policy,
+        with_entered(wiring.settings.prices),
     )
 
 
@@ -141,7 +143,47 @@ def _goose(wiring: Wiring, desk: Desk) -> Agent:
     return external_agent(wiring, desk, AcpAdapter(Goose(wiring.settings.model)))
 
 
-EXTERNAL: Final[Mapping[str, AgentMaker]] = {"codex": _codex, "goose": _goose}
+def _claude_code(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.claude_code import ClaudeCode
+
+    program = _installed(wiring, "claude-code")
+    return external_agent(wiring, desk, ClaudeCode(program, wiring.settings.model, desk.open_transcripts))
+
+
+def _aider(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.aider import Aider
+
+    return external_agent(wiring, desk, Aider(_installed(wiring, "aider"), wiring.settings.model))
+
+
+def _agentapi(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.agentapi import AgentApi
+
+    settings = wiring.settings
+    key = settings.agentapi_key.get_secret_value() if settings.agentapi_key else None
+    url = settings.agentapi_url or "http://localhost:3284"
+    return AgentApi(url, key, desk.open_sessions, desk.open_workspace)
+
+
+def _installed(wiring: Wiring, name: str) -> Program:
+    """Raises Unavailable `agent-program-missing`."""
+    found = find(name, wiring.settings.agents_dir)
+    if found is None:
+        raise Unavailable(
+            "agent-program-missing",
+            f"The program of {name} is not installed on this worker.",
+            f"Install it: orchestrator agent install {name}",
+        )
+    return found
+
+
+EXTERNAL: Final[Mapping[str, AgentMaker]] = {
+    "claude-code": _claude_code,
+    "codex": _codex,
+    "goose": _goose,
+    "aider": _aider,
+    "agentapi": _agentapi,
+}
 """By agent type."""
 
 
@@ -309,7 +351,8 @@ class Wiring:
 
         settings = self.settings
         hosts = HostPolicy(tuple(settings.fetch_hosts), settings.fetch_private_addresses)
-        return ToolPolicy(hosts, settings.mcp_servers, subtasks=True)
+        subtasks = settings.max_subtasks > 0 and settings.max_subtask_depth > 0
+        return ToolPolicy(hosts, settings.mcp_servers, subtasks)
 
     @cached_property
     def workspaces(self) -> Workspaces:

@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
 
+from orchestrator.agents.equipment import equipped
 from orchestrator.core.assignment import Assignment, Link
 from orchestrator.core.verdict import Broke, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.engine import loop
 from orchestrator.engine.limits import refused
-from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Workspace
+from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Stopped, Workspace
 from orchestrator.engine.prices import PRICES, Price
-from orchestrator.engine.tools import TOOLS
-from orchestrator.engine.tools.tool import Tool
+from orchestrator.engine.tools.policy import ToolPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +30,31 @@ class EngineAgent:
     open_journal: Callable[[Assignment], Journal]
     open_workspace: Callable[[Assignment], AbstractContextManager[Workspace]]
     command_timeout: timedelta = loop.COMMAND_TIMEOUT
-    tools: Callable[[Assignment], Mapping[str, Tool[Any]]] = lambda _: TOOLS
-    """What the model may call in this step."""
+    policy: ToolPolicy = field(default_factory=ToolPolicy)
+    """What the model may call here besides the plain tools; a step's spec narrows it."""
     prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
         try:
             model = self.model(assignment)
-            with self.open_workspace(assignment) as workspace:
+            with (
+                self.open_workspace(assignment) as workspace,
+                equipped(self.policy, assignment, workspace, link) as tools,
+            ):
                 return loop.work(
                     assignment,
                     link,
                     model=model,
                     journal=self.open_journal(assignment),
                     workspace=workspace,
-                    tools=self.tools(assignment),
+                    tools=tools,
                     prices=self.prices,
                     command_timeout=self.command_timeout,
                 )
         except ModelError as error:
-            return refused(error, {})
+            return refused(error, assignment.budget, {})
+        except Stopped:
+            return Yielded(link.stop.reason or StopReason.DRAIN)
         except LeaseLost:
             return Yielded(StopReason.LEASE_LOST)
         except WorkspaceFault as fault:

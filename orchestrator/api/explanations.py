@@ -147,6 +147,9 @@ agent-unknown | There is no such kind of agent
 agent-program-unknown | There is no such agent program
     Only programs of orchestrator/data/agents.toml can be installed.
     See them: orchestrator agent install --list
+agent-program-missing | The agent's program is not installed
+    The worker that took the step has lost the program since it said that it has it.
+    Install it on that machine: orchestrator agent install NAME
 agent-install-failed | An agent's program could not be installed
     No package index can be reached, it has no such version, the folder can't be written, or the disk is full.
     Read what the installer said, repair that, and run it again: nothing is left half done.
@@ -318,9 +321,6 @@ limit-mistakes | Too many mistakes in a row
 agent-stuck | The agent goes in circles
     It did the same again and again. It was told so, put back, and a person was asked; it did not help.
     See the step's log; describe the step more precisely, or give it to another agent or model.
-budget-not-raised | The task's budget is used up
-    The task and its subtasks have spent their budget, and a person chose to stop.
-    Run it again with a higher budget.
 limit-turns | Not done within the turns allowed
     The step used as many turns as ORCHESTRATOR_MAX_TURNS allows.
     Split the step, or raise the limit.

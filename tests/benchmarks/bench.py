@@ -2,10 +2,10 @@
 
     scripts/bench [--only NAME] [--json] [--dags DIR]
 
-NAME is throughput, latency, makespan, growth or parser, which a run without it measures, or one of those that
-take minutes more and are measured by name alone: recovery (kill -9 in the middle of a step, about five
-minutes), parked (a thousand tasks that wait for a person, about three) and turns (what one turn of the agent
-costs when the conversation is short and when it is long, about one).
+NAME is throughput, latency, gateway, makespan, growth or parser, which a run without it measures, or one of
+those that take minutes more and are measured by name alone: recovery (kill -9 in the middle of a step, about
+five minutes), parked (a thousand tasks that wait for a person, about three) and turns (what one turn of the
+agent costs when the conversation is short and when it is long, about one).
 """
 
 from __future__ import annotations
@@ -23,9 +23,19 @@ from typing import Any, Final
 
 import structlog
 
-from tests.benchmarks import growth, latency, makespan, parked, parsing, recovery, throughput, turns
+from tests.benchmarks import (
+    gateway,
+    growth,
+    latency,
+    makespan,
+    parked,
+    parsing,
+    recovery,
+    throughput,
+    turns,
+)
 
-NAMES: Final = ("throughput", "latency", "makespan", "growth", "parser")
+NAMES: Final = ("throughput", "latency", "gateway", "makespan", "growth", "parser")
 BY_NAME_ALONE: Final = ("recovery", "parked", "turns")
 _ENOUGH_BY_CANVAS: Final = 0.8
 _WORTH_A_WORD_MS: Final = 0.05
@@ -73,6 +83,23 @@ def _latency(_: argparse.Namespace) -> Result:
         [
             _percentiles("submit → running, ms", submitted, 25),
             _percentiles("answer → running, ms", answered, 100),
+        ],
+    )
+
+
+def _gateway(_: argparse.Namespace) -> Result:
+    found = gateway.measure()
+    direct, through = latency.summary(found.direct), latency.summary(found.through)
+    added = round(median(found.added), 2)
+    return Result(
+        {
+            "first_byte_ms": {"direct": direct, "through_gateway": through},
+            "gateway_adds_ms_p50": added,
+        },
+        [
+            ("first byte, straight to the provider, ms", _shown(direct), "", True),
+            ("first byte, through the gateway, ms", _shown(through), "", True),
+            ("what the gateway adds, p50, ms", f"{added}", "≤ 5", added <= 5),
         ],
     )
 
@@ -222,6 +249,7 @@ def _shown(found: Mapping[str, float]) -> str:
 _MEASURES: Final[Mapping[str, Callable[[argparse.Namespace], Result]]] = {
     "throughput": _throughput,
     "latency": _latency,
+    "gateway": _gateway,
     "makespan": _makespan,
     "growth": _growth,
     "parser": _parser,

@@ -32,7 +32,15 @@ from orchestrator.queues.topology import topology
 REPOSITORY: Final = Path(__file__).parent.parent.parent
 WORKER_APP: Final = "tests.benchmarks.worker"
 LANES: Final = tuple(lane for lane in Lane if lane is not Lane.SYSTEM)
-_OURS: Final = ("ORCHESTRATOR_", "DATABASE_URL", "CELERY_", "REDIS_URL", "ANTHROPIC_", "MAX_CONCURRENT_")
+_OURS: Final = (
+    "ORCHESTRATOR_",
+    "DATABASE_URL",
+    "CELERY_",
+    "REDIS_URL",
+    "ANTHROPIC_",
+    "OPENAI_",
+    "MAX_CONCURRENT_",
+)
 
 
 @dataclass

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench, growth, latency, makespan, parked, parsing, recovery, throughput, turns
+from tests.benchmarks import (
+    bench,
+    gateway,
+    growth,
+    latency,
+    makespan,
+    parked,
+    parsing,
+    recovery,
+    throughput,
+    turns,
+)
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -23,6 +34,12 @@ def test_a_claim_is_timed_after_a_submission_and_after_an_answer() -> None:
     found = latency.measure(requests=3)
     assert len(found.submitted) == len(found.answered) == 3
     assert latency.summary(found.submitted)["n"] == 3
+
+
+def test_the_first_byte_is_timed_straight_and_through_the_gateway() -> None:
+    found = gateway.measure(requests=3)
+    assert len(found.direct) == len(found.through) == 3
+    assert len(found.added) == 3
 
 
 def test_a_plan_with_two_joins_is_started_by_its_canvas_and_never_by_the_sweep(tmp_path: Path) -> None:

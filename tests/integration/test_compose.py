@@ -34,7 +34,7 @@ COMPOSE = ROOT / "docker" / "compose.yaml"
 DATA = ROOT / "orchestrator" / "data"
 LANES = ("critical", "high", "medium", "low")
 WORKERS = tuple(f"worker-{lane}" for lane in (*LANES, "system"))
-OURS = ("migrate", "api", *WORKERS, "beat", "flower")
+OURS = ("migrate", "api", "gateway", *WORKERS, "beat", "flower")
 PATIENCE_SECONDS = 90
 VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^${}]*))?\}")
 
@@ -81,6 +81,7 @@ class Composed:
     redis_url: str
     api_port: int = field(default_factory=lambda: ports.choose(0))
     flower_port: int = field(default_factory=lambda: ports.choose(0))
+    gateway_port: int = field(default_factory=lambda: ports.choose(0))
     api_key: str = field(default_factory=lambda: secrets.token_hex(24))
     flower_password: str = field(default_factory=lambda: secrets.token_hex(12))
 
@@ -104,7 +105,9 @@ class Composed:
             .replace("@redis:6379/0", f"@127.0.0.1:{redis.port}{redis.path}")
             .replace("file:///artifacts", f"file://{self.folder / 'artifacts'}")
             .replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - out with it
+            .replace("//gateway:", "//127.0.0.1:")
             .replace("8000", str(self.api_port))
+            .replace("8100", str(self.gateway_port))
             .replace("5555", str(self.flower_port))
         )
 
@@ -214,6 +217,7 @@ def test_every_service_becomes_ready_and_a_task_of_each_lane_goes_through(
 ) -> None:
     until(lambda: composed.is_healthy("api"), lambda: composed.log("api"))
     until(lambda: composed.is_healthy("flower"), lambda: composed.log("flower"))
+    until(lambda: composed.is_healthy("gateway"), lambda: composed.log("gateway"))
     until(lambda: "beat: Starting" in composed.log("beat"), lambda: composed.log("beat"))
     for name in WORKERS:
         until(lambda name=name: " ready." in composed.log(name), lambda name=name: composed.log(name))
@@ -283,6 +287,17 @@ def test_every_process_of_ours_is_a_service_and_every_lane_has_its_worker() -> N
     assert all(
         port.startswith("127.0.0.1:") for service in found.values() for port in service.get("ports", ())
     )
+
+
+def test_the_gateway_alone_gets_providers_keys_and_every_worker_knows_it() -> None:
+    holders = {
+        name
+        for name, service in services().items()
+        if any("API_KEY" in key and "ORCHESTRATOR" not in key for key in service.get("environment", ()))
+    }
+    assert holders == {"gateway"}
+    assert all("ORCHESTRATOR_GATEWAY_URL" in services()[name]["environment"] for name in WORKERS)
+    assert "ports" not in services()["gateway"], "no other machine's business"
 
 
 def test_rabbitmq_is_told_to_wait_longer_than_any_step_runs() -> None:
