@@ -52,7 +52,7 @@ class EngineAgent:
                     command_timeout=self.command_timeout,
                 )
         except ModelError as error:
-            return refused(error, {})
+            return refused(error, assignment.budget, {})
         except Stopped:
             return Yielded(link.stop.reason or StopReason.DRAIN)
         except LeaseLost:

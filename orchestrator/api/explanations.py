@@ -333,9 +333,6 @@ limit-mistakes | Too many mistakes in a row
 agent-stuck | The agent goes in circles
     It did the same again and again. It was told so, put back, and a person was asked; it did not help.
     See the step's log; describe the step more precisely, or give it to another agent or model.
-budget-not-raised | The task's budget is used up
-    The task and its subtasks have spent their budget, and a person chose to stop.
-    Run it again with a higher budget.
 limit-turns | Not done within the turns allowed
     The step used as many turns as ORCHESTRATOR_MAX_TURNS allows.
     Split the step, or raise the limit.
