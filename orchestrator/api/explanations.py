@@ -162,6 +162,12 @@ agent-silent | The agent did nothing
 agentapi-unreachable | The agentapi server can't be reached
     Nothing listens at AGENTAPI_URL, it refused the key, or it answered otherwise than its description says.
     Start it, or correct AGENTAPI_URL and AGENTAPI_KEY; it listens on 3284 by itself.
+agent-not-external | That kind of agent has no program of its own
+    The scenarios are for agents that are programs: claude-code, codex, goose, aider, or one of yours.
+    Name one of them, or module:function.
+model-server-refused | The model server refused what it was told
+    A script or a fault was not as it understands them.
+    See: orchestrator model-server --help
 agent-install-failed | An agent's program could not be installed
     No package index can be reached, it has no such version, the folder can't be written, or the disk is full.
     Read what the installer said, repair that, and run it again: nothing is left half done.
