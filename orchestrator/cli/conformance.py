@@ -167,4 +167,7 @@ def _outcome(
             said = site.ear.text.strip().splitlines()[-3:]
             detail = " | ".join([f"not so: {failed}", *said])
             return Outcome(scenario.name, "failed", detail, time.monotonic() - began)
+        except Exception as error:  # noqa: BLE001 - whatever an adapter of somebody's raises
+            detail = f"it raised {type(error).__name__}: {error}"
+            return Outcome(scenario.name, "failed", detail, time.monotonic() - began)
     return Outcome(scenario.name, "passed", "", time.monotonic() - began)

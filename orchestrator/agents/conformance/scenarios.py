@@ -1,5 +1,5 @@
-"""The scenarios. Each says what it shows and what an agent must be able to for it, and raises `Failed` when it
-is not so."""
+"""The scenarios. Each says what it shows and what an agent must be able to for it, and raises `Failed` when
+it is not so."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def is_cancelled(site: Site) -> None:
 def outlives_its_worker(site: Site) -> None:
     """The worker is a process that is killed in the middle; the next claim is ours."""
     waiting = {"calls": [{"run": "python3 -c 'import time; time.sleep(8)'"}]}
-    site.model.play(fixing({"calls": [{"run": "echo kept > kept.txt"}]}, waiting))
+    # Repaired twice, for agents differ in how they tell the model that they were interrupted.
+    site.model.play(fixing({"calls": [{"run": "echo kept > kept.txt"}]}, waiting, {"calls": [{"run": FIX}]}))
     child = os.fork()
     if child == 0:
         _work_and_exit(site)
@@ -181,7 +182,13 @@ def does_not_try_again(site: Site) -> None:
 
 def sees_no_key(site: Site) -> None:
     site.model.play(
-        fixing({"calls": [{"run": "env > seen.txt; cat /proc/*/environ >> seen.txt 2>/dev/null"}]})
+        fixing(
+            {
+                "calls": [
+                    {"run": "(env; cat /proc/*/environ 2>/dev/null) | tr -c '[:print:]' '\\n' > seen.txt"}
+                ]
+            }
+        )
     )
     verdict = site.work()
     _need(isinstance(verdict, Done), "it ends well", site, verdict)
