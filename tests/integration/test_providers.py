@@ -19,6 +19,7 @@ from orchestrator.core.model_choice import ModelOptions, ModelSelection, TaskTyp
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Done, StopReason
 from orchestrator.engine import loop
+from orchestrator.engine.context import Counting
 from orchestrator.engine.ports import (
     Block,
     CallCompleted,
@@ -356,7 +357,7 @@ def test_a_fallback_answers_after_the_failed_send_is_closed() -> None:
     heard: list[StreamEvent] = []
     with model_server(SCRIPT) as server:
         server.fault("stall-alive", when={"model": "claude-a"})
-        how = Making({}, replace(SECONDS, stall=timedelta(seconds=1.5)))
+        how = Making({}, replace(SECONDS, stall=timedelta(seconds=3)))
         selection = ModelSelection("claude-a", ("gpt-b",))
         model = make_selected(selection, ModelAccess(server.url, "t"), how)
         reply = model.reply(REQUEST, heard.append, Stop())
@@ -524,3 +525,11 @@ def test_tokens_are_counted_by_the_provider() -> None:
         reply = reply_of(AnthropicModel("claude-x", "k", server.url, deadlines=SECONDS))
     assert counted > 0
     assert reply.usage != Usage()
+
+
+def test_what_can_t_be_counted_is_estimated() -> None:
+    with serving(Answer(status=529, error={"type": "overloaded_error", "message": "no"})) as bare:
+        model = make_selected(ModelSelection("claude-x"), ModelAccess(bare.url, "t"), Making({}, SECONDS))
+        assert isinstance(model, Counting)
+        assert model.count(REQUEST) > 100
+        assert len(bare.requests) == 1

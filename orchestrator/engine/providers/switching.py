@@ -54,7 +54,7 @@ class Switching:
         return self._current or self.selection.primary
 
     def count(self, request: ModelRequest, /) -> int:
-        """Tokens of the request, by the model that answered last. Raises `ModelError`."""
+        """Tokens of the request, by the model that answered last."""
         return count(self._model(self.name), own(request, self.name))
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
