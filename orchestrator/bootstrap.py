@@ -141,31 +141,28 @@ def external_agent(wiring: Wiring, desk: Desk, adapter: Adapter) -> Agent:
     )
 
 
-def _codex(wiring: Wiring, desk: Desk) -> Agent:
+def adapter(settings: Settings, name: str, open_transcripts: Callable[[Assignment], Transcripts]) -> Adapter:
+    """How the program of that kind of agent is driven. Raises Unavailable `agent-program-missing`."""
     from orchestrator.agents.acp import AcpAdapter
+    from orchestrator.agents.aider import Aider
     from orchestrator.agents.profiles.codex import Codex
-
-    return external_agent(wiring, desk, AcpAdapter(Codex(wiring.settings.openai_model)))
-
-
-def _goose(wiring: Wiring, desk: Desk) -> Agent:
-    from orchestrator.agents.acp import AcpAdapter
     from orchestrator.agents.profiles.goose import Goose
 
-    return external_agent(wiring, desk, AcpAdapter(Goose(wiring.settings.model)))
+    match name:
+        case "codex":
+            return AcpAdapter(Codex(settings.openai_model))
+        case "goose":
+            return AcpAdapter(Goose(settings.model))
+        case "aider":
+            return Aider(_installed(settings, name), settings.model)
+    program = _installed(settings, name)
+    from orchestrator.agents.claude_code import ClaudeCode  # its SDK may be missing
+
+    return ClaudeCode(program, settings.model, open_transcripts)
 
 
-def _claude_code(wiring: Wiring, desk: Desk) -> Agent:
-    from orchestrator.agents.claude_code import ClaudeCode
-
-    program = _installed(wiring, "claude-code")
-    return external_agent(wiring, desk, ClaudeCode(program, wiring.settings.model, desk.open_transcripts))
-
-
-def _aider(wiring: Wiring, desk: Desk) -> Agent:
-    from orchestrator.agents.aider import Aider
-
-    return external_agent(wiring, desk, Aider(_installed(wiring, "aider"), wiring.settings.model))
+def _program(name: str, wiring: Wiring, desk: Desk) -> Agent:
+    return external_agent(wiring, desk, adapter(wiring.settings, name, desk.open_transcripts))
 
 
 def _agentapi(wiring: Wiring, desk: Desk) -> Agent:
@@ -177,9 +174,9 @@ def _agentapi(wiring: Wiring, desk: Desk) -> Agent:
     return AgentApi(url, key, desk.open_sessions, desk.open_workspace)
 
 
-def _installed(wiring: Wiring, name: str) -> Program:
+def _installed(settings: Settings, name: str) -> Program:
     """Raises Unavailable `agent-program-missing`."""
-    found = find(name, wiring.settings.agents_dir)
+    found = find(name, settings.agents_dir)
     if found is None:
         raise Unavailable(
             "agent-program-missing",
@@ -190,10 +187,7 @@ def _installed(wiring: Wiring, name: str) -> Program:
 
 
 EXTERNAL: Final[Mapping[str, AgentMaker]] = {
-    "claude-code": _claude_code,
-    "codex": _codex,
-    "goose": _goose,
-    "aider": _aider,
+    **{name: partial(_program, name) for name in ("claude-code", "codex", "goose", "aider")},
     "agentapi": _agentapi,
 }
 """By agent type."""
