@@ -50,7 +50,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"description": "x", "agent": {"type": "nobody"}}, "agent-unknown", "/agent/type"),
     ({"description": "x", "id": "../../etc"}, "request-invalid", "/id"),
     ({"description": "x", "validate_only": True}, "mode-unavailable", "/validate_only"),
-    ({"description": "x", "agent": {"capabilities": [""]}}, "string-too-short", "/agent/capabilities/0"),
+    ({"description": "x", "agent": {"capabilities": [""]}}, "request-invalid", "/agent/capabilities/0"),
     (
         {"description": "x", "steps": [{"id": "a", "description": "A", "agent": "cursor"}]},
         "agent-unknown",
