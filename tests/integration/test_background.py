@@ -194,7 +194,7 @@ def test_a_listener_that_breaks_takes_the_command_along(run: Steps, workspace: W
 
     mark = f"mark-{time.monotonic_ns()}"
     workspace.start_background(
-        "h", f"echo x; tail -f /dev/null {mark}", timeout=LONG, on_output=broken, stop=run.stop
+        "h", f"echo x; sh -c 'sleep 600; :' {mark}", timeout=LONG, on_output=broken, stop=run.stop
     )
     found = workspace.read_background("h", LONG, run.stop)
     assert found == BackgroundOutput("x\n", 0, running=False, killed="the log is full")
