@@ -20,7 +20,7 @@ PATIENCE: Final = timedelta(minutes=1)
 FINAL_CODES: Final = frozenset(
     {
         *("budget-exhausted", "circuit-open", "run-token-invalid"),
-        *("model-not-allowed", "price-unknown", "provider-missing"),
+        *("model-not-allowed", "price-unknown", "provider-missing", "run-limit-reached"),
     }
 )
 """Refusals that the same request would meet again at once: an agent that goes on trying only loses time."""
@@ -35,6 +35,7 @@ _CODES: Final[Mapping[str, tuple[ErrorClass, bool, str]]] = MappingProxyType(
         ),
         "price-unknown": (ErrorClass.VALIDATION, False, "the model's price is not known, so it has no limit"),
         "provider-missing": (ErrorClass.AUTH, False, "the gateway has no key for the model's provider"),
+        "run-limit-reached": (ErrorClass.LIMIT, False, "the agent used up what one step may use"),
         "gateway-unready": (ErrorClass.NETWORK, True, "the gateway was not ready"),
     }
 )
