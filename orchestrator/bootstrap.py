@@ -14,28 +14,32 @@ from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from orchestrator.agents.programs import Program, find
 from orchestrator.agents.readiness import Readiness, Surroundings, readiness
 from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.config import DEFAULT_TENANT, Settings
-from orchestrator.core.assignment import Agent, Assignment, ModelAccess
+from orchestrator.core.assignment import Agent, Assignment, ModelAccess, Stop
 from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect, gateways
 from orchestrator.db.connect import Engine
-from orchestrator.engine.ports import Journal, Model
+from orchestrator.engine.ports import Journal, Model, Workspace as EngineWorkspace
 
 if TYPE_CHECKING:
     from celery import Celery
 
+    from orchestrator.agents.external import Adapter
     from orchestrator.agents.ports import Sessions, Transcripts
     from orchestrator.commands.submit import Policy
-    from orchestrator.engine.tools.policy import ToolPolicy
+    from orchestrator.core.mcp_server import McpServer
+    from orchestrator.engine.tools.policy import McpTools, ToolPolicy
+    from orchestrator.engine.web import HostPolicy
     from orchestrator.queues.topology import Topology
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
@@ -80,8 +84,18 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
         desk.open_workspace,
         wiring.settings.command_timeout,
         wiring.tool_policy,
+        _open_servers,
         with_entered(wiring.settings.prices),
     )
+
+
+def _open_servers(
+    servers: Mapping[str, McpServer], workspace: EngineWorkspace, hosts: HostPolicy, stop: Stop
+) -> AbstractContextManager[McpTools]:
+    """MCP's library takes a second to load: claims that start no server go without."""
+    from orchestrator.engine.tools.mcp import opened
+
+    return opened(servers, workspace, hosts, stop)
 
 
 def agents_here(settings: Settings, providers: frozenset[str]) -> tuple[Readiness, ...]:
@@ -113,6 +127,80 @@ class _Providers:
         return own | self._seen
 
 
+def external_agent(wiring: Wiring, desk: Desk, adapter: Adapter) -> Agent:
+    """An agent that is a program of its own."""
+    from orchestrator.agents.external import ExternalAgent
+
+    return ExternalAgent(
+        adapter,
+        desk.open_access,
+        desk.open_sessions,
+        desk.open_workspace,
+        lambda: wiring.workspaces.homes,
+        lambda assignment: wiring.models_for(assignment).primary,
+    )
+
+
+def adapter(settings: Settings, name: str, open_transcripts: Callable[[Assignment], Transcripts]) -> Adapter:
+    """How the program of that kind of agent is driven. Raises Unavailable `agent-program-missing`."""
+    from orchestrator.agents.acp import AcpAdapter
+    from orchestrator.agents.aider import Aider
+    from orchestrator.agents.profiles.codex import Codex
+    from orchestrator.agents.profiles.goose import Goose
+
+    match name:
+        case "codex":
+            return AcpAdapter(Codex(settings.openai_model))
+        case "goose":
+            return AcpAdapter(Goose(settings.model))
+        case "aider":
+            return Aider(_installed(settings, name), settings.model)
+    program = _installed(settings, name)
+    from orchestrator.agents.claude_code import ClaudeCode  # its SDK may be missing
+
+    return ClaudeCode(program, settings.model, open_transcripts)
+
+
+def _program(name: str, wiring: Wiring, desk: Desk) -> Agent:
+    return external_agent(wiring, desk, adapter(wiring.settings, name, desk.open_transcripts))
+
+
+def _agentapi(wiring: Wiring, desk: Desk) -> Agent:
+    from orchestrator.agents.agentapi import AgentApi
+
+    settings = wiring.settings
+    key = settings.agentapi_key.get_secret_value() if settings.agentapi_key else None
+    url = settings.agentapi_url or "http://localhost:3284"
+    return AgentApi(url, key, desk.open_sessions, desk.open_workspace)
+
+
+def _installed(settings: Settings, name: str) -> Program:
+    """Raises Unavailable `agent-program-missing`."""
+    found = find(name, settings.agents_dir)
+    if found is None:
+        raise Unavailable(
+            "agent-program-missing",
+            f"The program of {name} is not installed on this worker.",
+            f"Install it: orchestrator agent install {name}",
+        )
+    return found
+
+
+EXTERNAL: Final[Mapping[str, AgentMaker]] = {
+    **{name: partial(_program, name) for name in ("claude-code", "codex", "goose", "aider")},
+    "agentapi": _agentapi,
+}
+"""By agent type."""
+
+
+def agent_by_type(wiring: Wiring, desk: Desk) -> Agent:
+    """Our own engine, or the program that the assignment's type names."""
+    from orchestrator.agents.by_type import AgentByType
+
+    makers = {name: partial(make, wiring, desk) for name, make in EXTERNAL.items()}
+    return AgentByType(makers, lambda: engine_agent(wiring, desk))
+
+
 @dataclass(frozen=True)
 class Wiring:
     """One process's parts. `make_agent` and with it `ready` are all that a test or a benchmark replaces."""
@@ -123,7 +211,7 @@ class Wiring:
     publish_retry: bool = False
     waits: bool = True
     """Whether somebody calls `.get()` here; else nothing is subscribed to for the results of what is sent."""
-    make_agent: AgentMaker = engine_agent
+    make_agent: AgentMaker = agent_by_type
     ready: Callable[[Settings, frozenset[str]], tuple[Readiness, ...]] = agents_here
     tenant_id: str = DEFAULT_TENANT
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
@@ -299,7 +387,7 @@ class Wiring:
         settings = self.settings
         return select(
             assignment.model,
-            settings.model,
+            settings.openai_model if assignment.agent_type == "codex" else settings.model,
             settings.fallback_models,
             settings.task_models,
             settings.model_rules,

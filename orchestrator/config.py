@@ -152,6 +152,8 @@ class Settings(BaseSettings):
     """So many of these must succeed."""
     model: str = "claude-sonnet-5-5"
     """For steps that name none."""
+    openai_model: str = "gpt-5.2-codex"
+    """For steps that name none, and whose agent works with OpenAI's models alone (codex)."""
     max_turns: int = 100
     """Of one step, as are the limits below; a task's budget binds all of its steps together."""
     max_mistakes: int = 3

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agents.external import Adapter, ExternalAgent
+from orchestrator.agents.launch import is_run_of
 from orchestrator.agents.ports import Kept, Session
 from orchestrator.core.assignment import Assignment, ModelAccess
 from orchestrator.core.verdict import Verdict
 from orchestrator.engine.ports import Heard
 from orchestrator.workspaces.checkouts import Workspaces
+from orchestrator.workspaces.homes import HomeOwner
+from orchestrator.workspaces.kin import runs
+from orchestrator.workspaces.programs import RUN_MARK
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace
 from tests.engine_world import Wire, assignment
 from tests.integration.repositories import repository
+from tests.model_server import RunningModel
 
 STEP = "step-1"
 BUGGY = {
@@ -66,6 +71,8 @@ class MemorySessions:
 
 class AgentWorld:
     """One step of one repository. Each `work` is a claim; the fence counts them."""
+
+    server: RunningModel
 
     def __init__(self, workspaces: Workspaces, folder: Path, adapter: Adapter, url: str, model: str) -> None:
         self.workspaces = workspaces
@@ -116,6 +123,15 @@ class AgentWorld:
             for kind, data in self.wire.notes
             if kind == "tool" and data["state"] == "started"
         ]
+
+    def left(self) -> list[int]:
+        """Processes of the step's agent that live."""
+        home = self.workspaces.homes.open(HomeOwner(self.assignment().task_id, STEP))
+        return [pid for pid, run_id in runs(RUN_MARK) if is_run_of(home, run_id)]
+
+    def lose_home(self) -> None:
+        """As on another machine, which has no home of this step."""
+        self.workspaces.homes.remove(HomeOwner(self.assignment().task_id, STEP))
 
     def log(self) -> str:
         return "".join(text for _, text in self.wire.logs)

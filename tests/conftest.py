@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,6 +11,35 @@ from tests.servers import PostgresServer, RedisServer, serve_postgres, serve_red
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+REQUIRED = "ORCHESTRATOR_REQUIRE_AGENTS"
+"""Set where the programs of all agents must be there, as in continuous integration."""
+INSTALLER = "scripts/install-agents"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Any:
+    return _required((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Any:
+    return _required((yield))
+
+
+def _required(report: Any) -> Any:
+    """A test that would be skipped for want of an agent's program fails where it is required."""
+    if report.outcome == "skipped" and os.environ.get(REQUIRED) and INSTALLER in str(report.longrepr):
+        report.outcome = "failed"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Such skips are said aloud at the end, whatever else is left out."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = {str(one.longrepr[2]) for one in skipped if INSTALLER in str(one.longrepr)}
+    for reason in sorted(reasons):
+        terminalreporter.write_line(f"! {reason.removeprefix('Skipped: ')}", yellow=True)
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,7 @@ class Client:
     def __init__(self, overseer: Overseer, approvals: Collection[str], leave: Leave | None) -> None:
         self.wish: Wish | None = None
         self.meta: list[Mapping[str, Any]] = []
+        self.was_denied = False
         self._overseer = overseer
         self._approvals = approvals
         self._leave = leave
@@ -61,7 +62,7 @@ class Client:
 
     def begin(self) -> None:
         """From now on updates are of this prompt; those before told the past of a session."""
-        self.wish, self.meta = None, []
+        self.wish, self.meta, self.was_denied = None, [], False
         self._message, self._last = [], ""
         self._tools.clear()
         self._wishing = asyncio.get_running_loop().create_future()
@@ -160,6 +161,7 @@ class Client:
         digest = hashlib.sha256(shown.encode("utf-8", "replace")).hexdigest()
         if self._leave is not None and self._leave.digest == digest:
             leave, self._leave = self._leave, None
+            self.was_denied = not leave.is_granted
             return _chosen(options, allow=leave.is_granted)
         text = f"The agent wants to use a tool (risk: {tool.risk}):\n{shown}"
         self._ask(Wish(WaitingOn.TOOL_APPROVAL, text, (APPROVE, DENY), digest))

@@ -20,19 +20,26 @@ MOST_COMPLAINTS: Final = 256 * 1024
 class Pipes:
     """The protocol's transport, in the event loop that `over` was awaited in."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        transports: tuple[asyncio.ReadTransport, ...],
+    ) -> None:
         self._reader = reader
         self._writer = writer
+        self._transports = transports
         self._sending = asyncio.Lock()
         self._complaints: asyncio.Task[None] | None = None
 
     @classmethod
     async def over(cls, running: Running, complained: Callable[[str], None]) -> Self:
         """`complained` gets what comes on stderr."""
-        reader, errors = await _reading(running.stdout), await _reading(running.stderr)
+        reader, output = await _reading(running.stdout)
+        errors, complaints = await _reading(running.stderr)
         loop = asyncio.get_running_loop()
         transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, running.stdin)
-        pipes = cls(reader, asyncio.StreamWriter(transport, protocol, None, loop))
+        pipes = cls(reader, asyncio.StreamWriter(transport, protocol, None, loop), (output, complaints))
         pipes._complaints = asyncio.create_task(_listen(errors, complained))
         return pipes
 
@@ -57,16 +64,20 @@ class Pipes:
                 return message
 
     async def close(self) -> None:
+        """Its input first, so that it can end by itself."""
         self._writer.close()
         if self._complaints is not None:
             self._complaints.cancel()
+        for transport in self._transports:
+            transport.close()
+        await asyncio.sleep(0)  # a transport closes its pipe in the loop's next round
 
 
-async def _reading(pipe: Any) -> asyncio.StreamReader:
+async def _reading(pipe: Any) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
     reader = asyncio.StreamReader(limit=MOST_LINE)
     protocol = asyncio.StreamReaderProtocol(reader)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
-    return reader
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    return reader, transport
 
 
 async def _listen(errors: asyncio.StreamReader, complained: Callable[[str], None]) -> None:

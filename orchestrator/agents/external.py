@@ -117,8 +117,12 @@ class ExternalAgent:
     open_sessions: Callable[[Assignment], Sessions]
     open_workspace: Callable[[Assignment], AbstractContextManager[Workspace]]
     homes: Callable[[], Homes]
+    model: Callable[[Assignment], str] | None = None
+    """The model that the agent is to work with; None: the assignment's, or the adapter's own."""
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
+        if self.model is not None:
+            assignment = replace(assignment, model=self.model(assignment))
         try:
             access, sessions = self.open_access(assignment), self.open_sessions(assignment)
             with (
@@ -131,6 +135,8 @@ class ExternalAgent:
         except AgentBroke as broken:
             return broken.verdict
         except WorkspaceFault as fault:
+            if link.stop.is_hard() and link.stop.reason is not None:
+                return Yielded(link.stop.reason)
             return Broke(fault.code, fault.message, fault.error)
         except OSError as error:
             text = f"the agent's program failed: {error.strerror or error}"
@@ -218,10 +224,10 @@ class _Work:
             return verdict, ""
         self._overseer.checkpoint()
         self._save(replace(self._session, prompts=self._session.prompts + 1, asked=None))
-        if heard := self._hear():
-            return None, prompts.steered(heard)
-        if end.cut is not None:
-            return None, prompts.GO_ON
+        if (heard := self._hear()) or end.cut is not None:
+            if (reason := self._link.stop.reason) is not None:
+                return Yielded(reason), ""
+            return None, prompts.steered(heard) if heard else prompts.GO_ON
         return self._finished(end)
 
     def _ended(self, end: TurnEnd) -> Verdict | None:
@@ -232,6 +238,8 @@ class _Work:
         if self._overseer.limit is not None:
             return self._overseer.limit
         refusal = self._enclosure.door.refusal_since(self._overseer.calls_before)
+        if refusal is not None and end.problem is None and refusal.code in refusals.OF_ONE_MODEL:
+            refusal = None
         if refusal is not None and end.cut is not Cut.MESSAGE:
             return refusals.verdict(refusal, fence=self._assignment.fence)
         if (wish := end.wish or _asked_in_words(end)) is not None:

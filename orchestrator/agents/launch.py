@@ -9,6 +9,7 @@ Without bubblewrap it is an ordinary process of this account, with its files and
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,8 +97,8 @@ def enclosed(
 ) -> Iterator[Enclosure]:
     """Opens the step's home and the door. Ends first what an earlier run of the step left on this machine:
     two agents must not share a home."""
-    end_runs(RUN_MARK, lambda run: _step_of(run) == assignment.step_id)
     home = homes.open(HomeOwner(assignment.task_id, assignment.step_id))
+    end_runs(RUN_MARK, lambda run: is_run_of(home, run))
     if not workspace.is_confined:
         link.log("system", PLAINLY)
     with Door(access.base_url, home.parent if workspace.is_confined else None) as door:
@@ -108,11 +109,16 @@ def enclosed(
             token=access.token,
             home_on_disk=home,
             door=door,
-            run_id=f"{os.getpid()}-{assignment.step_id}-{assignment.fence}",
+            run_id=f"{os.getpid()}-{_dweller(home)}-{assignment.fence}",
             _workspace=workspace,
             _assignment=assignment,
         )
 
 
-def _step_of(run_id: str) -> str:
-    return run_id.partition("-")[2].rpartition("-")[0]
+def is_run_of(home: Path, run_id: str) -> bool:
+    """Whether it is that of an agent with this home; other installations' steps may have the same names."""
+    return run_id.split("-")[1:2] == [_dweller(home)]
+
+
+def _dweller(home: Path) -> str:
+    return hashlib.sha256(os.fsencode(home)).hexdigest()[:16]

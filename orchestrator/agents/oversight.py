@@ -34,6 +34,8 @@ class Cut(StrEnum):
     LIMIT = "limit"
     REFUSED = "refused"
     MESSAGE = "message"
+    DENIED = "denied"
+    """The agent did: a person denied it a call, and it ended its turn with that."""
 
 
 class Overseer:

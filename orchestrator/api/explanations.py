@@ -147,6 +147,27 @@ agent-unknown | There is no such kind of agent
 agent-program-unknown | There is no such agent program
     Only programs of orchestrator/data/agents.toml can be installed.
     See them: orchestrator agent install --list
+agent-program-missing | The agent's program is not installed
+    The worker that took the step has lost the program since it said that it has it.
+    Install it on that machine: orchestrator agent install NAME
+agent-died | The agent's program ended in the middle
+    It did not start, or ended before it said that it was done; the step's log holds what it wrote.
+    It is tried again by itself. See the log: orchestrator task logs <id>
+agent-failed | The agent says that it could not go on
+    Its program reported an error of its own; the message tells it.
+    It is tried again by itself; read the step's log if it stays so: orchestrator task logs <id>
+agent-silent | The agent did nothing
+    It took the message and neither said nor did anything.
+    Look at its terminal, where it may wait for somebody.
+agentapi-unreachable | The agentapi server can't be reached
+    Nothing listens at AGENTAPI_URL, it refused the key, or it answered otherwise than its description says.
+    Start it, or correct AGENTAPI_URL and AGENTAPI_KEY; it listens on 3284 by itself.
+agent-not-external | That kind of agent has no program of its own
+    The scenarios are for agents that are programs: claude-code, codex, goose, aider, or one of yours.
+    Name one of them, or module:function.
+model-server-refused | The model server refused what it was told
+    A script or a fault was not as it understands them.
+    See: orchestrator model-server --help
 agent-install-failed | An agent's program could not be installed
     No package index can be reached, it has no such version, the folder can't be written, or the disk is full.
     Read what the installer said, repair that, and run it again: nothing is left half done.
@@ -321,9 +342,6 @@ limit-mistakes | Too many mistakes in a row
 agent-stuck | The agent goes in circles
     It did the same again and again. It was told so, put back, and a person was asked; it did not help.
     See the step's log; describe the step more precisely, or give it to another agent or model.
-budget-not-raised | The task's budget is used up
-    The task and its subtasks have spent their budget, and a person chose to stop.
-    Run it again with a higher budget.
 limit-turns | Not done within the turns allowed
     The step used as many turns as ORCHESTRATOR_MAX_TURNS allows.
     Split the step, or raise the limit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from orchestrator.agents.programs import Pin
 from orchestrator.cli import session
 from orchestrator.cli.system import Json
-from orchestrator.cli.terminal import print_json, say, since, table
+from orchestrator.cli.terminal import interactive, out, print_json, say, since, table
 
 app = typer.Typer(no_args_is_help=True)
 _TONES = {"busy": "active", "idle": "good", "draining": "attention"}
@@ -127,6 +128,31 @@ def install(
     elif what:
         rows = [(one.pin.name, one.pin.version, one.state, f"{one.pin.size_mb} MB") for one in found]
         table(("program", "version", "state", "on disk"), rows)
+
+
+@app.command()
+def conformance(
+    name: Annotated[str, typer.Argument(help="A kind of agent, or module:function that makes an adapter.")],
+    model: Annotated[str | None, typer.Option(help="The model's name that it is given.")] = None,
+    json: Json = False,
+) -> None:
+    """Runs an agent's real program through what each must show, against a model that plays a script."""
+    from orchestrator.cli import conformance as suite
+
+    tones = {"passed": "good", "failed": "bad", "skipped": "attention"}
+
+    def tell(one: suite.Outcome) -> None:
+        if not json:
+            row = (one.scenario, one.state, f"{one.seconds:.1f}s", one.detail)
+            table(("", "", "", ""), [row], tones=[tones[one.state]]) if interactive() else out("\t".join(row))
+
+    found = suite.run(name, model, tell)
+    if json:
+        print_json({"data": [asdict(one) for one in found]})
+    failed = sum(one.state == "failed" for one in found)
+    if failed:
+        say(f"{failed} of {len(found)} failed.")
+        raise typer.Exit(1)
 
 
 def _program(pin: Pin, state: str) -> dict[str, Any]:

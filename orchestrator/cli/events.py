@@ -37,6 +37,8 @@ def told(kind: str, event: Mapping[str, Any]) -> str | None:
         case "intervention":
             reason = f": {data['reason']}" if data.get("reason") else ""
             return f"{event['name']} by {data.get('by')}{reason}"
+        case "subtask":
+            return f"{_place(event)} starts subtask {data.get('task_id')}"
         case _:
             return None
 

@@ -125,7 +125,9 @@ _CLAIM_SQL: Final = f"""
             s.fence, s.conflicts, t.description AS task_description, t.agent_type AS task_agent_type,
             t.model AS task_model, t.repository_url, t.repository_branch, t.base_commit, t.origin_commit,
             t.tip_commit, t.request -> 'agent' -> 'tool_approval' AS approvals,
-            t.previous, t.budget, t.requirements,
+            t.previous, t.requirements, CASE WHEN t.parent_id IS NULL THEN t.budget ELSE (
+                SELECT o.budget FROM tasks o WHERE o.tenant_id = t.tenant_id AND o.id = t.root_id
+            ) END AS budget,
             coalesce(t.request -> 'agent' -> 'capabilities', '[]') AS capabilities,
             t.request -> 'repository' ->> 'credential' AS repository_credential, t.status AS task_status,
             t.status <> 'running' AND t.entry_signature IS NOT NULL AS watched

@@ -50,5 +50,7 @@ def is_granted(answer: str) -> bool:
 def denial(answer: str) -> ToolResult:
     """The person's words, which may say what to do instead."""
     said = answer.strip()
-    why = "" if said.casefold() == DENY.casefold() else f" The person said: {said}"
+    if said.casefold().startswith(DENY.casefold()):
+        said = said[len(DENY) :].lstrip(": ")
+    why = f" The person said: {said}" if said else ""
     return ToolResult(storable(f"not run: a person denied it.{why}"), is_error=True)

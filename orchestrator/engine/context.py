@@ -8,6 +8,7 @@ names of changed files are kept word for word.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final, Protocol, runtime_checkable
@@ -62,15 +63,19 @@ class Context:
         self._ask = ask
         self._cost = cost
         self._room = room
-        self._window = int(getattr(model, "context_tokens", None) or WINDOW)
+
+    @property
+    def _window(self) -> int:
+        return int(getattr(self._model, "context_tokens", None) or WINDOW)
 
     def is_full(self) -> bool:
-        """The provider is asked for the exact number only where the estimate says that it is."""
-        if self._dialogue.estimate < self._window * self._room.full:
-            return False
-        if isinstance(self._model, Counting):
-            self._dialogue.counted(self._model.count(self._request()))
-        return self._dialogue.estimate >= self._window * self._room.full
+        """The provider is asked for the exact number only where the estimate says that it is; where it gives
+        none, the estimate counts."""
+        full = self._window * self._room.full
+        if self._dialogue.estimate >= full and isinstance(self._model, Counting):
+            with suppress(ModelError):
+                self._dialogue.counted(self._model.count(self._request()))
+        return self._dialogue.estimate >= full
 
     def shorter(self) -> Compacted | None:
         """Older outputs in short; None when there are none that are still sent whole."""

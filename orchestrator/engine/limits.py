@@ -14,7 +14,7 @@ from orchestrator.core.verdict import Ask, Broke, NeedsInput, Verdict, Waits
 from orchestrator.engine.dialogue import Dialogue
 from orchestrator.engine.ports import ModelError, Spending
 
-RAISE, STOP = "Double it", "Stop"
+STOP: Final = "Stop"
 PARKED_AFTER: Final = timedelta(minutes=1)
 """A longer wish of the provider's is waited for without a worker."""
 _NEXT_TO_NOTHING: Final = Decimal("0.000001")
@@ -51,34 +51,48 @@ def exceeded(limits: Limits, dialogue: Dialogue, since_last_turn: timedelta) -> 
     return None
 
 
-def exhausted(budget: Budget, dialogue: Dialogue, elsewhere: Spending) -> str | None:
-    """Which part of the task's budget allows no further request, as a sentence."""
+def exhausted(budget: Budget, dialogue: Dialogue, elsewhere: Spending) -> tuple[str, Budget] | None:
+    """Which part of the task's budget allows no further request: as a sentence, and that part alone."""
     turns, tokens = dialogue.turns + elsewhere.turns, dialogue.tokens + elsewhere.tokens
     cost = dialogue.cost_usd + elsewhere.cost_usd
     if budget.turns is not None and turns >= budget.turns:
-        return f"{turns} turns of the task are used, its budget is {budget.turns}."
+        return f"{turns} turns are used, {budget.turns} allowed.", Budget(turns=budget.turns)
     if budget.tokens is not None and tokens >= budget.tokens:
-        return f"{tokens:,} tokens are used by the task, its budget is {budget.tokens:,}."
+        return f"{tokens:,} tokens are used, {budget.tokens:,} allowed.", Budget(tokens=budget.tokens)
     if budget.cost_usd is not None and cost >= budget.cost_usd:
-        return f"${cost:.4f} are spent by the task, its budget is ${budget.cost_usd}."
+        return f"${cost:.4f} are spent, ${budget.cost_usd} allowed.", Budget(cost_usd=budget.cost_usd)
     return None
 
 
-def ask_for_budget(what: str, answers: Mapping[str, str]) -> Verdict:
+def ask_for_budget(what: str, used_up: Budget, answers: Mapping[str, str]) -> Verdict:
     """Parks until a person has raised the budget; one who has said to stop isn't asked again."""
     asked = [call_id for call_id in answers if call_id.startswith("budget-")]
     last = f"budget-{len(asked)}"
     if last in answers and answers[last].strip().casefold() == STOP.casefold():
-        return Broke("budget-not-raised", what, ErrorClass.LIMIT, retryable=False)
-    text = f"The task's budget is used up: {what} Raise it, or stop?"
-    return NeedsInput(Ask(f"budget-{len(asked) + 1}", text, (RAISE, STOP), WaitingOn.BUDGET))
+        return Broke("budget-refused", what, ErrorClass.LIMIT, retryable=False)
+    options = (*filter(None, [_doubled(used_up)]), STOP)
+    text = f"The budget of the task and its subtasks is used up: {what} What is its new maximum, or stop?"
+    return NeedsInput(Ask(f"budget-{len(asked) + 1}", text, options, WaitingOn.BUDGET))
 
 
-def refused(error: ModelError, answers: Mapping[str, str]) -> Verdict:
+def _doubled(budget: Budget) -> str:
+    """As an answer says it."""
+    return ", ".join(
+        amount
+        for amount in (
+            budget.cost_usd is not None and f"${2 * budget.cost_usd}",
+            budget.tokens is not None and f"{2 * budget.tokens} tokens",
+            budget.turns is not None and f"{2 * budget.turns} turns",
+        )
+        if amount
+    )
+
+
+def refused(error: ModelError, budget: Budget, answers: Mapping[str, str]) -> Verdict:
     """What follows from a model that gave no reply: ask, wait, or break (and perhaps try again)."""
     detail = {"code": error.code, "message": error.message}
     if error.code == "budget-exhausted":
-        return ask_for_budget(error.message, answers)
+        return ask_for_budget(error.message, budget, answers)
     if error.code == "circuit-open":
         return Waits(WaitingOn.CIRCUIT_BREAKER, detail, error.retry_after)
     if error.error is ErrorClass.RATE_LIMIT and (error.retry_after or timedelta(0)) > PARKED_AFTER:

@@ -39,6 +39,7 @@ from orchestrator.engine.ports import (
     ModelError,
     ModelRequest,
     ModelSwitched,
+    Purpose,
     Reply,
     Stopped,
     StreamEvent,
@@ -119,7 +120,7 @@ class _Work:
                 self._make_room()
                 turn = self._take_turn()
         except ModelError as error:
-            return limits.refused(error, self._answers)
+            return limits.refused(error, self._means.assignment.budget, self._answers)
 
     # --- picking up -----------------------------------------------------------------------------------------
 
@@ -169,8 +170,8 @@ class _Work:
             return broke
         if self._metered or not assignment.budget.binds:
             return None
-        what = limits.exhausted(assignment.budget, self._dialogue, self._journal.spent_elsewhere())
-        return None if what is None else limits.ask_for_budget(what, self._answers)
+        found = limits.exhausted(assignment.budget, self._dialogue, self._journal.spent_elsewhere())
+        return None if found is None else limits.ask_for_budget(*found, self._answers)
 
     def _see(self, turn: Turn, results: Mapping[str, ToolResult]) -> None:
         self._watch.feed(stuck.seen(turn, results, self._talk))
@@ -243,9 +244,9 @@ class _Work:
         self._tell(turn)
         return turn
 
-    def _request(self) -> ModelRequest:
-        assignment = self._means.assignment
-        facts = CallFacts(assignment.task_id, assignment.step_id, assignment.fence, self._dialogue.turns + 1)
+    def _request(self, purpose: Purpose = "turn") -> ModelRequest:
+        asked = self._means.assignment
+        facts = CallFacts(asked.task_id, asked.step_id, asked.fence, self._dialogue.turns + 1, purpose)
         return ModelRequest(prompt.SYSTEM, self._schemas, self._dialogue.messages(), facts)
 
     def _ask(self) -> Reply:
@@ -259,7 +260,7 @@ class _Work:
                 raise
         self._compact(shorter)
         self._early.begin_reply()
-        return self._model.reply(self._request(), self._listen, self._link.stop)
+        return self._model.reply(self._request("shorter"), self._listen, self._link.stop)
 
     def _ask_aside(self, request: ModelRequest) -> Reply:
         """For something that is no turn."""

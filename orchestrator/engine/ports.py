@@ -84,18 +84,22 @@ class Reply:
     """Why this model answered, where there was a choice."""
 
 
+Purpose = Literal["turn", "shorter", "summary"]
+
+
 @dataclass(frozen=True, slots=True)
 class CallFacts:
     """Whose request it is, for headers and logs; nothing of it changes what the model answers.
 
     `turn` is the number of the turn that the reply becomes, and grows within a claim (`fence`) of a step.
+    `shorter` asks for the same turn once more, with less of the past.
     """
 
     task_id: str
     step_id: str
     fence: int
     turn: int
-    purpose: Literal["turn", "summary"] = "turn"
+    purpose: Purpose = "turn"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from orchestrator.local.processes import Identity
     from orchestrator.local.roster import Entry, Roster
 
-CARRIED: Final = (*PROVIDER_SETTINGS, "ORCHESTRATOR_CREDENTIALS")
+CARRIED: Final = (
+    *PROVIDER_SETTINGS,
+    "ORCHESTRATOR_CREDENTIALS",
+    "ORCHESTRATOR_FETCH_HOSTS",
+    "ORCHESTRATOR_MCP_SERVERS",
+)
 """What `restart` takes along from its caller's environment; providers' keys for the gateway alone."""
 
 _POLL_SECONDS: Final = 0.05

@@ -149,7 +149,8 @@ class Desk:
             commit = claimed.base_commit
         origin = claimed.origin_commit or commit
         mirror = workspaces.mirrors.prepare(claimed.repository_url, origin, credentials=login, stop=stop)
-        workspaces.bundles.ensure(mirror, commit)
+        if commit != origin:
+            workspaces.bundles.ensure(mirror, commit)
         if claimed.conflicts and claimed.tip_commit:
             start = claimed.tip_commit
             workspaces.bundles.ensure(mirror, start)

@@ -106,9 +106,8 @@ class PostgresJournal:
             "reason": turn.reason,
         }
         with self._writing() as connection:
-            journal.append(
-                connection, self.scope, "turn", turn.number, message, None if turn.metered else spent
-            )
+            counted = turn.metered or turn.model_kind == "live"  # by the gateway
+            journal.append(connection, self.scope, "turn", turn.number, message, None if counted else spent)
 
     def append(self, entry: Compacted | Corrected, /) -> None:
         message = self.redactor.value(asdict(entry))

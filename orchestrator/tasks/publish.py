@@ -15,7 +15,7 @@ from orchestrator.commands.submit import plan_from_json
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.flow import Canvas, compile_plan
 from orchestrator.core.states import Event, Status
-from orchestrator.db import claims, publishing, subtasks
+from orchestrator.db import claims, publishing, subtasks, sweep
 from orchestrator.db.connect import Connection, SQLAlchemyError
 from orchestrator.db.publishing import Publishable
 from orchestrator.db.sql import StepRef, TaskRef
@@ -78,8 +78,13 @@ def _ids(due: Publication) -> list[str]:
 
 
 def _wake_parent(wiring: Wiring, subtask: TaskRef) -> None:
-    """In a transaction of its own: the parent's lock comes before the subtask's, which had to come first."""
+    """In a transaction of its own: the parent's lock comes before the subtask's, which had to come first.
+
+    A stopped process may hold the parent: it isn't waited for, since the sweep, which comes by here as well,
+    wakes what was not woken.
+    """
     with wiring.engine.begin() as connection:
+        sweep.pass_by_locked(connection)
         woken = subtasks.wake_parent(connection, subtask)
     if woken is not None:
         released = (woken.step,) if woken.applied.released else ()
@@ -89,13 +94,13 @@ def _wake_parent(wiring: Wiring, subtask: TaskRef) -> None:
 def cancel_forsaken(wiring: Wiring, subtask: TaskRef) -> bool:
     """Nobody waits for it any more. False: it has ended meanwhile."""
     why = "the step that started it has ended"
+
+    def work(connection: Connection) -> intervene.Intervened:
+        sweep.pass_by_locked(connection)
+        return intervene.cancel(connection, subtask.tenant_id, subtask.task_id, by="orchestrator", reason=why)
+
     try:
-        perform(
-            wiring,
-            lambda connection: intervene.cancel(
-                connection, subtask.tenant_id, subtask.task_id, by="orchestrator", reason=why
-            ),
-        )
+        perform(wiring, work)
     except OrchestratorError:
         return False
     return True

@@ -212,15 +212,23 @@ def _stat(pid: int) -> tuple[str, str] | None:
     return (words[0], words[19]) if len(words) > 19 else None  # noqa: PLR2004 - proc(5): field 22
 
 
-def end_runs(name: str, of: Callable[[str], bool]) -> int:
-    """Kills what carries a mark `name` whose value `of` says yes to; how many processes that were."""
-    prefix, killed = f"{name}=".encode(), 0
+def runs(name: str) -> Iterator[tuple[int, str]]:
+    """Processes that carry a mark `name`, and its value."""
+    prefix = f"{name}=".encode()
     for pid in _pids():
         for entry in _environment(pid):
-            if entry.startswith(prefix) and of(entry.removeprefix(prefix).decode("utf-8", "replace")):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-                    killed += 1
+            if entry.startswith(prefix):
+                yield pid, entry.removeprefix(prefix).decode("utf-8", "replace")
+
+
+def end_runs(name: str, of: Callable[[str], bool]) -> int:
+    """Kills what carries a mark `name` whose value `of` says yes to; how many processes that were."""
+    killed = 0
+    for pid, value in runs(name):
+        if of(value):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
     return killed
 
 

@@ -2,10 +2,10 @@
 
 A step's script is its spec: {"turns": 3, "seconds": 0.1, "asks": true, "breaks": 1, "files": true,
 "shared": false, "eats": false, "dies": false, "delegates": [{…}]}. `breaks` attempts end in an error that
-another attempt may mend; `asks` asks a person before the last turn; `files` opens a real checkout, else files
-are only imagined; `shared` writes a file that its siblings write, too; `eats` runs a command that takes more memory than
-commands may have; `dies` takes its worker's process along at the last turn, whatever the attempt;
-`delegates` starts a subtask for each script in it and waits for them all, before it asks.
+another attempt may mend; `asks` asks a person before the last turn; `files` opens a real checkout, else
+files are only imagined; `shared` writes a file that its siblings write, too; `eats` runs a command that takes
+more memory than commands may have; `dies` takes its worker's process along at the last turn, whatever the
+attempt; `delegates` starts a subtask for each script in it and waits for them all, before it asks.
 BENCHMARK_REQUESTS names a file in which each request to the script becomes a line.
 """
 
@@ -37,7 +37,7 @@ from orchestrator.engine.ports import (
     Usage,
     Workspace,
 )
-from orchestrator.engine.tools import TOOLS
+from orchestrator.engine.tools.policy import ToolPolicy
 from orchestrator.engine.tools.talk import START_SUBTASK
 
 _MORE_THAN_THERE_IS: Final = "head -c 500000000 /dev/zero > /tmp/eaten"
@@ -195,7 +195,7 @@ def scripted_agent(wiring: Wiring, desk: Desk) -> Agent:
         desk.open_journal,
         workspace,
         wiring.settings.command_timeout,
-        tools=lambda _: {**TOOLS, START_SUBTASK.name: START_SUBTASK},
+        policy=ToolPolicy(subtasks=True),
     )
 
 

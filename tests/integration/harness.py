@@ -25,8 +25,7 @@ from orchestrator.core.states import WaitingOn
 from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Waits, Yielded
 from orchestrator.engine.ports import ModelRequest, Reply, Stopped, StreamEvent, ToolResult, Usage
-from orchestrator.engine.tools import TOOLS
-from orchestrator.engine.tools.talk import START_SUBTASK
+from orchestrator.engine.tools.policy import ToolPolicy
 from orchestrator.tasks.registry import register
 from tests.agents_ready import named
 
@@ -93,7 +92,7 @@ class Obedient:
             case "ask":
                 return Done("asked", {"answer": answers["call_1"]})
             case "delegate" | "delegate and break":
-                return self._delegate(name, assignment)
+                return self._delegate(name, assignment, link)
             case "break":
                 return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
             case "write":
@@ -111,7 +110,7 @@ class Obedient:
         self.notes.write("done", step=name, fence=assignment.fence)
         return Done(f"{assignment.step_key} is done", {"previous": assignment.context.get("previous")})
 
-    def _delegate(self, name: str, assignment: Assignment) -> Verdict:
+    def _delegate(self, name: str, assignment: Assignment, link: Link) -> Verdict:
         """Starts the spec's `objectives` as subtasks, waits for them, and merges what they left.
 
         A call that hasn't been answered is answered once, as the engine does it.
@@ -133,7 +132,8 @@ class Obedient:
                 journal.start_subtasks(asked, checkpoint)
                 self.notes.write("delegated", step=name, fence=assignment.fence)
                 while self.notes.is_held(f"{name}.delegated"):
-                    time.sleep(0.02)
+                    if link.stop.wait(0.02):
+                        return Yielded(link.stop.reason or StopReason.DRAIN)
                 if assignment.spec["do"] == "delegate and break":
                     return Broke("no-luck", "It did not work.", ErrorClass.VALIDATION, retryable=False)
                 return Waits(WaitingOn.SUBTASK)
@@ -216,7 +216,7 @@ def agent(wiring: Wiring, desk: Desk) -> Agent:
                 lambda _: model,
                 desk.open_journal,
                 desk.open_workspace,
-                tools=lambda _: {**TOOLS, START_SUBTASK.name: START_SUBTASK},
+                policy=ToolPolicy(subtasks=True),
             )
             return engine.work(assignment, link)
 

@@ -13,17 +13,20 @@ from typing import Any
 
 import pytest
 
-from orchestrator.agents.claude_code import ClaudeCode
 from orchestrator.core.assignment import Limits
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Yielded
 from orchestrator.workspaces.kin import marked
 from orchestrator.workspaces.programs import RUN_MARK
 from tests.agent_world import AgentWorld, fixing
-from tests.agents_installed import installed
+from tests.agents_installed import installed, with_claude
 from tests.engine_world import Wire
 from tests.integration.repositories import installation
 from tests.model_server import RunningModel, model_server
+
+with_claude()
+
+from orchestrator.agents.claude_code import ClaudeCode  # noqa: E402 - needs what may be missing
 
 MODEL = "claude-sonnet-4-6"
 ASKING = {

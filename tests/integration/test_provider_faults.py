@@ -76,8 +76,8 @@ class Case:
 NETWORK, LATE, BUSY = ErrorClass.NETWORK, ErrorClass.TIMEOUT, ErrorClass.OVERLOADED
 LIMITED, NEVER = ErrorClass.RATE_LIMIT, {"retryable": False}
 SHORT_READ = replace(SECONDS, read=timedelta(seconds=1))
-SHORT_STALL = replace(SECONDS, stall=timedelta(seconds=1.5))
-SHORT_ALL = replace(SECONDS, overall=timedelta(seconds=2))
+SHORT_STALL = replace(SECONDS, stall=timedelta(seconds=3))
+SHORT_ALL = replace(SECONDS, overall=timedelta(seconds=3))
 CASES: Final = {
     "429 with Retry-After": Case(
         "rate-limit",

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ import pytest
 from orchestrator.core.assignment import ModelAccess, Stop
 from orchestrator.core.model_choice import ModelOptions, ModelSelection, TaskType
 from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.verdict import StopReason
+from orchestrator.core.verdict import Done, StopReason
+from orchestrator.engine import loop
+from orchestrator.engine.context import Counting
 from orchestrator.engine.ports import (
     Block,
     CallCompleted,
@@ -28,6 +31,7 @@ from orchestrator.engine.ports import (
     Stopped,
     StreamEvent,
     TextDelta,
+    Turn,
     Usage,
 )
 from orchestrator.engine.providers.anthropic import AnthropicModel
@@ -35,7 +39,7 @@ from orchestrator.engine.providers.credential import Credential, Renewable
 from orchestrator.engine.providers.making import Making, make, make_selected
 from orchestrator.engine.providers.openai import OpenAIModel
 from orchestrator.engine.providers.tracing import Tracing
-from tests.engine_world import text
+from tests.engine_world import FileJournal, FolderWorkspace, Wire, assignment, text
 from tests.integration.test_provider_faults import APIS, REQUEST, SCRIPT, SECONDS
 from tests.messages_server import Answer, closing, opening, serving, text_block
 from tests.model_server import RunningModel, model_server
@@ -353,7 +357,7 @@ def test_a_fallback_answers_after_the_failed_send_is_closed() -> None:
     heard: list[StreamEvent] = []
     with model_server(SCRIPT) as server:
         server.fault("stall-alive", when={"model": "claude-a"})
-        how = Making({}, replace(SECONDS, stall=timedelta(seconds=1.5)))
+        how = Making({}, replace(SECONDS, stall=timedelta(seconds=3)))
         selection = ModelSelection("claude-a", ("gpt-b",))
         model = make_selected(selection, ModelAccess(server.url, "t"), how)
         reply = model.reply(REQUEST, heard.append, Stop())
@@ -441,6 +445,42 @@ def test_models_change_with_the_phase_of_the_work() -> None:
     assert not any("thought_by" in str(send.body) for send in sends)
 
 
+def test_the_smallest_window_is_that_of_all() -> None:
+    sizes = {"a": ModelOptions(context_tokens=200_000), "b": ModelOptions(context_tokens=32_000)}
+    access = ModelAccess("http://127.0.0.1:9", "t")
+    made = make_selected(ModelSelection("a", ("b", "c")), access, Making(sizes))
+    assert getattr(made, "context_tokens") == 32_000  # noqa: B009 - a model may have it or not
+    assert getattr(made, "metered") is True  # noqa: B009
+
+
+def test_a_step_tells_of_its_models_and_each_of_its_sends_has_a_key(tmp_path: Path) -> None:
+    turns = [
+        {"text": "One.", "calls": [{"name": "write_file", "arguments": {"path": "a", "content": "b"}}]},
+        {"calls": [{"name": "attempt_completion", "arguments": {"summary": "Done."}}]},
+    ]
+    wire, journal = Wire(), FileJournal(tmp_path / "journal")
+    with model_server({"conversations": [{"turns": turns}]}) as server:
+        server.fault("cut", turn=1)
+        verdict = loop.work(
+            assignment(agent_type="engine"),
+            wire,
+            model=selected(server, ModelSelection("claude-a", ("gpt-b",))),
+            journal=journal,
+            workspace=FolderWorkspace(tmp_path / "workspace"),
+        )
+        sends = server.sends()
+        assert server.finished_twice() == []
+    assert verdict == Done("Done.")
+    assert [send.model for send in sends] == ["claude-a", "claude-a", "gpt-b"]
+    assert {send.headers["x-task-id"] for send in sends} == {"task"}
+    keys = [send.headers["idempotency-key"] for send in sends]
+    assert keys == ["step-1-1-turn-1-1", "step-1-2-turn-3-1", "step-1-2-turn-3-1"]
+    reason = "claude-a failed: model-stream-dropped"
+    assert ("model", {"model": "gpt-b", "reason": reason}) in wire.notes
+    turns_kept = [entry for entry in journal.load().entries if isinstance(entry, Turn)]
+    assert [turn.reason for turn in turns_kept] == ["the default model", reason]
+
+
 # ---- without tool calls of its own
 
 
@@ -485,3 +525,11 @@ def test_tokens_are_counted_by_the_provider() -> None:
         reply = reply_of(AnthropicModel("claude-x", "k", server.url, deadlines=SECONDS))
     assert counted > 0
     assert reply.usage != Usage()
+
+
+def test_what_can_t_be_counted_is_estimated() -> None:
+    with serving(Answer(status=529, error={"type": "overloaded_error", "message": "no"})) as bare:
+        model = make_selected(ModelSelection("claude-x"), ModelAccess(bare.url, "t"), Making({}, SECONDS))
+        assert isinstance(model, Counting)
+        assert model.count(REQUEST) > 100
+        assert len(bare.requests) == 1

@@ -15,6 +15,9 @@ import pytest
 
 from orchestrator.core.assignment import Stop
 from orchestrator.core.workspace import WorkspaceRefusal
+from orchestrator.engine.ports import ToolResult
+from orchestrator.engine.tools.patch import APPLY_PATCH
+from orchestrator.engine.tools.tool import ToolContext
 from orchestrator.workspaces.checkouts import Workspaces
 from orchestrator.workspaces.files import Files
 from orchestrator.workspaces.workspace import Workspace
@@ -289,6 +292,42 @@ def test_a_folder_that_turns_into_a_link_at_any_moment_leads_nowhere(files: File
         turner.join()
     assert (outside / "a.txt").read_text() == "secret"
     assert sorted(at.name for at in outside.iterdir()) == ["a.txt"]
+
+
+def test_no_patch_leads_outside_and_a_refused_one_changes_nothing(
+    workspaces: Workspaces, tmp_path: Path
+) -> None:
+    base = workspaces.fetch(str(repository(tmp_path / "source", {"a": "a\n"})), None)
+    workspace = workspaces.open(owner(), base.mirror, base.commit)
+    (tmp_path / "secret").write_text("secret\n")
+    (workspace.tree / "away").symlink_to(tmp_path)
+    (workspace.tree / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(workspace.tree / "pipe")
+    context = ToolContext("id", Stop(), lambda _: None, timedelta(seconds=20))
+    good = "--- a/a\n+++ b/a\n@@ -1 +1 @@\n-a\n+b\n"
+    for path in (
+        "../secret",
+        "away/secret",
+        "link",
+        "pipe",
+        "/etc/hostname",
+        ".",
+        "a/b",
+        "x" * 300,
+        "\ud800",
+    ):
+        for bad in (
+            f"--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-secret\n+mine\n",
+            f"--- a/{path}\n+++ /dev/null\n@@ -1 +0,0 @@\n-secret\n",
+            f"diff --git a/c b/c\nrename from a\nrename to {path}\n",
+        ):
+            result = APPLY_PATCH.run(
+                workspace, {"patch": f"{good}{bad}" if bad[:4] == "--- " else bad}, context
+            )
+            assert isinstance(result, ToolResult)
+            assert result.is_error, (bad, result.text)
+    assert (tmp_path / "secret").read_text() == "secret\n"
+    assert workspace.read("a") == "a\n"
 
 
 def special_files(tree: Path) -> Iterator[str]:

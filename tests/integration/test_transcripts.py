@@ -6,14 +6,19 @@ import asyncio
 from typing import Any, cast
 
 import pytest
-from claude_agent_sdk import SessionStore
-from claude_agent_sdk.testing import run_session_store_conformance
 
-from orchestrator.agents.claude_transcripts import Mirror
 from orchestrator.core.redaction import Redactor
 from orchestrator.engine.ports import LeaseLost
 from orchestrator.tasks.transcripts import PostgresTranscripts
+from tests.agents_installed import with_claude
 from tests.integration.ledger import Ledger
+
+with_claude()
+
+from claude_agent_sdk import SessionStore  # noqa: E402 - it may be missing
+from claude_agent_sdk.testing import run_session_store_conformance  # noqa: E402
+
+from orchestrator.agents.claude_transcripts import Mirror  # noqa: E402 - needs it
 
 SECRET = "what-nobody-may-read-123456"
 

@@ -332,17 +332,26 @@ def test_a_pause_gives_the_slot_back_and_a_resume_goes_on_with_the_attempt(stack
     stack.ledger.assert_consistent("paused")
 
 
-def test_the_budget_binds_all_steps_of_a_task_together(stack: Stack) -> None:
+def test_the_budget_binds_all_steps_of_a_task_together_and_goes_on_once_raised(stack: Stack) -> None:
     """Each turn has 11 tokens, each step three turns."""
     two = plan({"id": "a", "spec": {"do": "script"}}, {"id": "b", "needs": ["a"], "spec": {"do": "script"}})
     with worker(stack):
         stack.call({**two, "budget": {"max_tokens": 50}}, task_id="poor")
-        assert stack.ends("poor") == "failed"
+        until(lambda: stack.ledger.row("poor")["waiting_on"] == "budget", "the question")
+        assert asked(stack, "poor") == [1, 2, 3, 1, 2]
+        (question,) = stack.ledger.rows("SELECT options FROM questions WHERE task_id = 'poor'")
+        assert question["options"] == ["100 tokens", "Stop"]
+        stack.command(answer.answer, "poor", {"choice": 1})
+        assert stack.ends("poor") == "completed"
+        stack.call({**two, "budget": {"max_tokens": 50}}, task_id="poorer")
+        until(lambda: stack.ledger.row("poorer")["waiting_on"] == "budget", "the question")
+        stack.command(answer.answer, "poorer", "stop")
+        assert stack.ends("poorer") == "failed"
         stack.call({**two, "budget": {"max_tokens": 67}}, task_id="rich")
         assert stack.ends("rich") == "completed"
-    assert asked(stack, "poor") == [1, 2, 3, 1, 2]
+    assert asked(stack, "poor") == [1, 2, 3, 1, 2, 3]
     (failed,) = stack.ledger.rows("SELECT key, error FROM steps WHERE status = 'failed'")
-    assert (failed["key"], failed["error"]["code"]) == ("b", "limit-tokens")
+    assert (failed["key"], failed["error"]["code"]) == ("b", "budget-refused")
 
 
 def test_a_full_installation_hands_its_slot_to_the_next_without_a_sweep(stack: Stack) -> None:

@@ -20,6 +20,7 @@ from orchestrator.engine.ports import (
     CallCompleted,
     ModelError,
     ModelRequest,
+    ModelSwitched,
     Reply,
     Stopped,
     StreamEvent,
@@ -369,6 +370,27 @@ def test_a_whole_call_is_checked_and_shown_before_the_reply_has_ended(world: Wor
     assert "no tool" in early[0]["problem"]
     assert "arguments are wrong" in early[1]["problem"]
     assert early[2]["problem"] is None
+
+
+@dataclass
+class Replaced(Speaking):
+    """Another model answers after the first one's reply broke off."""
+
+    def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
+        if len(request.messages) == 1:
+            listen(CallCompleted("r", "read_file", {"path": "void"}))
+            listen(ModelSwitched("second", "first failed"))
+        return super().reply(request, listen, stop)
+
+
+def test_what_was_heard_of_a_model_that_failed_is_void(world: World) -> None:
+    model = Replaced([call("r", "read_file", path="x")])
+    model.go.set()
+    (world.workspace.root / "x").write_text("right")
+    (world.workspace.root / "void").write_text("wrong")
+    assert world.claim(model) == Done("Done.")
+    assert "right" in model.heard[0]["content"]
+    assert ("model", {"model": "second", "reason": "first failed"}) in world.wire.notes
 
 
 def test_the_whole_of_an_output_that_was_cut_can_be_read_later(world: World) -> None:

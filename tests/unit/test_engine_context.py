@@ -181,6 +181,18 @@ def test_a_model_that_sums_up_nothing_still_gets_room(world: World) -> None:
     assert prompt.NO_SUMMARY in reader.requests[13]["messages"][0]["content"][1]["text"]
 
 
+def test_each_request_says_whose_it_is_and_what_for(world: World) -> None:
+    reader = Reader(8, context_tokens=10**6, too_long=30_000)
+    world.claim(reader, room=ROOM, task_id="t", step_id="s", fence=7)
+    facts = [(turn, asked["call"]) for turn, asked in reader.requests.items()]
+    assert {(call["task_id"], call["step_id"], call["fence"]) for _, call in facts} == {("t", "s", 7)}
+    assert [call["turn"] for _, call in facts] == [turn for turn, _ in facts]
+    assert {call["purpose"] for _, call in facts} == {"turn", "shorter"}, "no two sends are the same"
+    other = Reader(12)
+    filled(world.path / "other").claim(other, room=ROOM)
+    assert {asked["call"]["purpose"] for asked in other.summaries} == {"summary"}
+
+
 @dataclass
 class Counting(Reader):
     """Has a provider that counts: a token has six characters."""
@@ -200,6 +212,20 @@ def test_the_provider_is_asked_for_a_count_only_near_the_threshold(world: World)
     assert counting.summaries == [], "there is more room than the estimate says"
     assert 1 <= len(counting.counted) < 10
     assert min(counting.counted) > 5
+
+
+@dataclass
+class Uncountable(Reader):
+    """Has a provider that knows no such request."""
+
+    def count(self, _: ModelRequest, /) -> int:
+        raise ModelError(ErrorClass.VALIDATION, "model-request-refused", "no such path", retryable=False)
+
+
+def test_where_the_provider_does_not_count_the_estimate_does(world: World) -> None:
+    reader = Uncountable(10)
+    assert isinstance(world.claim(reader, room=ROOM), Done)
+    assert reader.summaries
 
 
 def _dialogue(turns: int, usage: Usage = Usage()) -> Dialogue:  # noqa: B008 - frozen

@@ -394,15 +394,15 @@ def test_each_limit_ends_the_step_for_good(world: World, limits: Limits, code: s
 
 
 @pytest.mark.parametrize(
-    ("budget", "more"),
+    ("budget", "more", "doubled"),
     [
-        (Budget(turns=12), Budget(turns=13)),
-        (Budget(tokens=1020), Budget(tokens=1021)),
-        (Budget(cost_usd=Decimal(27)), Budget(cost_usd=Decimal(28))),
+        (Budget(turns=12), Budget(turns=13), "24 turns"),
+        (Budget(tokens=1020), Budget(tokens=1021), "2040 tokens"),
+        (Budget(cost_usd=Decimal(27)), Budget(cost_usd=Decimal(28)), "$54"),
     ],
 )
 def test_a_budget_that_the_whole_task_has_used_up_parks_until_it_is_raised(
-    world: World, budget: Budget, more: Budget
+    world: World, budget: Budget, more: Budget, doubled: str
 ) -> None:
     looks = [[call(f"c{number}", "list_files")] for number in range(9)]
     script = Script(looks, kind="live", name="priced", usage=Usage(5, 5))
@@ -411,9 +411,10 @@ def test_a_budget_that_the_whole_task_has_used_up_parks_until_it_is_raised(
     parked = world.claim(script, journal, budget=budget, limits=room)
     assert isinstance(parked, NeedsInput)
     assert (parked.ask.kind, parked.ask.call_id) == (WaitingOn.BUDGET, "budget-1")
+    assert parked.ask.options == (doubled, "Stop")
     assert script.turns_asked == [1, 2], "two turns of ten tokens and ten dollars each"
     assert world.claim(script, journal, budget=budget, limits=room) == parked, "asks the same once more"
-    world.journal().answer("budget-1", "Double it")
+    world.journal().answer("budget-1", doubled)
     again = world.claim(script, journal, budget=more, limits=room)
     assert isinstance(again, NeedsInput)
     assert again.ask.call_id == "budget-2"
@@ -421,7 +422,7 @@ def test_a_budget_that_the_whole_task_has_used_up_parks_until_it_is_raised(
     world.journal().answer("budget-2", "Stop")
     broke = world.claim(script, journal, budget=more, limits=room)
     assert isinstance(broke, Broke)
-    assert (broke.code, broke.retryable) == ("budget-not-raised", False)
+    assert (broke.code, broke.retryable) == ("budget-refused", False)
 
 
 def test_turns_without_a_usable_call_end_the_step_also_over_a_resume(world: World) -> None:

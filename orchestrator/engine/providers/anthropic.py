@@ -37,6 +37,7 @@ _DROP_FOREIGN_THOUGHTS: Final = {
     "type": "adaptive",
     "block_binding": {"prefix_mismatch_behavior": "drop_block"},
 }
+_COUNTED_WITHIN: Final = 5.0
 _BINDING_CONTROLS: Final = {"anthropic-beta": "thinking-binding-controls-2026-08-01"}
 _FAILURES: Final = (
     anthropic.AnthropicError,
@@ -76,7 +77,7 @@ class AnthropicModel:
         return live.answer(stream, stop, self.deadlines, _as_model_error)
 
     def count(self, request: ModelRequest, /) -> int:
-        """Tokens of the request, as the provider counts them. Raises `ModelError`."""
+        """Tokens of the request, as the provider counts them, within a few seconds. Raises `ModelError`."""
 
         async def ask(secret: str) -> int:
             async with self._client(secret, request) as client:
@@ -88,8 +89,14 @@ class AnthropicModel:
                 )
                 return counted.input_tokens
 
+        async def soon() -> int:
+            async with asyncio.timeout(_COUNTED_WITHIN):
+                return await with_credential(self._credential, ask, anthropic.AuthenticationError)
+
         try:
-            return asyncio.run(with_credential(self._credential, ask, anthropic.AuthenticationError))
+            return asyncio.run(soon())
+        except TimeoutError as late:
+            raise meaning.failure(meaning.SLOW) from late
         except _FAILURES as error:
             raise model_error(error) from error
 

@@ -41,7 +41,14 @@ def make_selected(
     selection: ModelSelection, access: ModelAccess, how: Making = _USUAL, *, reviews: bool = False
 ) -> Model:
     """All models of a selection as one. `reviews`: the step looks at another's work."""
-    return Switching(selection, lambda name: make(name, access, how), reviews=reviews, metered=how.metered)
+    sizes = [how.options[name].context_tokens for name in selection.models if name in how.options]
+    return Switching(
+        selection,
+        lambda name: make(name, access, how),
+        reviews=reviews,
+        metered=how.metered,
+        context_tokens=min((size for size in sizes if size), default=None),
+    )
 
 
 def _native(name: str, access: ModelAccess, options: ModelOptions, how: Making) -> Model:

@@ -40,6 +40,8 @@ class Switching:
     make: Callable[[str], Model]
     reviews: bool = False
     metered: bool = False
+    context_tokens: int | None = None
+    """Of the smallest: a conversation must fit whichever answers next."""
     kind: Literal["live"] = "live"
     clock: Callable[[], float] = time.monotonic
     _made: dict[str, Model] = field(default_factory=dict)
@@ -51,14 +53,8 @@ class Switching:
     def name(self) -> str:
         return self._current or self.selection.primary
 
-    @property
-    def context_tokens(self) -> int | None:
-        """Of the smallest: a conversation must fit whichever answers next."""
-        sizes = [getattr(self._model(name), "context_tokens", None) for name in self.selection.models]
-        return min((size for size in sizes if size), default=None)
-
     def count(self, request: ModelRequest, /) -> int:
-        """Tokens of the request, by the model that answered last. Raises `ModelError`."""
+        """Tokens of the request, by the model that answered last."""
         return count(self._model(self.name), own(request, self.name))
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:

@@ -33,7 +33,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["tenant_id", "step_id"],
             ["steps.tenant_id", "steps.id"],
-            name=op.f("fk_transcripts_tenant_id_step_id_steps"),
+            name=op.f("fk_transcripts_tenant_id_step_id"),
         ),
         sa.PrimaryKeyConstraint("tenant_id", "id", name=op.f("pk_transcripts")),
     )

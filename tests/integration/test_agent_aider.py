@@ -1,0 +1,110 @@
+"""Aider's real program, in the sandbox, against the local model server."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.agents.aider import Aider
+from orchestrator.core.verdict import Broke, Done, StopReason, Yielded
+from orchestrator.workspaces.kin import marked
+from orchestrator.workspaces.programs import RUN_MARK
+from tests.agent_world import AgentWorld
+from tests.agents_installed import installed
+from tests.engine_world import Wire
+from tests.integration.repositories import installation
+from tests.model_server import RunningModel, model_server
+
+EDIT = """add() subtracts. This repairs it:
+
+sums.py
+```python
+<<<<<<< SEARCH
+    return a - b
+=======
+    return a + b
+>>>>>>> REPLACE
+```
+"""
+CLAUDE, GPT = "claude-sonnet-4-6", "gpt-5.2-codex"
+
+
+def saying(*texts: str, **turn: Any) -> dict[str, Any]:
+    return {"conversations": [{"turns": [{"text": text, **turn} for text in texts], "loop": True}]}
+
+
+@pytest.fixture
+def model() -> Iterator[RunningModel]:
+    with model_server(saying(EDIT)) as found:
+        yield found
+
+
+@pytest.fixture
+def worlds(tmp_path: Path, model: RunningModel) -> Callable[[str], AgentWorld]:
+    adapter = Aider(installed("aider"), CLAUDE)
+    return lambda name: AgentWorld(installation(tmp_path / "root"), tmp_path, adapter, model.url, name)
+
+
+def left(world: AgentWorld) -> list[int]:
+    return marked(f"{RUN_MARK}={os.getpid()}-step-1-{world.fence}")
+
+
+@pytest.mark.parametrize("name", [CLAUDE, GPT])
+def test_it_fixes_a_bug_with_models_of_either_provider_and_leaves_nothing_else(
+    worlds: Callable[[str], AgentWorld], model: RunningModel, name: str
+) -> None:
+    world = worlds(name)
+    verdict = world.work()
+    assert isinstance(verdict, Done), (verdict, world.log())
+    assert "a + b" in world.file("sums.py")
+    assert "add() subtracts" in verdict.summary
+    assert left(world) == []
+    assert len(model.sends()) == 1
+    with world._workspace(world.assignment()) as workspace:
+        assert not [path for path in workspace.list(".", 1) if ".aider" in path]
+
+
+def test_what_is_said_and_not_done_is_no_success(
+    worlds: Callable[[str], AgentWorld], model: RunningModel
+) -> None:
+    model.play(saying("I have fixed everything."))
+    world = worlds(CLAUDE)
+    verdict = world.work()
+    assert isinstance(verdict, Broke), (verdict, world.log())
+    assert verdict.code == "agent-changed-nothing"
+    assert len(model.sends()) == 2  # it was told once
+
+
+def test_a_provider_that_refuses_is_not_asked_again_and_again(
+    worlds: Callable[[str], AgentWorld], model: RunningModel
+) -> None:
+    model.fault("overloaded", times=9)
+    world = worlds(CLAUDE)
+    verdict = world.work()
+    assert isinstance(verdict, Broke), (verdict, world.log())
+    assert verdict.code == "model-overloaded"
+    assert len(model.sends()) <= 2
+    assert left(world) == []
+
+
+def test_a_cancel_in_the_middle_of_a_reply_leaves_no_process(
+    worlds: Callable[[str], AgentWorld], model: RunningModel
+) -> None:
+    model.play(saying(EDIT * 4, pace=1.0))
+    world, wire = worlds(CLAUDE), Wire()
+
+    def cancel() -> None:
+        model.await_sends(1)
+        wire.stop.set(StopReason.CANCEL)
+
+    threading.Thread(target=cancel, daemon=True).start()
+    began = time.monotonic()
+    assert world.work(wire) == Yielded(StopReason.CANCEL)
+    assert time.monotonic() - began < 60
+    assert left(world) == []
