@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PATIENCE: Final = timedelta(minutes=1)
 """A longer wait for a provider holds no worker."""
-FINAL_CODES: Final = frozenset(("budget-exhausted", "circuit-open", "run-token-invalid"))
+FINAL_CODES: Final = frozenset(("budget-exhausted", "run-limit-reached", "circuit-open", "run-token-invalid"))
 """Refusals that every request would meet: an agent that goes on trying only loses time."""
 OF_ONE_MODEL: Final = frozenset(("model-not-allowed", "price-unknown", "provider-missing"))
 """Refusals that an agent may do without: some ask a model of their own choice for titles and summaries."""
@@ -32,6 +32,7 @@ _CODES: Final[Mapping[str, tuple[ErrorClass, bool, str]]] = MappingProxyType(
         ),
         "price-unknown": (ErrorClass.VALIDATION, False, "the model's price is not known, so it has no limit"),
         "provider-missing": (ErrorClass.AUTH, False, "the gateway has no key for the model's provider"),
+        "run-limit-reached": (ErrorClass.LIMIT, False, "the agent used up what one step may use"),
         "gateway-unready": (ErrorClass.NETWORK, True, "the gateway was not ready"),
     }
 )

@@ -231,6 +231,9 @@ circuit-open | A provider or a kind of agent is left alone for now
 budget-exhausted | The task's budget is used up
     What the task and its subtasks have spent on models, with the calls in flight, has reached its budget.
     Answer the task's question with a higher budget, or cancel it.
+run-limit-reached | The step used up what one step may use
+    Its agent reached ORCHESTRATOR_MAX_COST_USD, ORCHESTRATOR_MAX_TOKENS or ORCHESTRATOR_MAX_TURNS.
+    Split the step, or raise the limit where the gateway runs.
 price-unknown | The model's price is not known
     The task has a budget in dollars, and nobody knows what a call of this model costs.
     Use a model whose price is known, or bound the task by tokens or turns instead.

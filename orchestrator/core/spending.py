@@ -43,12 +43,12 @@ def budget_of(stored: Mapping[str, Any]) -> Budget:
     )
 
 
-def exhausted(budget: Budget, spent: Spending, in_flight: Spending) -> str | None:
+def exhausted(budget: Budget, spent: Spending, in_flight: Spending, whose: str = "task") -> str | None:
     """Which part of the budget lets no further call begin, as a sentence; None: one may begin."""
     for taken, bound, what in _parts(budget, spent + in_flight):
         if taken >= bound:
             held = " with what calls in flight have reserved" if in_flight.calls else ""
-            return f"{what} used by the task{held}, its budget is {_shown(bound, what)}."
+            return f"{what} used by the {whose}{held}, its budget is {_shown(bound, what)}."
     return None
 
 

@@ -25,6 +25,7 @@ from orchestrator.db.locks import LOCK_SQL
 from orchestrator.db.run_tokens import HOLDS_SQL, Run, run_of
 from orchestrator.db.sql import Prepared, TaskRef, dumps, one, statement
 
+_UNBOUNDED: Final = Budget()
 MOST_AT_ONCE: Final = 16
 """Calls of one run in flight."""
 MOST_THROTTLED: Final = timedelta(hours=1)
@@ -94,13 +95,20 @@ _OPEN_SQL: Final = f"""
       AND cs.fence = c.fence AND cs.status = 'running' AND cs.lease_until > clock_timestamp()
       AND g.heartbeat_at > clock_timestamp() - make_interval(secs => {SILENT_SECONDS})
 """
+_STEP_SQL: Final = """
+    SELECT coalesce(sum(u.cost_usd), 0) AS step_usd, count(*) AS step_calls,
+        coalesce(sum(u.input_tokens + u.output_tokens + u.cache_read_tokens + u.cache_write_tokens), 0)
+            AS step_tokens
+    FROM usage u WHERE r.agent_type <> 'engine' AND u.tenant_id = r.tenant_id AND u.step_id = r.step_id
+"""
+"""Our own engine stops by itself, with a word of its own; others are stopped here."""
 _ASKED: Final = Prepared(
     "model_call_asked",
     f"""
     SELECT 1 FROM run_tokens r JOIN budgets b ON b.tenant_id = r.tenant_id AND b.root_id = r.root_id
     WHERE r.sha256 = :sha FOR UPDATE OF b;
     SELECT r.tenant_id, r.task_id, r.root_id, r.workflow_id, r.step_id, r.sha256, r.fence, r.conversation,
-        r.agent_type, r.models, t.budget, b.spent_usd, b.spent_tokens, b.calls, h.*,
+        r.agent_type, r.models, t.budget, b.spent_usd, b.spent_tokens, b.calls, h.*, n.*,
         (SELECT k.state FROM breakers k
          WHERE k.tenant_id = r.tenant_id AND k.kind = 'provider' AND k.name = :provider) AS circuit,
         (SELECT w.until_at - clock_timestamp() FROM throttles w
@@ -111,6 +119,7 @@ _ASKED: Final = Prepared(
     JOIN tasks t ON t.tenant_id = r.tenant_id AND t.id = r.root_id
     JOIN budgets b ON b.tenant_id = r.tenant_id AND b.root_id = r.root_id
     CROSS JOIN LATERAL ({_OPEN_SQL}) h
+    CROSS JOIN LATERAL ({_STEP_SQL}) n
     WHERE r.sha256 = :sha AND {HOLDS_SQL}
     """,
 )
@@ -130,13 +139,18 @@ _RESERVE: Final = Prepared(
 )
 
 
-def reserve(connection: Connection, call: NewCall, rule: CircuitBreaker) -> Run | Refusal:
-    """Admits a call and reserves what it may cost, or says why not. The pure half is `core.spending`."""
+def reserve(
+    connection: Connection, call: NewCall, rule: CircuitBreaker, of_step: Budget = _UNBOUNDED
+) -> Run | Refusal:
+    """Admits a call and reserves what it may cost, or says why not. The pure half is `core.spending`.
+
+    `of_step`: what one step of another agent than our engine may use.
+    """
     row = one(connection, _ASKED, sha=call.sha256, provider=call.provider, model=call.model)
     if row is None:
         return Refusal("run-token-invalid", "This token is not that of a run that goes on.")
     run = run_of(row)
-    refusal = _refusal(call, run, row)
+    refusal = _refusal(call, run, row, of_step)
     if refusal is not None:
         return refusal
     if row["circuit"] not in {None, BreakerState.CLOSED}:
@@ -168,7 +182,7 @@ def reserve(connection: Connection, call: NewCall, rule: CircuitBreaker) -> Run 
     return run
 
 
-def _refusal(call: NewCall, run: Run, row: dict[str, Any]) -> Refusal | None:
+def _refusal(call: NewCall, run: Run, row: dict[str, Any], of_step: Budget) -> Refusal | None:
     if not run.may_use(call.model):
         return Refusal("model-not-allowed", f"This run may not use {call.model[:80]!r}.")
     budget = spending.budget_of(row["budget"])
@@ -180,6 +194,10 @@ def _refusal(call: NewCall, run: Run, row: dict[str, Any]) -> Refusal | None:
     used_up = spending.exhausted(budget, spent, held)
     if used_up is not None:
         return Refusal("budget-exhausted", used_up)
+    of_run = Spending(row["step_usd"], int(row["step_tokens"]), row["step_calls"])
+    used_up = spending.exhausted(of_step, of_run, Spending(), "step")
+    if used_up is not None:
+        return Refusal("run-limit-reached", used_up)
     if row["own_calls"] >= MOST_AT_ONCE:
         text = f"This run has {MOST_AT_ONCE} calls in flight."
         return Refusal("too-many-calls", text, timedelta(seconds=1))

@@ -24,6 +24,10 @@ TABLES: Final = (
     "tool_calls",
     "questions",
     "interventions",
+    "run_tokens",
+    "model_calls",
+    "usage",
+    "budgets",
 )
 _FEW: Final = 200
 _OUTGROWN: Final = statement(

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.core import run_token
+from orchestrator.core.assignment import Budget
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.run_tokens import Run
 from orchestrator.engine.prices import with_entered
@@ -57,7 +58,8 @@ def create_gateway(wiring: Wiring) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         settings = wiring.settings
-        books = Books(wiring.engine, wiring.tenant_id, wiring.circuit_breaker)
+        of_step = Budget(settings.max_turns, settings.max_tokens, settings.max_cost_usd)
+        books = Books(wiring.engine, wiring.tenant_id, wiring.circuit_breaker, of_step)
         evidence = Evidence(wiring.engine, lambda: wiring.artifacts, wiring.redactor)
         timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
         limits = httpx2.Limits(max_connections=_MOST_CONNECTIONS, keepalive_expiry=30)

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from orchestrator.core.assignment import Budget
 from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.db import gateways, run_tokens, spending
 from orchestrator.db.connect import Connection, Engine, SQLAlchemyError
@@ -29,10 +30,11 @@ class Books:
     """What is reserved and settled. A database that is away is a refusal, never a free pass; what was used
     meanwhile is written down when it returns."""
 
-    def __init__(self, engine: Engine, tenant_id: str, rule: CircuitBreaker) -> None:
+    def __init__(self, engine: Engine, tenant_id: str, rule: CircuitBreaker, of_step: Budget) -> None:
         self._engine = engine
         self._tenant_id = tenant_id
         self._rule = rule
+        self._of_step = of_step
         self._threads = ThreadPoolExecutor(_THREADS, "books")
         self._settling: set[asyncio.Task[None]] = set()
 
@@ -45,7 +47,7 @@ class Books:
         return run or Refusal("run-token-invalid", "This token is not that of a run that goes on.")
 
     async def reserve(self, call: NewCall) -> Run | Refusal:
-        asked = self._begin(lambda connection: spending.reserve(connection, call, self._rule))
+        asked = self._begin(lambda connection: spending.reserve(connection, call, self._rule, self._of_step))
         try:
             return await asyncio.wait_for(asyncio.shield(asked), _ANSWER_SECONDS)
         except SQLAlchemyError as error:

@@ -31,6 +31,7 @@ _FORMS: Final[Mapping[str, _Form]] = MappingProxyType(
     {
         "run-token-invalid": _Form(401, _AUTH, _AUTH),
         "budget-exhausted": _Form(402, "billing_error", "insufficient_quota"),
+        "run-limit-reached": _Form(402, "billing_error", "insufficient_quota"),
         "model-not-allowed": _Form(403, "permission_error", "permission_error"),
         "price-unknown": _Form(403, "permission_error", "permission_error"),
         "path-unknown": _Form(404, "not_found_error", "invalid_request_error"),

@@ -64,6 +64,14 @@ SQL: Final[Mapping[str, Mapping[str, str]]] = {
             SELECT step_id, conversation, count(*), max(number) FROM turns WHERE kind = 'turn'
             GROUP BY step_id, conversation
             HAVING count(*) <> max(number) OR count(DISTINCT number) <> count(*)""",
+        "budget other than the sum of what was used": """
+            SELECT b.root_id, b.spent_usd, b.spent_tokens, b.calls FROM budgets b
+            CROSS JOIN LATERAL (
+              SELECT coalesce(sum(u.cost_usd), 0) AS usd, count(*) AS calls, coalesce(sum(u.input_tokens
+                + u.output_tokens + u.cache_read_tokens + u.cache_write_tokens), 0) AS tokens
+              FROM tasks t JOIN usage u ON u.task_id = t.id
+              WHERE t.root_id = b.root_id AND u.call_id IS NOT NULL) s
+            WHERE (b.spent_usd, b.spent_tokens, b.calls) <> (s.usd, s.tokens, s.calls)""",
         "turn without exactly one usage row": """
             SELECT t.step_id, t.number FROM turns t WHERE kind = 'turn' AND 1 <> (
               SELECT count(*) FROM usage u

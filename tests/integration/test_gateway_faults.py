@@ -123,6 +123,23 @@ def test_tokens_and_turns_are_bounded_too(
         assert [post(access).status_code for _ in range(3)] == [200, 200, 402]
 
 
+def test_a_step_of_another_agent_is_stopped_at_the_limits_of_one_step(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any]
+) -> None:
+    """Our own engine stops by itself, and is not stopped here."""
+    one, ours = claim("one"), claim("ours")
+    with (
+        serving(Answer(STREAM)) as provider,
+        gateway_to(ledger, provider.url, tmp_path, max_turns=2) as gateway,
+    ):
+        theirs = gateway.access(ledger, one)
+        ledger.run("UPDATE run_tokens SET agent_type = 'aider'")
+        access = gateway.access(ledger, ours)
+        assert [post(theirs).status_code for _ in range(3)] == [200, 200, 402]
+        assert code(post(theirs)) == "run-limit-reached"
+        assert [post(access).status_code for _ in range(3)] == [200] * 3
+
+
 def test_four_fifths_of_a_budget_are_warned_of_once_for_each_height(
     ledger: Ledger, tmp_path: Path, claim: Callable[..., Any]
 ) -> None:

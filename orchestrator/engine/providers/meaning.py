@@ -94,6 +94,7 @@ OF_GATEWAY: Final[Mapping[str, Meaning]] = MappingProxyType(
         meaning.code: meaning
         for meaning in (
             Meaning(ErrorClass.LIMIT, "budget-exhausted", retryable=False),
+            Meaning(ErrorClass.LIMIT, "run-limit-reached", retryable=False),
             Meaning(ErrorClass.OVERLOADED, "circuit-open", retryable=True),
             Meaning(ErrorClass.AUTH, "run-token-invalid", retryable=False),
             Meaning(ErrorClass.VALIDATION, "model-not-allowed", retryable=False),
