@@ -133,14 +133,16 @@ def _codex(wiring: Wiring, desk: Desk) -> Agent:
     from orchestrator.agents.acp import AcpAdapter
     from orchestrator.agents.profiles.codex import Codex
 
-    return external_agent(wiring, desk, AcpAdapter(Codex(wiring.settings.openai_model)))
+    codex = Codex(wiring.settings.openai_model)
+    return external_agent(wiring, desk, AcpAdapter(codex, partial(find, root=wiring.settings.agents_dir)))
 
 
 def _goose(wiring: Wiring, desk: Desk) -> Agent:
     from orchestrator.agents.acp import AcpAdapter
     from orchestrator.agents.profiles.goose import Goose
 
-    return external_agent(wiring, desk, AcpAdapter(Goose(wiring.settings.model)))
+    goose = Goose(wiring.settings.model)
+    return external_agent(wiring, desk, AcpAdapter(goose, partial(find, root=wiring.settings.agents_dir)))
 
 
 def _claude_code(wiring: Wiring, desk: Desk) -> Agent:
