@@ -354,6 +354,9 @@ limit-tokens | Not done within the tokens allowed
 limit-cost | Not done within the cost allowed
     The step cost as much as ORCHESTRATOR_MAX_COST_USD allows.
     Split the step, or raise the limit.
+limit-processes | Too many processes
+    The agent started more processes than the sandbox allows one step.
+    See what it runs in the step's log: mostly a test suite that forks without end.
 limit-wall-time | Not done within the time allowed
     The step's agent worked for as long as ORCHESTRATOR_MAX_WALL_TIME allows.
     Split the step, or raise the limit.
