@@ -148,11 +148,12 @@ def adapter(settings: Settings, name: str, open_transcripts: Callable[[Assignmen
     from orchestrator.agents.profiles.codex import Codex
     from orchestrator.agents.profiles.goose import Goose
 
+    installed = partial(find, root=settings.agents_dir)
     match name:
         case "codex":
-            return AcpAdapter(Codex(settings.openai_model))
+            return AcpAdapter(Codex(settings.openai_model), installed)
         case "goose":
-            return AcpAdapter(Goose(settings.model))
+            return AcpAdapter(Goose(settings.model), installed)
         case "aider":
             return Aider(_installed(settings, name), settings.model)
     program = _installed(settings, name)

@@ -252,6 +252,8 @@ class _AcpTalk:
             cut = self._overseer.look()
             if cut is not None:
                 break
+            if self._running.too_many():
+                raise AgentBroke(_multiplies(self._profile.name))
             await asyncio.wait(
                 (task, *client.wished()), timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
@@ -305,9 +307,14 @@ class _AcpTalk:
 def _missing(profile: Profile) -> Broke:
     text = (
         f"{profile.name} isn't installed on this worker's machine. Install it there: "
-        f"orchestrator agent install --only {profile.program}"
+        f"orchestrator agent install {profile.program}"
     )
     return Broke("agent-program-missing", text, ErrorClass.DEPENDENCY)
+
+
+def _multiplies(name: str) -> Broke:
+    text = f"{name} started more processes than a step may have."
+    return Broke("limit-processes", text, ErrorClass.LIMIT, retryable=False)
 
 
 def _of_request(name: str, error: RequestError) -> Broke:

@@ -171,6 +171,30 @@ model-server-refused | The model server refused what it was told
 agent-install-failed | An agent's program could not be installed
     No package index can be reached, it has no such version, the folder can't be written, or the disk is full.
     Read what the installer said, repair that, and run it again: nothing is left half done.
+agent-program-ended | The agent's program ended in the middle of its work
+    It crashed, was killed for want of memory, or closed its output.
+    Its last words are in the step's log. The step is tried again.
+agent-program-silent | The agent's program did not answer
+    It did not start, open its session or end its turn in time.
+    Look at the step's log for what it wrote on stderr. The step is tried again.
+agent-request-failed | The agent's program answered with an error
+    What it said is in the message; its protocol has no code for it.
+    Look at the step's log. The step is tried again.
+agent-model-failed | The agent gave up on its model
+    Its requests to the model failed for good, although it ended its turn as if all were well.
+    Look at the calls of the step: orchestrator task costs. The step is tried again.
+agent-cut-off | The agent's answer was cut off
+    Its model stopped at the most that it may write at once.
+    The step is tried again. Cut the step into smaller ones if it happens again.
+agent-cancelled-itself | The agent cancelled its own turn
+    Its program ended the turn as cancelled, and nobody had asked it to.
+    Look at the step's log. The step is tried again.
+agent-denied | The agent was refused tool calls
+    Its own rules refused calls without anybody having been asked, so that its work can't be whole.
+    Look at the step's log for which calls those were.
+agent-changed-nothing | The agent says that it is done, but changed nothing
+    It was told so once, and neither changed a file nor said outright that none has to be changed.
+    Say in the task's description what is to be different afterwards. The step is tried again.
 agent-not-found | There is no such agent
     No agent that is there has this id or name.
     List them: orchestrator agent list
@@ -351,6 +375,9 @@ limit-tokens | Not done within the tokens allowed
 limit-cost | Not done within the cost allowed
     The step cost as much as ORCHESTRATOR_MAX_COST_USD allows.
     Split the step, or raise the limit.
+limit-processes | Too many processes
+    The agent started more processes than the sandbox allows one step.
+    See what it runs in the step's log: mostly a test suite that forks without end.
 limit-wall-time | Not done within the time allowed
     The step's agent worked for as long as ORCHESTRATOR_MAX_WALL_TIME allows.
     Split the step, or raise the limit.

@@ -287,6 +287,23 @@ def test_a_killed_worker_takes_its_agent_with_it(gateway: Gateway, tmp_path: Pat
     assert left == []
 
 
+def test_without_a_sandbox_the_next_worker_ends_what_a_killed_one_left(tmp_path: Path) -> None:
+    mark = f"{RUN_MARK}={_ended_pid()}-nobody-1"
+    left = subprocess.Popen(["sleep", "600"], env=dict([mark.split("=")]), start_new_session=True)
+    try:
+        without_bubblewrap(tmp_path / "plain")
+        assert left.wait(10) == -signal.SIGKILL
+    finally:
+        left.kill()
+        left.wait()
+
+
+def _ended_pid() -> int:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    return ended.pid
+
+
 def test_a_home_goes_when_its_step_is_over_and_not_before(tmp_path: Path) -> None:
     homes = installation(tmp_path / "root").homes
     over, going = HomeOwner("task", "over"), HomeOwner("task", "going")
