@@ -22,14 +22,14 @@ from orchestrator.agents.programs import Program, find
 from orchestrator.agents.readiness import Readiness, Surroundings, readiness
 from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.config import DEFAULT_TENANT, Settings
-from orchestrator.core.assignment import Agent, Assignment, ModelAccess
+from orchestrator.core.assignment import Agent, Assignment, ModelAccess, Stop
 from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect, gateways
 from orchestrator.db.connect import Engine
-from orchestrator.engine.ports import Journal, Model
+from orchestrator.engine.ports import Journal, Model, Workspace as EngineWorkspace
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from orchestrator.agents.external import Adapter
     from orchestrator.agents.ports import Sessions, Transcripts
     from orchestrator.commands.submit import Policy
-    from orchestrator.engine.tools.policy import ToolPolicy
+    from orchestrator.core.mcp_server import McpServer
+    from orchestrator.engine.tools.policy import McpTools, ToolPolicy
+    from orchestrator.engine.web import HostPolicy
     from orchestrator.queues.topology import Topology
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
@@ -82,8 +84,18 @@ def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
         desk.open_workspace,
         wiring.settings.command_timeout,
         wiring.tool_policy,
+        _open_servers,
         with_entered(wiring.settings.prices),
     )
+
+
+def _open_servers(
+    servers: Mapping[str, McpServer], workspace: EngineWorkspace, hosts: HostPolicy, stop: Stop
+) -> AbstractContextManager[McpTools]:
+    """MCP's library takes a second to load: claims that start no server go without."""
+    from orchestrator.engine.tools.mcp import opened
+
+    return opened(servers, workspace, hosts, stop)
 
 
 def agents_here(settings: Settings, providers: frozenset[str]) -> tuple[Readiness, ...]:

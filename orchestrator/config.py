@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8100
     """Where the gateway listens."""
+    gateway_traces: bool = False
+    """Whether providers are told the task's id and the time, under the first names of `task_id_headers` and
+    `timestamp_headers`; else nothing of the kind leaves the installation."""
     gateway_max_body_bytes: int = 33_554_432
     """Longest request to a model that the gateway reads."""
     gateway_first_byte: timedelta = timedelta(minutes=10)

@@ -24,6 +24,7 @@ STARTED_BY = {
     "orchestrator db upgrade": _OPERATE,
     "orchestrator db restore orchestrator.dump": _OPERATE,
     "orchestrator api & orchestrator beat & orchestrator worker --queues system --name system &": _COMPOSE,
+    "ANTHROPIC_API_KEY=… orchestrator gateway &": _COMPOSE,
     "FLOWER_BASIC_AUTH=operator:… orchestrator flower --port 5555": _COMPOSE,
     'orchestrator task create -d "Fix the failing test" --repo https://forge.example/team/project.git '
     "--credential forge --push": "tests/integration/test_credentials.py",

@@ -45,6 +45,7 @@ CANCEL_SECONDS: Final = 2.5
 CLOSING_SECONDS: Final = 0.7
 """For an end by itself when its input is closed, and then again by SIGTERM."""
 AUTH_REQUIRED: Final = -32000
+SET_TITLE: Final = "session/set_title"
 
 
 class Profile(Protocol):
@@ -77,6 +78,8 @@ class Settings:
     options: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
     """`_meta` of session/new."""
+    title: str | None = None
+    """Given to a new session, where the agent would else ask a model for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,7 @@ class _AcpTalk:
         else:
             made = await self._connection.new_session(self._folder, mcp_servers=[], **settings.meta)
             self.session_id = made.session_id
+            await self._entitle(settings.title)
         if settings.mode is not None:
             await self._connection.set_session_mode(self.session_id, settings.mode)
         for option, value in settings.options.items():
@@ -222,6 +226,13 @@ class _AcpTalk:
             self._overseer.link.log("system", f"The agent's session is lost: {error}\n")
             return False
         return True
+
+    async def _entitle(self, title: str | None) -> None:
+        """By a method that is not in the protocol's first version: who doesn't know it has no title."""
+        if title is not None:
+            request = {"sessionId": self.session_id, "title": title}
+            with contextlib.suppress(RequestError):
+                await self._opened()._conn.send_request(SET_TITLE, request)  # noqa: SLF001 - it has no name yet
 
     def _opened(self) -> ClientSideConnection:
         assert self._connection is not None  # noqa: S101 - `open` comes first

@@ -15,7 +15,7 @@ from orchestrator.engine import loop
 from orchestrator.engine.limits import refused
 from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Stopped, Workspace
 from orchestrator.engine.prices import PRICES, Price
-from orchestrator.engine.tools.policy import ToolPolicy
+from orchestrator.engine.tools.policy import OpenServers, ToolPolicy, no_servers
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class EngineAgent:
     command_timeout: timedelta = loop.COMMAND_TIMEOUT
     policy: ToolPolicy = field(default_factory=ToolPolicy)
     """What the model may call here besides the plain tools; a step's spec narrows it."""
+    open_servers: OpenServers = no_servers
     prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
@@ -39,7 +40,7 @@ class EngineAgent:
             model = self.model(assignment)
             with (
                 self.open_workspace(assignment) as workspace,
-                equipped(self.policy, assignment, workspace, link) as tools,
+                equipped(self.policy, self.open_servers, assignment, workspace, link) as tools,
             ):
                 return loop.work(
                     assignment,

@@ -9,14 +9,17 @@ from typing import Any
 from orchestrator.core.assignment import Assignment, Link
 from orchestrator.engine.ports import Workspace
 from orchestrator.engine.tools import TOOLS, toolbox
-from orchestrator.engine.tools.mcp import opened
-from orchestrator.engine.tools.policy import ToolPolicy
+from orchestrator.engine.tools.policy import OpenServers, ToolPolicy, no_servers
 from orchestrator.engine.tools.tool import Tool
 
 
 @contextmanager
 def equipped(
-    policy: ToolPolicy, assignment: Assignment, workspace: Workspace, link: Link
+    policy: ToolPolicy,
+    open_servers: OpenServers,
+    assignment: Assignment,
+    workspace: Workspace,
+    link: Link,
 ) -> Iterator[Mapping[str, Tool[Any]]]:
     """`policy` is the installation's; a step narrows it or adds to it with `spec["tools"]`.
 
@@ -26,7 +29,8 @@ def equipped(
         yield TOOLS
         return
     own = policy.for_task(assignment.spec.get("tools"))
-    with opened(own.servers, workspace, own.hosts, link.stop) as found:
+    opening = open_servers if own.servers else no_servers
+    with opening(own.servers, workspace, own.hosts, link.stop) as found:
         for problem in (*own.problems, *found.problems):
             link.log("system", f"{problem}\n")
             link.note("tools", {"problem": problem})

@@ -238,6 +238,8 @@ class _Work:
         if self._overseer.limit is not None:
             return self._overseer.limit
         refusal = self._enclosure.door.refusal_since(self._overseer.calls_before)
+        if refusal is not None and end.problem is None and refusal.code in refusals.OF_ONE_MODEL:
+            refusal = None
         if refusal is not None and end.cut is not Cut.MESSAGE:
             return refusals.verdict(refusal, fence=self._assignment.fence)
         if (wish := end.wish or _asked_in_words(end)) is not None:

@@ -19,13 +19,10 @@ _THROTTLED: Final = 429
 _SERVER: Final = 500
 PATIENCE: Final = timedelta(minutes=1)
 """A longer wait for a provider holds no worker."""
-FINAL_CODES: Final = frozenset(
-    {
-        *("budget-exhausted", "circuit-open", "run-token-invalid"),
-        *("model-not-allowed", "price-unknown", "provider-missing"),
-    }
-)
-"""Refusals that the same request would meet again at once: an agent that goes on trying only loses time."""
+FINAL_CODES: Final = frozenset(("budget-exhausted", "circuit-open", "run-token-invalid"))
+"""Refusals that every request would meet: an agent that goes on trying only loses time."""
+OF_ONE_MODEL: Final = frozenset(("model-not-allowed", "price-unknown", "provider-missing"))
+"""Refusals that an agent may do without: some ask a model of their own choice for titles and summaries."""
 
 _CODES: Final[Mapping[str, tuple[ErrorClass, bool, str]]] = MappingProxyType(
     {

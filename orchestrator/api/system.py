@@ -15,6 +15,7 @@ from orchestrator.api.explanations import EXPLANATIONS
 from orchestrator.api.wiring import The, identify, shown_key
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.errors import OrchestratorError, Unknown
+from orchestrator.db import gateways
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.upgrade import is_current
 from orchestrator.queries.health import Vitals, vitals
@@ -77,6 +78,7 @@ def _components(wiring: Wiring) -> dict[str, dict[str, Any]]:
     began = time.monotonic()
     with snapshot(wiring.engine) as connection:
         found = vitals(connection)
+        heard = gateways.heard(connection, wiring.tenant_id)
     took = round((time.monotonic() - began) * 1000, 1)
     every = wiring.settings.sweep_every.total_seconds()
     late = found.swept_seconds_ago is None or found.swept_seconds_ago > every * _MISSED_SWEEPS
@@ -86,6 +88,11 @@ def _components(wiring: Wiring) -> dict[str, dict[str, Any]]:
         "schema": {"status": "ok" if is_current(wiring.engine) else "unavailable"},
         "broker": _broker(wiring),
         "agents": {"status": "ok" if alive else "degraded", "alive": alive, "by_status": dict(found.agents)},
+        "gateway": {
+            "status": "degraded" if heard.silent and not heard.alive else "ok",
+            "alive": heard.alive,
+            "providers": sorted(heard.providers),
+        },
         "queues": _queues(found),
         "sweep": {
             "status": "degraded" if late else "ok",

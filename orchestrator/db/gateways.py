@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Connection
 
-from orchestrator.db.sql import dumps, rows, statement
+from orchestrator.db.sql import dumps, one, rows, statement
 
 SILENT_SECONDS: Final = 30
 """A gateway that has not been heard for so long is dead, and its reservations with it."""
@@ -38,6 +39,30 @@ _PROVIDERS: Final = statement(
       AND g.heartbeat_at > clock_timestamp() - make_interval(secs => {SILENT_SECONDS})
     """
 )
+
+
+_HEARD: Final = statement(
+    f"""
+    SELECT count(*) FILTER (WHERE fresh) AS alive, count(*) FILTER (WHERE NOT fresh) AS silent
+    FROM (SELECT heartbeat_at > clock_timestamp() - make_interval(secs => {SILENT_SECONDS}) AS fresh
+          FROM gateways WHERE tenant_id = :tenant) g
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """How many gateways live, and how many fell silent within a day without leaving in order."""
+
+    alive: int
+    silent: int
+    providers: frozenset[str]
+
+
+def heard(connection: Connection, tenant_id: str) -> Heard:
+    row = one(connection, _HEARD, tenant=tenant_id)
+    assert row is not None  # noqa: S101 - counts
+    return Heard(row["alive"], row["silent"], providers(connection, tenant_id))
 
 
 def beat(connection: Connection, tenant_id: str, gateway_id: str, url: str, providers: Sequence[str]) -> None:

@@ -50,6 +50,8 @@ class Connection:
     last_words: Callable[[], str] = lambda: ""
     """What it said last outside of the protocol."""
     is_dead: Callable[[], bool] = lambda: False
+    end: Callable[[], object] = lambda: None
+    """Ends it for certain, if closing the streams didn't."""
 
 
 class McpSession:
@@ -62,6 +64,7 @@ class McpSession:
         self._lock = threading.Lock()
         self._starts = 0
         self._held: _Held | None = None
+        self._started: list[Connection] = []
 
     def tools(self, stop: Stop) -> list[types.Tool]:
         """All that it offers. Raises `ServerFailed`, `Stopped`."""
@@ -78,8 +81,13 @@ class McpSession:
         return self._ask(send, seconds, stop)
 
     def close(self) -> None:
+        """Lets the server end in order; `end` afterwards, when the loop is closed."""
         if self._held is not None:
             self._held.release()
+
+    def end(self) -> None:
+        for connection in self._started:
+            connection.end()
 
     def _ask(self, question: Callable[[Client], Coroutine[Any, Any, T]], seconds: float, stop: Stop) -> T:
         with self._lock:
@@ -104,10 +112,11 @@ class McpSession:
             raise ServerFailed("the server died twice and is not started again")
         self._starts += 1
         try:
-            held = _Held(self._connect())
+            connection = self._connect()
         except Exception as error:  # a program that is none, a host that is forbidden
             raise ServerFailed(f"the server can't be started: {_reason(error)}") from error
-        self._held = held
+        self._started.append(connection)
+        self._held = held = _Held(connection)
         self._loop.begin(held.hold())
         try:
             self._loop.call(held.wait_until_ready(), START_SECONDS, stop)
@@ -270,6 +279,7 @@ def over_pipes(process: ServedProcess) -> Connection:
         streams(),
         last_words=lambda: said.decode("utf-8", "replace"),
         is_dead=lambda: process.code() is not None,
+        end=lambda: process.end(closing=0, terminating=0),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -72,6 +72,7 @@ def create_gateway(wiring: Wiring) -> Starlette:
                 settings.gateway_max_body_bytes,
                 evidence.take,
                 with_entered(settings.prices),
+                _tracing(wiring),
             )
             await _beat(life, wiring)
             beside = (
@@ -99,6 +100,19 @@ def create_gateway(wiring: Wiring) -> Starlette:
         ),
     ]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _unknown, 405: _unknown})
+
+
+def _tracing(wiring: Wiring) -> Callable[[Run], Mapping[str, str]]:
+    settings = wiring.settings
+
+    def trace(run: Run) -> Mapping[str, str]:
+        if not settings.gateway_traces:
+            return {}
+        told = dict.fromkeys(settings.task_id_headers[:1], run.step.task_id)
+        now = wiring.clock().isoformat(timespec="milliseconds")
+        return told | dict.fromkeys(settings.timestamp_headers[:1], now)
+
+    return trace
 
 
 async def _beat(life: _Life, wiring: Wiring) -> None:

@@ -38,6 +38,7 @@ CHAT: Final = Dialect(
     "chat", Family.OPENAI, "/v1/chat/completions", ("max_completion_tokens", "max_tokens"), "messages"
 )
 COUNTING: Final = Dialect("count_tokens", Family.ANTHROPIC, "/v1/messages/count_tokens", (), "messages")
+LONGEST_NAME: Final = 200
 CALLS: Final = (MESSAGES, RESPONSES, CHAT)
 
 
@@ -55,13 +56,16 @@ class Request:
 
 
 def read(dialect: Dialect, body: bytes) -> Request | str:
-    """What a body asks for, or what is wrong with it."""
+    """What a body asks for, or what is wrong with it: also whatever a provider could read otherwise than we
+    do, or go on to charge for when the call has ended."""
     try:
-        content = json.loads(body)
+        content = json.loads(body, object_pairs_hook=_once_each)
     except (ValueError, RecursionError):
-        return "The body is not JSON."
-    if not isinstance(content, dict) or not isinstance(content.get("model"), str):
+        return "The body is not JSON, or names something twice."
+    if not isinstance(content, dict) or not _is_name(content.get("model")):
         return "The body is not an object with a text `model`."
+    if content.get("background"):
+        return "A reply in the background is not passed on."
     streamed = content.get("stream") is True
     most = [content[name] for name in dialect.max_output_fields if isinstance(content.get(name), int)]
     hides = dialect is CHAT and streamed and not _asks_for_usage(content)
@@ -70,6 +74,18 @@ def read(dialect: Dialect, body: bytes) -> Request | str:
         asked = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         body = json.dumps({**content, "stream_options": asked}).encode()
     return Request(content["model"], streamed, min(most, default=None), content, body, hides)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values of one name, ours could be another than the provider's."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice")
+    return found
+
+
+def _is_name(model: object) -> bool:
+    return isinstance(model, str) and 0 < len(model) <= LONGEST_NAME and model.isprintable()
 
 
 def _asks_for_usage(content: Mapping[str, Any]) -> bool:

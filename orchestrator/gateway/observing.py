@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from orchestrator.core.spending import BYTES_PER_TOKEN
 from orchestrator.db.spending import Tokens
 from orchestrator.gateway.dialects import CHAT, MESSAGES, Dialect
-from orchestrator.gateway.frames import Frames
+from orchestrator.gateway.frames import LONGEST, Frames
 
 _ANTHROPIC_NAMES: Final = {
     "input_tokens": "input",
@@ -69,8 +69,13 @@ class Observer:
         self._reader = _reader(dialect)
         self._frames = Frames() if streamed else None
         self._body: list[bytes] = []
+        self._bytes = 0
 
     def feed(self, chunk: bytes) -> None:
+        """More than LONGEST is not looked at."""
+        self._bytes += len(chunk)
+        if self._bytes > LONGEST:
+            return
         if self._frames is None:
             self._body.append(chunk)
             return
@@ -106,7 +111,8 @@ class Observer:
     def tokens(self, input_expected: int) -> Tokens:
         """As the provider counted; what it didn't say is estimated from lengths."""
         seen, counts = self.seen, self.seen.tokens
-        estimate = 0 if seen.counted else seen.written // BYTES_PER_TOKEN + 1
+        written = seen.written or self._bytes
+        estimate = 0 if seen.counted else written // BYTES_PER_TOKEN + 1
         return Tokens(
             input=counts.get("input", 0 if seen.counted else input_expected),
             output=max(counts.get("output", 0), estimate),
@@ -213,6 +219,7 @@ class _Chat:
             kept = seen.content["choices"].setdefault(choice.get("index", 0), {"message": {}})
             if choice.get("finish_reason"):
                 kept["finish_reason"] = choice["finish_reason"]
+                seen.ended = True  # not every server says [DONE]
             _grow(seen, kept["message"], choice.get("delta") or {})
 
     def whole(self, seen: Seen, reply: Mapping[str, Any]) -> None:

@@ -38,6 +38,7 @@ log: Final = structlog.get_logger(__name__)
 _OK: Final = 200
 HOW_TO_SHOW: Final = "Show the run's token: Authorization: Bearer …, or x-api-key."
 _THROTTLED: Final = frozenset({429, 503, 529})
+_BODY_SECONDS: Final = 60.0
 _SETTLE_SECONDS: Final = 2.0
 """So long the end of a reply waits for its settling: who reads that end, finds it written down."""
 
@@ -62,6 +63,8 @@ class Passage:
     keep: Callable[[Said], None]
     """Takes a call's evidence, once it has ended."""
     prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
+    trace: Callable[[Run], Mapping[str, str]] = lambda _: {}
+    """Headers that providers are told of a run."""
 
 
 @dataclass(slots=True)
@@ -155,13 +158,16 @@ class Passing:
     async def _admit(self, passage: Passage, scope: Scope, receive: Receive) -> _Call | Answer:
         """A call that may be sent, its cost reserved; or the refusal. Raises ClientDisconnect."""
         dialect = self._dialect
-        body = await _read_body(receive, passage.max_body_bytes)
+        token = shown_token(scope)
+        if token is None:  # before anything of a stranger's is read
+            return refuse(dialect, "run-token-invalid", HOW_TO_SHOW)
+        try:
+            body = await asyncio.wait_for(_read_body(receive, passage.max_body_bytes), _BODY_SECONDS)
+        except TimeoutError:
+            return refuse(dialect, "request-malformed", "The body did not arrive in time.")
         if body is None:
             text = f"A request may have {passage.max_body_bytes:,} bytes."
             return refuse(dialect, "body-too-large", text)
-        token = shown_token(scope)
-        if token is None:
-            return refuse(dialect, "run-token-invalid", HOW_TO_SHOW)
         request = read(dialect, body)
         if isinstance(request, str):
             return refuse(dialect, "request-malformed", request)
@@ -175,7 +181,7 @@ class Passing:
         outgoing = passage.client.build_request(
             "POST",
             provider.url(dialect, scope.get("query_string", b"")),
-            headers=provider.headers(scope["headers"], {}),
+            headers=provider.headers(scope["headers"], passage.trace(run)),
             content=request.body,
         )
         observer = Observer(dialect, streamed=request.streamed)
@@ -196,7 +202,7 @@ class Passing:
                 sha256=sha256,
                 gateway_id=passage.gateway_id,
                 provider=self._dialect.provider,
-                model=request.model[:200].replace("\x00", "\ufffd"),
+                model=request.model,
                 dialect=self._dialect.name,
                 streamed=request.streamed,
                 cost_usd=_cost(request.model, Tokens(*expected), passage.prices),
@@ -270,8 +276,8 @@ class _Relay:
         encoded = "content-encoding" in response.headers
         if call.status in _THROTTLED:
             call.throttled = _retry_after(response.headers)
-        if call.status != _OK:
-            call.observer = Observer(call.dialect, streamed=False)
+        kind = response.headers.get("content-type", "")
+        call.observer = Observer(call.dialect, streamed=kind.startswith("text/event-stream"))
         headers = passed_back(response.headers.raw, decoded=encoded)
         if call.dialect is not COUNTING:
             headers.append((b"x-orchestrator-call", call.id.encode()))
@@ -322,19 +328,21 @@ class _Relay:
             return Tried.ABANDONED
         call.observer.close()
         seen = call.observer.seen
-        if call.status == _OK and call.request.streamed and not seen.ended:
+        if call.status == _OK and (seen.error or not seen.ended):
             call.error = call.error or seen.error or "stream-truncated"
             return Tried.FAILED
         return Tried.SUCCEEDED
 
 
 def shown_token(scope: Scope) -> str | None:
-    """By either header; the SDKs differ."""
+    """By either header; the SDKs differ. Only what has a token's form."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
     scheme, _, value = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if scheme.lower() == "bearer" and value.strip():
-        return value.strip()
-    return headers.get(b"x-api-key", b"").decode("latin-1").strip() or None
+        shown = value.strip()
+    else:
+        shown = headers.get(b"x-api-key", b"").decode("latin-1").strip()
+    return shown if shown.startswith(run_token.PREFIX) else None
 
 
 async def respond(send: Send, answer: Answer) -> None:

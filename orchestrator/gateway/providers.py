@@ -26,6 +26,7 @@ _OURS: Final = frozenset(
     }
 )
 _OUR_PREFIXES: Final = (b"x-orchestrator-", b"x-kilocode-", b"x-task-", b"x-timestamp-", b"x-run-")
+"""Besides the configured names; they tie calls to runs here, and say nothing to providers."""
 _KEPT_BACK: Final = frozenset({b"set-cookie", b"content-length", b"server", b"date", b"alt-svc"})
 
 
@@ -37,6 +38,8 @@ class Provider:
     name: Family
     base_url: str
     key: str | None = field(repr=False)
+    ours: frozenset[bytes] = frozenset()
+    """Further headers that are for us, by their lower-case names."""
 
     def url(self, dialect: Dialect, query: bytes) -> str:
         asked = f"?{query.decode('ascii', 'replace')}" if query else ""
@@ -50,7 +53,7 @@ class Provider:
         kept = [
             (name, value)
             for name, value in given
-            if name not in _HOP_BY_HOP and name not in _OURS and not name.startswith(_OUR_PREFIXES)
+            if name not in _HOP_BY_HOP | _OURS | self.ours and not name.startswith(_OUR_PREFIXES)
         ]
         kept.append((b"accept-encoding", b"identity"))
         if self.key is not None and self.name is Family.ANTHROPIC:
@@ -65,8 +68,11 @@ def providers_of(settings: Settings) -> Mapping[Family, Provider]:
         Family.ANTHROPIC: (settings.anthropic_api_key, settings.anthropic_base_url),
         Family.OPENAI: (settings.openai_api_key, settings.openai_base_url),
     }
+    ours = frozenset(
+        name.lower().encode() for name in (*settings.task_id_headers, *settings.timestamp_headers)
+    )
     return {
-        name: Provider(name, _root(url or _PUBLIC[name]), key.get_secret_value() if key else None)
+        name: Provider(name, _root(url or _PUBLIC[name]), key.get_secret_value() if key else None, ours)
         for name, (key, url) in found.items()
         if (key and key.get_secret_value()) or url
     }

@@ -10,6 +10,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ class Running:
         self._kin = kin
         self._mark = mark
         self._group = group
+        self._ending = threading.Lock()
 
     @property
     def pid(self) -> int:
@@ -100,18 +102,19 @@ class Running:
 
     def end(self, *, closing: float = 1.0, terminating: float = 1.0) -> int | None:
         """Ends it whatever it does: its input closed, SIGTERM, SIGKILL, each after so many seconds; then all
-        that it left. Its exit code, None if it had to be killed. May be called again."""
-        with contextlib.suppress(OSError, ValueError):
-            self.stdin.close()
-        code = self.wait(closing)
-        if code is None:
-            self.terminate()
-            code = self.wait(terminating)
-        self._sweep()
-        for pipe in (self.stdout, self.stderr):
+        that it left. Its exit code, None if it had to be killed. May be called again, from any thread."""
+        with self._ending:
             with contextlib.suppress(OSError, ValueError):
-                pipe.close()
-        return code
+                self.stdin.close()
+            code = self.wait(closing)
+            if code is None:
+                self.terminate()
+                code = self.wait(terminating)
+            self._sweep()
+            for pipe in (self.stdout, self.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    pipe.close()
+            return code
 
     def left(self) -> list[int]:
         """Processes, wherever they are, that carry the run's mark."""
@@ -129,6 +132,7 @@ class Running:
             self._group.kill()
             self._group.remove()
             self._group = None
+        self.wait(GONE_WITHIN)  # many die slowly, and what isn't waited for stays as a zombie
 
 
 @contextmanager

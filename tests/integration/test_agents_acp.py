@@ -16,12 +16,12 @@ import pytest
 from orchestrator.agents.acp import AcpAdapter, Profile
 from orchestrator.agents.profiles.codex import Codex
 from orchestrator.agents.profiles.goose import Goose
-from orchestrator.agents.programs import find
 from orchestrator.core.assignment import Limits
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Yielded
 from tests.agent_world import CHECK, FIX, AgentWorld, fixing
+from tests.agents_installed import installed
 from tests.engine_world import Wire
 from tests.integration.repositories import installation, without_bubblewrap
 from tests.model_server import RunningModel, model_server
@@ -64,8 +64,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 def _installed(name: str) -> Kind:
     kind = KINDS[name]
-    if find(kind.profile.program) is None:
-        pytest.skip(f"NOT TESTED: {kind.profile.program} is not installed (scripts/install-agents)")
+    installed(kind.profile.program)
     return kind
 
 

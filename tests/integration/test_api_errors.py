@@ -50,11 +50,10 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"description": "x", "agent": {"type": "nobody"}}, "agent-unknown", "/agent/type"),
     ({"description": "x", "id": "../../etc"}, "request-invalid", "/id"),
     ({"description": "x", "validate_only": True}, "mode-unavailable", "/validate_only"),
-    ({"description": "x", "agent": {"type": "claude-code"}}, "mode-unavailable", "/agent/type"),
-    ({"description": "x", "agent": {"capabilities": ["gpu"]}}, "mode-unavailable", "/agent/capabilities"),
+    ({"description": "x", "agent": {"capabilities": [""]}}, "request-invalid", "/agent/capabilities/0"),
     (
-        {"description": "x", "steps": [{"id": "a", "description": "A", "agent": "codex"}]},
-        "mode-unavailable",
+        {"description": "x", "steps": [{"id": "a", "description": "A", "agent": "cursor"}]},
+        "agent-unknown",
         "/steps/0/agent",
     ),
 ]

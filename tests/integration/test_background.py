@@ -140,8 +140,8 @@ def test_waiting_for_it_is_cut_short_by_a_hard_stop(run: Steps, workspace: Works
 def test_an_endless_printer_fills_neither_memory_nor_log_and_is_killed(
     run: Steps, workspace: Workspace
 ) -> None:
-    run("run_command", command="yes", background=True)
-    found = workspace.read_background("call-1", LONG, run.stop)
+    workspace.start_background("h", "yes", timeout=LONG, on_output=run.heard.append, stop=run.stop)
+    found = workspace.read_background("h", LONG, run.stop)
     assert found.killed == "output limit"
     assert len(found.output) <= UNREAD_CHARACTERS
     assert found.left_out > 0
@@ -174,7 +174,14 @@ def test_there_is_room_for_so_many_and_a_handle_names_one(run: Steps, workspace:
 def test_a_resumed_step_is_told_that_they_are_gone(run: Steps, workspace: Workspace) -> None:
     run("run_command", command="sleep 600", background=True)
     workspace.close()
-    again = Workspace(workspace.owner, workspace._place, workspace._git, workspace._sandbox, workspace.start)
+    again = Workspace(
+        workspace.owner,
+        workspace._place,
+        workspace._git,
+        workspace._sandbox,
+        workspace.start,
+        workspace._bring,
+    )
     resumed = Steps(again)
     told = resumed("read_background", handle="call-1")
     assert told.is_error
@@ -187,7 +194,7 @@ def test_a_listener_that_breaks_takes_the_command_along(run: Steps, workspace: W
 
     mark = f"mark-{time.monotonic_ns()}"
     workspace.start_background(
-        "h", f"echo x; tail -f /dev/null {mark}", timeout=LONG, on_output=broken, stop=run.stop
+        "h", f"echo x; sh -c 'sleep 600; :' {mark}", timeout=LONG, on_output=broken, stop=run.stop
     )
     found = workspace.read_background("h", LONG, run.stop)
     assert found == BackgroundOutput("x\n", 0, running=False, killed="the log is full")

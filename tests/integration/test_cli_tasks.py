@@ -134,7 +134,7 @@ def test_a_path_that_is_there_is_a_repository_on_this_machine(door: Door, tmp_pa
         (("task", "create", "-d", "x", "--depends-on", "y"), {}, 2, "mode-unavailable"),
         (("task", "create", "-d", "x", "--project", "web"), {}, 2, "mode-unavailable"),
         (("task", "create", "-d", "x", "--validate-only"), {}, 2, "mode-unavailable"),
-        (("task", "create", "-d", "x", "--agent", "codex"), {}, 2, "mode-unavailable"),
+        (("task", "create", "-d", "x", "--agent", "cursor"), {}, 2, "agent-unknown"),
         (("task", "retry", "none", "--from", "step:2"), {}, 5, "task-unknown"),
         (("task", "create", "-d", "x", "-f", "/nonexistent"), {}, 2, "file-unreadable"),
         (("task", "create", "-d", "x", "--label", "team"), {}, 2, "option-invalid"),

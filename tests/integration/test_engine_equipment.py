@@ -12,6 +12,7 @@ from orchestrator.agents.engine import EngineAgent
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.mcp_server import McpServer
 from orchestrator.core.verdict import Done, StopReason, Yielded
+from orchestrator.engine.tools.mcp import opened
 from orchestrator.engine.tools.policy import ToolPolicy
 from orchestrator.engine.web import HostPolicy
 from orchestrator.workspaces.checkouts import Workspaces
@@ -47,7 +48,9 @@ class Place:
 
     def agent(self, script: Script, policy: ToolPolicy, die_at: int | None = None) -> EngineAgent:
         journal = FileJournal(self.folder / "journal.jsonl", die_at=die_at)
-        return EngineAgent(lambda _: script, lambda _: journal, self.workspace, policy=policy)
+        return EngineAgent(
+            lambda _: script, lambda _: journal, self.workspace, policy=policy, open_servers=opened
+        )
 
 
 def test_patches_background_commands_mcp_and_fetching_work_together(tmp_path: Path) -> None:

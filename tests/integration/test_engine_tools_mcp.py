@@ -19,7 +19,8 @@ from orchestrator.core.mcp_server import McpServer
 from orchestrator.core.verdict import StopReason
 from orchestrator.engine import mcp_session
 from orchestrator.engine.ports import Stopped, ToolResult
-from orchestrator.engine.tools.mcp import MOST_TOOLS, McpTools, opened
+from orchestrator.engine.tools.mcp import MOST_TOOLS, opened
+from orchestrator.engine.tools.policy import McpTools
 from orchestrator.engine.tools.tool import Risk, Tool, ToolContext
 from orchestrator.engine.untrusted import RESULT_CHARACTERS
 from orchestrator.engine.web import HostPolicy

@@ -5,6 +5,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import anthropic
+import httpx2
 import openai
 import pytest
 
@@ -148,3 +149,74 @@ def test_a_streamed_response_is_counted(ledger: Ledger, tmp_path: Path) -> None:
     assert kinds == ["response.created", "response.output_text.delta", "response.completed"]
     (used,) = ledger.rows("SELECT * FROM usage")
     assert (used["input_tokens"], used["output_tokens"], used["cache_read_tokens"]) == (10, 25, 7)
+
+
+@pytest.mark.parametrize("traces", [False, True])
+def test_headers_for_us_stay_here_and_those_for_the_provider_pass(
+    ledger: Ledger, tmp_path: Path, traces: bool
+) -> None:
+    claimed = ledger.take(ledger.task("t", step("a"))["a"])
+    sent = {
+        "X-Task-Id": "spoofed",
+        "X-KILOCODE-TASK-ID": "spoofed",
+        "X-Orchestrator-Anything": "spoofed",
+        "Cookie": "spoofed",
+        "anthropic-beta": "a-beta",
+        "anthropic-version": "2023-06-01",
+    }
+    with (
+        serving(Answer(STREAM, headers={"x-ratelimit": "7", "set-cookie": "theirs"})) as provider,
+        gateway_to(ledger, provider.url, tmp_path, gateway_traces=traces) as gateway,
+    ):
+        token = gateway.access(ledger, claimed).token
+        answer = httpx2.post(
+            f"{gateway.url}/v1/messages?beta=true",
+            json={"model": MODEL, "stream": True, "messages": []},
+            headers={**sent, "x-api-key": token},
+            trust_env=False,
+        )
+    ((headers, _),) = provider.requests
+    found = {name.lower(): value for name, value in headers.items()}
+    assert "spoofed" not in found.values()
+    assert (found["anthropic-beta"], found["anthropic-version"]) == ("a-beta", "2023-06-01")
+    assert found.get("x-task-id") == ("t" if traces else None)
+    assert ("x-timestamp-iso" in found) == traces
+    assert answer.headers["x-ratelimit"] == "7"
+    assert "set-cookie" not in answer.headers
+    assert answer.content.decode().count("data:") == len(STREAM), "byte for byte"
+
+
+def test_counting_tokens_is_passed_on_and_free(ledger: Ledger, tmp_path: Path) -> None:
+    claimed = ledger.take(ledger.task("t", step("a"), budget={"max_turns": 1})["a"])
+    counted = Answer(['{"input_tokens": 42}'], headers={"content-type": "application/json"})
+    with serving(counted) as provider, gateway_to(ledger, provider.url, tmp_path) as gateway:
+        access = gateway.access(ledger, claimed)
+        with anthropic.Anthropic(api_key=access.token, base_url=access.base_url, max_retries=0) as client:
+            for _ in range(2):
+                found = client.messages.count_tokens(model=MODEL, messages=[])
+                assert found.input_tokens == 42
+            with pytest.raises(anthropic.PermissionDeniedError):
+                client.messages.count_tokens(model="another", messages=[])
+    assert len(provider.requests) == 2
+    assert ledger.rows("SELECT 1 FROM model_calls") == []
+
+
+def test_a_reply_that_is_not_streamed_is_counted_too(ledger: Ledger, tmp_path: Path) -> None:
+    claimed = ledger.take(ledger.task("t", step("a"))["a"])
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": MODEL,
+        "content": [{"type": "text", "text": "I read."}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 10, "output_tokens": 25},
+    }
+    whole = Answer([json.dumps(message)], headers={"content-type": "application/json"})
+    with serving(whole) as provider, gateway_to(ledger, provider.url, tmp_path) as gateway:
+        access = gateway.access(ledger, claimed)
+        with anthropic.Anthropic(api_key=access.token, base_url=access.base_url, max_retries=0) as client:
+            reply = client.messages.create(model=MODEL, max_tokens=10, messages=[])
+    assert reply.usage.output_tokens == 25
+    (used,) = ledger.rows("SELECT * FROM usage")
+    assert (used["input_tokens"], used["output_tokens"]) == (10, 25)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +90,18 @@ def test_calls_costs_and_breakers_are_shown_and_evidence_goes_with_the_rest(
     assert sorted(archived.evidence) == sorted(f"calls/root/{call['id']}.json" for call in (failed, done))
     assert door.client.get(f"/api/v1/tasks/root/calls/{done['id']}").status_code == 404
     assert [call["has_evidence"] for call in door.get("/tasks/root/calls")["data"]] == [False, False]
+
+
+def test_health_tells_a_gateway_that_died_from_none_at_all(
+    ledger: Ledger, tmp_path: Path, door: Door
+) -> None:
+    def gateway() -> dict[str, Any]:
+        found: dict[str, Any] = door.client.get("/health").json()["components"]["gateway"]
+        return found
+
+    assert gateway() == {"status": "ok", "alive": 0, "providers": []}
+    with gateway_to(ledger, "http://127.0.0.1:1", tmp_path):
+        assert gateway() == {"status": "ok", "alive": 1, "providers": ["anthropic", "openai"]}
+    assert gateway()["alive"] == 0, "it left in order"
+    ledger.run("INSERT INTO gateways (id, url, heartbeat_at) VALUES ('g', 'u', now() - interval '1 hour')")
+    assert gateway() == {"status": "degraded", "alive": 0, "providers": []}

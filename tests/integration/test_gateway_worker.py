@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.integration.gateway_server import MODEL, REAL_KEY, RunningGateway, serving_gateway, wired
 from tests.integration.harness import SECRET
 from tests.integration.repositories import repository
-from tests.integration.stack import Stack, worker
+from tests.integration.stack import Stack, until, worker
 from tests.integration.test_secrets import files, in_redis, kept
 from tests.integration.test_worker import plan
 from tests.messages_server import Answer, MessagesServer, call_block, closing, opening, serving
@@ -94,13 +94,19 @@ def test_the_engine_works_through_the_gateway_and_no_secret_stays_anywhere(
     known.close()
 
 
-def test_a_worker_that_knows_no_gateway_says_what_to_do(stack: Stack) -> None:
+def test_a_step_waits_while_no_gateway_has_a_way_to_a_provider(stack: Stack) -> None:
+    """It says what is missing, and goes on by itself when that is there."""
+    silent = wired(stack.database_url, None, stack.folder)
     with worker(stack, app="orchestrator.tasks"):
-        stack.call({"description": "Do it", "agent": {"type": "engine"}}, task_id="t")
-        assert stack.ends("t") == "failed"
-    (failed,) = stack.ledger.rows("SELECT error, attempt FROM steps")
-    assert (failed["error"]["code"], failed["attempt"]) == ("gateway-missing", 1)
-    assert "ORCHESTRATOR_GATEWAY_URL" in failed["error"]["message"]
+        stack.call({"description": "Do it", "agent": {"type": "engine"}, "model": MODEL}, task_id="t")
+        (step,) = until(
+            lambda: stack.ledger.rows("SELECT * FROM steps WHERE waiting_on IS NOT NULL"), "the wait"
+        )
+    assert (step["status"], step["waiting_on"]) == ("queued", "agent")
+    assert "ANTHROPIC_API_KEY" in str(step["waiting_detail"])
+    with serving_gateway(silent):
+        assert stack.ledger.rows("SELECT providers FROM gateways") == [{"providers": []}]
+    assert stack.ledger.rows("SELECT 1 FROM gateways") == [], "it leaves in order"
 
 
 def test_a_type_of_agent_that_fails_is_left_alone_by_all_until_it_had_time_to_recover(stack: Stack) -> None:

@@ -10,7 +10,7 @@ from orchestrator.config import Settings
 from orchestrator.core.mcp_server import McpServer, read_server
 from orchestrator.engine.tools import TOOLS, toolbox
 from orchestrator.engine.tools.mcp import risk_of
-from orchestrator.engine.tools.policy import ToolPolicy
+from orchestrator.engine.tools.policy import ToolPolicy, no_servers
 from orchestrator.engine.web import HostPolicy
 from tests.engine_world import Wire, assignment
 
@@ -95,14 +95,14 @@ def test_what_a_task_asks_for_wrongly_is_a_problem_and_gives_nothing(asked: Any)
 
 def test_a_recorded_conversation_knows_the_plain_tools_alone() -> None:
     step = assignment(spec={"recording": "fix-bug/reproduce", "tools": {"mcp": {"x": {"command": ["x"]}}}})
-    with equipped(POLICY, step, None, Wire()) as tools:  # type: ignore[arg-type]  # nothing is started
+    with equipped(POLICY, no_servers, step, None, Wire()) as tools:  # type: ignore[arg-type]  # nothing is started
         assert tools is TOOLS
 
 
 def test_what_a_step_can_not_have_is_said_in_its_log() -> None:
     link = Wire()
     step = assignment(spec={"tools": {"fetch_hosts": ["evil.test"], "mcp": {"lint": None, "docs": None}}})
-    with equipped(POLICY, step, None, link) as tools:  # type: ignore[arg-type]  # nothing is started
+    with equipped(POLICY, no_servers, step, None, link) as tools:  # type: ignore[arg-type]  # nothing is started
         assert set(tools) - set(TOOLS) == {"start_subtask"}
     assert link.logs == [("system", "fetch_hosts: evil.test may not be reached here\n")]
     assert link.notes == [("tools", {"problem": "fetch_hosts: evil.test may not be reached here"})]

@@ -52,7 +52,7 @@ class Codex:
         }
 
     def settings(self, assignment: Assignment) -> Settings:
-        return Settings(mode=self._mode(assignment))
+        return Settings(mode=self._mode(assignment), title=assignment.step_key)
 
     def _mode(self, assignment: Assignment) -> str:
         """Ours is the sandbox; with its own it asks before a command leaves it."""

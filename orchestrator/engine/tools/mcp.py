@@ -19,6 +19,7 @@ from orchestrator.engine.json_schemas import ArgumentsSchema, SchemaUnusable
 from orchestrator.engine.mcp_session import Connection, McpSession, ServerFailed, over_http, over_pipes
 from orchestrator.engine.ports import ToolResult, Workspace
 from orchestrator.engine.tools.output import told
+from orchestrator.engine.tools.policy import McpTools
 from orchestrator.engine.tools.tool import Arguments, Risk, Tool, ToolContext
 from orchestrator.engine.untrusted import cut, storable
 from orchestrator.engine.web import HostPolicy
@@ -54,14 +55,6 @@ class McpTool(Tool[AnyArguments]):
         return self.checks(arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class McpTools:
-    """What the servers of one claim offer; `problems` say what is missing, and why."""
-
-    tools: Sequence[Tool[Any]]
-    problems: Sequence[str]
-
-
 @contextmanager
 def opened(
     servers: Mapping[str, McpServer], workspace: Workspace, hosts: HostPolicy, stop: Stop
@@ -70,9 +63,6 @@ def opened(
 
     Raises `Stopped`.
     """
-    if not servers:
-        yield McpTools((), ())
-        return
     loop = EventLoop("mcp")
     sessions: list[McpSession] = []
     tools: list[Tool[Any]] = []
@@ -94,6 +84,8 @@ def opened(
         for session in sessions:
             session.close()
         loop.close()
+        for session in sessions:
+            session.end()
 
 
 def _connector(server: McpServer, workspace: Workspace, hosts: HostPolicy) -> Callable[[], Connection]:

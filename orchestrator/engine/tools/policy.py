@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.core.assignment import Stop
 from orchestrator.core.mcp_server import NAME, McpServer, read_server
+from orchestrator.engine.ports import Workspace
+from orchestrator.engine.tools.tool import Tool
 from orchestrator.engine.untrusted import cut, storable
 from orchestrator.engine.web import HostPolicy
 
@@ -79,3 +83,25 @@ class ToolPolicy:
         return replace(
             ours, allow=named if ours.allow is None else tuple(t for t in named if t in ours.allow)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class McpTools:
+    """What the MCP servers of one claim offer; `problems` say what is missing, and why."""
+
+    tools: Sequence[Tool[Any]] = ()
+    problems: Sequence[str] = ()
+
+
+OpenServers = Callable[
+    [Mapping[str, McpServer], Workspace, HostPolicy, Stop], AbstractContextManager[McpTools]
+]
+"""`engine.tools.mcp.opened`, whose library is large: only a process that has servers to start loads it."""
+
+
+@contextmanager
+def no_servers(
+    servers: Mapping[str, McpServer], _workspace: Workspace, _hosts: HostPolicy, _stop: Stop
+) -> Iterator[McpTools]:
+    """For processes that start none."""
+    yield McpTools(problems=tuple(f"MCP server {name}: none are started here" for name in servers))
