@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from orchestrator.agents.launch import Enclosure
 from orchestrator.agents.ports import Session, Sessions
-from orchestrator.agents.refusals import FINAL_CODES
+from orchestrator.agents.refusals import is_final
 from orchestrator.core.assignment import Assignment, Link
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import SOFT, TURN_ABOUT, Broke
@@ -103,7 +103,7 @@ class Overseer:
         if self.link.stop.is_hard():
             return Cut.STOP
         refusal = self._door.refusal_since(self._calls_before)
-        if refusal is not None and refusal.code in FINAL_CODES:
+        if refusal is not None and is_final(refusal):
             return Cut.REFUSED
         self.limit = self._exceeded()
         return Cut.LIMIT if self.limit is not None else None

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from orchestrator.agents.door import Answered
 
+_THROTTLED: Final = 429
+_SERVER: Final = 500
 PATIENCE: Final = timedelta(minutes=1)
 """A longer wait for a provider holds no worker."""
 FINAL_CODES: Final = frozenset(("budget-exhausted", "run-limit-reached", "circuit-open", "run-token-invalid"))
@@ -50,6 +52,14 @@ _STATUSES: Final[Mapping[int, tuple[ErrorClass, str, bool]]] = MappingProxyType(
         529: (ErrorClass.OVERLOADED, "model-overloaded", True),
     }
 )
+
+
+def is_final(answered: Answered) -> bool:
+    """Whether an agent that goes on trying only loses time, or does what is the orchestrator's to do: to try
+    again what was throttled or broke."""
+    if answered.code is not None:
+        return answered.code in FINAL_CODES
+    return answered.status == _THROTTLED or answered.status >= _SERVER
 
 
 def verdict(answered: Answered, *, fence: int) -> Verdict:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,8 +53,8 @@ class ModelServer:
     """The command `orchestrator model-server`, as a process."""
 
     url: str
+    client: httpx2.Client
     _after: int = 0
-    _client: httpx2.Client = field(default_factory=lambda: httpx2.Client(trust_env=False, timeout=_PATIENCE))
 
     def play(self, script: Mapping[str, Any], /) -> None:
         sends = self._get("log")["sends"]
@@ -69,13 +69,13 @@ class ModelServer:
         return len(self._get(f"log?after={self._after}")["sends"])
 
     def _get(self, path: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._client.get(f"{self.url}/_control/{path}").json()
+        found: dict[str, Any] = self.client.get(f"{self.url}/_control/{path}").json()
         return found
 
     def _send(self, method: str, path: str, body: Mapping[str, Any]) -> None:
         headers = {"content-type": "application/json"}
         text = json.dumps(body)
-        answer = self._client.request(method, f"{self.url}/_control/{path}", content=text, headers=headers)
+        answer = self.client.request(method, f"{self.url}/_control/{path}", content=text, headers=headers)
         if answer.status_code != httpx2.codes.OK:
             raise Unavailable("model-server-refused", f"The model server refused: {answer.text[:300]}", "")
 
@@ -86,7 +86,8 @@ def _model_server() -> Iterator[ModelServer]:
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline() if process.stdout else ""
-        yield ModelServer("http://" + line.split("http://")[1].split()[0])
+        with httpx2.Client(trust_env=False, timeout=_PATIENCE) as client:
+            yield ModelServer("http://" + line.split("http://")[1].split()[0], client)
     finally:
         process.terminate()
         process.wait(_PATIENCE)
@@ -157,8 +158,8 @@ def _outcome(
         return Outcome(scenario.name, "skipped", f"it can't do: {', '.join(sorted(lacking))}", 0.0)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
-        wiring = replace(
-            bootstrap.load("orchestrator:conformance", settings.model_copy(update={"data_dir": Path(folder)}))
+        wiring = bootstrap.load(
+            "orchestrator:conformance", settings.model_copy(update={"data_dir": Path(folder)})
         )
         try:
             site = Site(wiring.workspaces, Path(folder), make, server, model)

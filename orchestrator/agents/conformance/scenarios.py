@@ -104,7 +104,11 @@ def asks(site: Site) -> None:
 
 
 def waits_for_leave(site: Site) -> None:
-    site.model.play(fixing())
+    # A program with a sandbox of its own runs all in there, unless the model asks for leave to go outside.
+    outside = {"cmd": FIX, "sandbox_permissions": "require_escalated", "justification": "May I?"}
+    asking = {"calls": [{"any_of": [{"name": "exec_command", "arguments": outside}, {"run": FIX}]}]}
+    ending = {"text": "NO CHANGE NEEDED: I was not allowed to make it."}
+    site.model.play({"conversations": [{"turns": [asking, asking, ending, ending, ending]}]})
     verdict = site.work(approvals=("execute", "write"))
     found = isinstance(verdict, NeedsInput) and verdict.ask.kind is WaitingOn.TOOL_APPROVAL
     _need(found, "a risky call waits for leave", site, verdict)
