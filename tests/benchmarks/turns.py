@@ -98,7 +98,7 @@ def _converse(wiring: Wiring, task: str, model: _Timed, folder: Path) -> None:
     link = StepLink(wiring, claimed)
     scope = Scope(claimed.step, claimed.fence, claimed.attempt, 0)
     verdict = loop.work(
-        replace(assignment_of(wiring, claimed), limits=limits),
+        replace(assignment_of(wiring, claimed, "engine"), limits=limits),
         link,
         model=model,
         journal=PostgresJournal(wiring.engine, scope, wiring.redactor),
