@@ -17,6 +17,9 @@ from orchestrator.engine.ports import ModelError, Spending
 STOP: Final = "Stop"
 PARKED_AFTER: Final = timedelta(minutes=1)
 """A longer wish of the provider's is waited for without a worker."""
+NOT_SENT: Final = frozenset({"provider-throttled", "too-many-calls"})
+"""The gateway held the call back for the sake of others' calls: no attempt of this step has failed."""
+SOONEST: Final = timedelta(seconds=1)
 _NEXT_TO_NOTHING: Final = Decimal("0.000001")
 """Where a limit of nothing begins: a recorded model, which costs nothing, may work under it."""
 
@@ -95,6 +98,8 @@ def refused(error: ModelError, budget: Budget, answers: Mapping[str, str]) -> Ve
         return ask_for_budget(error.message, budget, answers)
     if error.code == "circuit-open":
         return Waits(WaitingOn.CIRCUIT_BREAKER, detail, error.retry_after)
+    if error.code in NOT_SENT:
+        return Waits(WaitingOn.RATE_LIMIT, detail, max(error.retry_after or timedelta(0), SOONEST))
     if error.error is ErrorClass.RATE_LIMIT and (error.retry_after or timedelta(0)) > PARKED_AFTER:
         return Waits(WaitingOn.RATE_LIMIT, detail, error.retry_after)
     return Broke(error.code, error.message, error.error, error.retryable, error.retry_after)

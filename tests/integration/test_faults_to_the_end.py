@@ -45,7 +45,7 @@ FATAL = {
     "refusal": "model-refused",
 }
 """Of no use to send again; what is too long is sent once more, shortened, and is too long here even then."""
-SLOW = ("drip", "slow-start")
+SLOW: dict[str, dict[str, Any]] = {"drip": {"piece_bytes": 400}, "slow-start": {}}
 MODELS = {"messages": "claude-sonnet-4-6", "responses": "gpt-5.2"}
 EVERY = (*MENDED, *FATAL, *SLOW)
 
@@ -64,7 +64,7 @@ def _script() -> dict[str, Any]:
                         "calls": [
                             {"name": "write_file", "arguments": {"path": "two.txt", "content": "two\n"}}
                         ],
-                        "faults": [{"kind": fault, **MENDED.get(fault, {})}],
+                        "faults": [{"kind": fault, **{**MENDED, **SLOW}.get(fault, {})}],
                     },
                     {"calls": [{"name": "attempt_completion", "arguments": {"summary": "Both."}}]},
                 ],

@@ -259,6 +259,9 @@ def test_a_refusal_parks_waits_or_breaks_by_what_it_says(world: World) -> None:
     long, short = timedelta(minutes=5), timedelta(seconds=20)
     throttled = world.claim(refusal("model-rate-limited", ErrorClass.RATE_LIMIT, long))
     assert throttled == Waits(WaitingOn.RATE_LIMIT, detail, long)
+    held = world.claim(refusal("provider-throttled", ErrorClass.RATE_LIMIT, short))
+    assert isinstance(held, Waits), "nothing was sent, so no attempt has failed"
+    assert (held.on, held.wake_after) == (WaitingOn.RATE_LIMIT, short)
     broke = world.claim(refusal("model-rate-limited", ErrorClass.RATE_LIMIT, short))
     assert broke == Broke("model-rate-limited", "no", ErrorClass.RATE_LIMIT, True, short)
     opened = world.claim(refusal("circuit-open", ErrorClass.OVERLOADED, short))
