@@ -24,7 +24,12 @@ from tests.integration.stack import Stack, WorkerProcess, until, worker
 from tests.integration.test_secrets import files, in_redis, kept
 from tests.model_server import RunningModel, model_server
 
-MODELS = {"codex": "gpt-5.2-codex", "goose": "claude-sonnet-4-6"}
+MODELS = {
+    "codex": "gpt-5.2-codex",
+    "goose": "claude-sonnet-4-6",
+    "claude-code": "claude-sonnet-4-6",
+    "aider": "claude-sonnet-4-6",
+}
 PRICES = (
     '{"gpt-5.2-codex": {"input": "1", "output": "2"}, "claude-sonnet-4-6": {"input": "1", "output": "2"}}'
 )
