@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008_outputs"
+revision = "0007_outputs"
 down_revision = "0006_subtasks"
 branch_labels = None
 depends_on = None

@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0009_transcripts"
-down_revision = "0008_outputs"
+revision = "0008_transcripts"
+down_revision = "0007_outputs"
 branch_labels = None
 depends_on = None
 
