@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Ask, Broke, NeedsInput, Verdict, Waits
+from orchestrator.engine.limits import NOT_SENT, SOONEST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,6 +71,9 @@ def verdict(answered: Answered, *, fence: int) -> Verdict:
         return NeedsInput(Ask(f"budget-{fence}", text, kind=WaitingOn.BUDGET))
     if answered.code == "circuit-open":
         return Waits(WaitingOn.CIRCUIT_BREAKER, {"why": "the provider failed again and again"}, after)
+    if answered.code in NOT_SENT:
+        why = "the gateway holds calls back for a provider that asked for a pause"
+        return Waits(WaitingOn.RATE_LIMIT, {"why": why}, max(after or SOONEST, SOONEST))
     if answered.code is not None and answered.code in _CODES:
         error, retryable, text = _CODES[answered.code]
         return Broke(answered.code, f"{text}.", error, retryable, after)
