@@ -47,7 +47,7 @@ from orchestrator.core.verdict import Broke
 _LOOK_SECONDS: Final = 0.2
 _INTERRUPT_SECONDS: Final = 3.0
 _START_SECONDS: Final = 60.0
-_GOES_ON_SECONDS: Final = 10.0
+_GOES_ON_SECONDS: Final = 4.0
 """After which a resumed session that doesn't go on by itself is told to."""
 _READS: Final = frozenset({"Read", "Glob", "Grep", "LS", "TodoWrite", "NotebookRead", "BashOutput"})
 _LEFT_OUT: Final = ("WebFetch", "WebSearch")

@@ -14,7 +14,7 @@ from tests.integration.stack import Stack, until
 from tests.integration.test_agents_worker import site
 
 OPTIONS = [{"label": "Plus", "description": "+"}, {"label": "Minus", "description": "-"}]
-WAIT = "python3 -c 'import time; time.sleep(60)'"
+WAIT = "python3 -c 'import time; time.sleep(7)'"
 pytestmark = pytest.mark.timeout(180)
 
 
