@@ -13,6 +13,7 @@ GUIDES = tuple(
 
 _COMMANDS = "tests/acceptance/test_readme_commands.py"
 _COMPOSE = "tests/integration/test_compose.py"
+_MODEL = "tests/integration/test_model_server.py"
 _OPERATE = "tests/integration/test_cli_operate.py"
 _STACK = "tests/integration/test_local_stack.py"
 STARTED_BY = {
@@ -28,6 +29,13 @@ STARTED_BY = {
     "FLOWER_BASIC_AUTH=operator:… orchestrator flower --port 5555": _COMPOSE,
     'orchestrator task create -d "Fix the failing test" --repo https://forge.example/team/project.git '
     "--credential forge --push": "tests/integration/test_credentials.py",
+    "orchestrator model-server --script script.json --port 8801 --log sends.jsonl": _MODEL,
+    "curl http://127.0.0.1:8801/_control/faults -H 'content-type: application/json' -d "
+    """'{"kind": "overloaded", "times": 2}'""": _MODEL,
+    "orchestrator model-server --record talk.jsonl --upstream https://api.anthropic.com": (
+        "tests/integration/test_model_recordings.py"
+    ),
+    "orchestrator model-server --replay talk.jsonl": "tests/integration/test_model_recordings.py",
     "cp -a ~/.local/share/orchestrator/default /somewhere/safe": _STACK,
     "pip install 'orchestrator[local]'": "tests/smoke/test_image.py",
     "apt-get install bubblewrap": "tests/smoke/test_image.py",

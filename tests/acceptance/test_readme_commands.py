@@ -175,11 +175,11 @@ def test_the_python_of_the_readme_prints_the_branch(terminal: Terminal) -> None:
 # ---- tutorials and how-to pages
 
 
-@pytest.fixture(scope="module")
-def asking(terminal: Terminal) -> str:
+@pytest.fixture
+def asking(terminal: Terminal, tmp_path: Path) -> str:
     """A task whose agent has asked something."""
-    request = terminal.home / "ask.json"
-    request.write_text(json.dumps(recorded("ask", terminal.home / "asked-about")))
+    request = tmp_path / "ask.json"
+    request.write_text(json.dumps(recorded("ask", tmp_path / "asked-about")))
     made = terminal.types(f"orchestrator task create -f {request} --json")
     waited = terminal.types("orchestrator task wait " + json.loads(made.stdout)["id"], seconds=90)
     assert waited.returncode == 8, waited.stderr

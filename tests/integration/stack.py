@@ -29,7 +29,7 @@ from tests.integration.harness import FOLDER, Notes
 from tests.integration.ledger import Ledger, opened
 
 REPOSITORY = Path(__file__).parent.parent.parent
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 T = TypeVar("T")
 
 

@@ -326,14 +326,14 @@ def test_many_senders_wait_for_one_refresh_and_each_succeeds_once() -> None:
     with model_server(SCRIPT) as server, ThreadPoolExecutor(4) as pool:
         key = Renewable(tokens.fetch)
         key.current()
-        server.fault("unauthorized", times=4)
+        server.fault("unauthorized", times=None, when={"headers": {"authorization": "Bearer token-1"}})
         models = [WITH_KEYS["messages"](server, key) for _ in range(4)]
         replies = list(pool.map(reply_of, models))
         statuses = sorted(send.status or 0 for send in server.sends())
     assert [reply.stop_reason for reply in replies] == ["tool_use"] * 4
     assert tokens.at_once == 1
     assert statuses.count(200) == 4
-    assert statuses.count(401) <= 4
+    assert 1 <= statuses.count(401) <= 4
 
 
 def test_the_refused_token_of_a_latecomer_is_not_renewed_again() -> None:

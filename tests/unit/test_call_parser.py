@@ -228,7 +228,7 @@ def test_ten_times_the_input_takes_about_ten_times_as_long(unit: str) -> None:
     """A quadratic parser would need a hundred times; the rest is for a busy machine."""
     few, many = unit * (100_000 // len(unit)), unit * (1_000_000 // len(unit))
     once = max(min(_seconds(few) for _ in range(3)), 0.001)
-    assert _seconds(many) < 40 * once
+    assert min(_seconds(many) for _ in range(2)) < 40 * once
 
 
 def test_a_megabyte_of_content_comes_through_whole() -> None:

@@ -162,7 +162,8 @@ def _work_and_exit(site: Site) -> None:
 
 
 def keeps_to_its_turns(site: Site) -> None:
-    site.model.play({"conversations": [{"turns": [{"calls": [{"run": "date"}]}], "loop": True}]})
+    turn = {"calls": [{"run": "date"}], "pace": 0.1}  # no model is so fast that nobody could interrupt it
+    site.model.play({"conversations": [{"turns": [turn], "loop": True}]})
     verdict = site.work(limits=Limits(turns=3))
     found = isinstance(verdict, Broke) and verdict.code == "limit-turns"
     _need(found, "it is ended at its limit", site, verdict)
