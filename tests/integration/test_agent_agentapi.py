@@ -172,9 +172,20 @@ def test_where_no_server_is_the_step_breaks_and_may_be_tried_again(tmp_path: Pat
 
 
 def test_a_message_of_a_person_is_told_when_the_agent_rests(tmp_path: Path) -> None:
-    with world(tmp_path, fixer) as (found, served):
+    """One that came before the first prompt goes with it, one that comes meanwhile is the next."""
+    inboxes: list[list[str]] = []
+
+    def attentive(message: str, say: Say) -> None:
+        if "go there" not in message:
+            say("Fixed the docstring, too.")
+            return
+        inboxes[0].append("And the docstring.")
+        fixer(message, say)
+
+    with world(tmp_path, attentive) as (found, served):
+        inboxes.append(found.inner.sessions.inbox)
         found.inner.sessions.inbox.append("Mind the sign.")
-        threading.Timer(0.1, lambda: found.inner.sessions.inbox.append("And the docstring.")).start()
         assert isinstance(found.work(), Done)
-        told = " ".join("".join(one["content"].split()) for one in served.messages if one["role"] == "user")
-        assert "Mindthesign." in told
+        told = ["".join(one["content"].split()) for one in served.messages if one["role"] == "user"]
+    assert ["Mindthesign." in one for one in told] == [True, False]
+    assert ["Andthedocstring." in one for one in told] == [False, True]
