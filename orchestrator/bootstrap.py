@@ -299,6 +299,11 @@ class Wiring:
         return _Providers(self)
 
     @cached_property
+    def unbroken_agents(self) -> dict[str, float]:
+        """Types of agent whose breaker need not be looked at until then, by the monotonic clock."""
+        return {}
+
+    @cached_property
     def circuit_breaker(self) -> CircuitBreaker:
         """The rule that all share."""
         settings = self.settings

@@ -58,7 +58,7 @@ def choose(wiring: Wiring, claimed: Claimed, link: StepLink) -> str | Waits:
     if named is None and len(found.considered) > 1:
         return _among_several(wiring, claimed, wanted, before)
     if not claimed.resumed:
-        link.note("agent", {"agent": found.name, "reason": found.reason})
+        link.mention("agent", {"agent": found.name, "reason": found.reason})
     return found.name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,8 @@ from orchestrator.db.breakers import BreakerKind, Tried
 from orchestrator.db.connect import SQLAlchemyError
 
 log: Final = structlog.get_logger(__name__)
+_LOOKED_AT_EVERY: Final = 1.0
+"""Seconds for which a process takes a type that has never failed for one that hasn't yet."""
 _ITS_OWN: Final = frozenset({ErrorClass.AGENT, ErrorClass.INTERNAL})
 """Errors that speak against the agent, not against the task, the model or the machine."""
 
@@ -32,9 +35,14 @@ class AgentCircuit:
     def ask(self) -> Waits | None:
         """What a step does that may not start such an agent now: it waits in the queue."""
         tenant, kind = self.wiring.tenant_id, BreakerKind.AGENT_TYPE
+        seen = self.wiring.unbroken_agents
+        if time.monotonic() < seen.get(self.agent_type, 0.0):
+            return None
         with connect.at_once(self.wiring.engine) as direct:
             state = breakers.state(direct, tenant, kind, self.agent_type)
         self._has_failed = state is not None
+        if state is None:
+            seen[self.agent_type] = time.monotonic() + _LOOKED_AT_EVERY
         if state in {None, BreakerState.CLOSED}:
             return None
         with self.wiring.engine.begin() as connection:
@@ -50,6 +58,7 @@ class AgentCircuit:
         match verdict:
             case Broke(error=error) if error in _ITS_OWN:
                 tried = Tried.FAILED
+                self.wiring.unbroken_agents.pop(self.agent_type, None)
             case Done() | NeedsInput():
                 tried = Tried.SUCCEEDED
             case _:

@@ -37,6 +37,7 @@ class StepLink:
         self._claimed = claimed
         self._lock = threading.Lock()
         self._writing = threading.Lock()
+        self._asides: list[EventDraft] = []
         self._events: list[EventDraft] = []
         self._logs: list[LogChunk] = []
         self._flushed_at = time.monotonic()
@@ -46,8 +47,18 @@ class StepLink:
         self._moved = True
         if kind in _UNKEPT or data.get("state") == "announced":
             return
+        with self._lock:
+            self._events.append(self._event(kind, data))
+        self._flush_if_due()
+
+    def mention(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Told with the next observation; it isn't worth a transaction of its own."""
+        with self._lock:
+            self._asides.append(self._event(kind, data))
+
+    def _event(self, kind: str, data: Mapping[str, Any]) -> EventDraft:
         step = self._claimed.step
-        event = EventDraft(
+        return EventDraft(
             "progress",
             kind,
             _shortened(self._wiring.redactor.value(data)),  # a secret that is cut in two is not found
@@ -55,9 +66,6 @@ class StepLink:
             step.step_id,
             self._claimed.fence,
         )
-        with self._lock:
-            self._events.append(event)
-        self._flush_if_due()
 
     def log(self, stream: str, text: str) -> None:
         self._moved = True
@@ -81,12 +89,12 @@ class StepLink:
     def flush(self) -> None:
         """Writes what has gathered. What can't be written now (database away) is kept for the next time."""
         with self._writing:
-            with self._lock:
-                events, self._events = self._events, []
-                logs, self._logs = self._logs, []
             self._flushed_at = time.monotonic()
-            if not events and not logs:
-                return
+            with self._lock:
+                if not self._events and not self._logs:
+                    return
+                events, self._events, self._asides = [*self._asides, *self._events], [], []
+                logs, self._logs = self._logs, []
             claimed = self._claimed
             try:
                 with self._wiring.engine.begin() as connection:
