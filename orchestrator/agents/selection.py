@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from orchestrator.agents.readiness import Readiness
-from orchestrator.agents.types import AgentType
+from orchestrator.agents.types import AgentType, Capability
 
 _SPECIALTY: Final = 0.5
 _LANGUAGE: Final = 0.25
@@ -29,6 +29,8 @@ class Wanted:
     languages: frozenset[str] = frozenset()
     capabilities: tuple[str, ...] = ()
     model: str | None = None
+    approvals: bool = False
+    """Some of its calls wait for a person's leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ def _lacking(one: Readiness, wanted: Wanted, tags: frozenset[str]) -> Iterable[s
     for word in wanted.capabilities:
         if not one.kind.offers(word) and word not in tags:
             yield f"it doesn't offer {word!r}, and neither does this worker"
+    if wanted.approvals and Capability.APPROVALS not in one.kind.capabilities:
+        yield "it asks nobody's leave, which this task requires: take another kind, or no tool_approval"
     provider = provider_of(wanted.model)
     if provider and one.kind.providers and provider not in one.kind.providers:
         yield f"it doesn't speak to {provider}, whose model {wanted.model} is"

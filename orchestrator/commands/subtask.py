@@ -107,8 +107,10 @@ def start(
     *,
     bounds: Bounds,
     agent_types: frozenset[str],
+    models: frozenset[str],
 ) -> tuple[Started, ...]:
-    """Makes a task of each request whose call has none yet: all of them or none.
+    """Makes a task of each request whose call has none yet: all of them or none. `agent_types`, `models`:
+    what an agent may ask for, besides what its own step has.
 
     They inherit what the parent was asked with: repository, priority, agent, model, who asked, the policy
     for questions and approvals; they are never pushed. Raises FenceLost, NotStarted.
@@ -124,7 +126,9 @@ def start(
         return ()
     parent = one(connection, _PARENT, **keys)
     assert parent is not None  # noqa: S101 - its step is held
-    _check(parent, new, bounds, agent_types)
+    _check(parent, new, bounds)
+    for request in new:
+        _check_wishes(parent, request, agent_types, models)
     started = tuple(_one(connection, call, parent, request) for request in new)
     append_events(
         connection,
@@ -144,9 +148,7 @@ def start(
     return () if parent["paused_at"] else started
 
 
-def _check(
-    parent: Mapping[str, Any], new: Sequence[SubtaskRequest], bounds: Bounds, agent_types: frozenset[str]
-) -> None:
+def _check(parent: Mapping[str, Any], new: Sequence[SubtaskRequest], bounds: Bounds) -> None:
     if parent["cancel_requested_at"] is not None or parent["exceeded"] is not None:
         raise NotStarted("the task is about to end, so nothing new may start")
     if parent["depth"] >= bounds.depth:
@@ -165,11 +167,20 @@ def _check(
             f"{bounds.tree} are the most: do the work yourself"
         )
     for request in new:
-        if request.agent_type is not None and request.agent_type not in agent_types:
-            known = ", ".join(sorted(agent_types))
-            raise NotStarted(f"there is no agent type {request.agent_type[:80]!r}; there are {known}")
         if not request.objective.strip() or len(request.objective) > MAX_DESCRIPTION:
             raise NotStarted(f"an objective is 1 to {MAX_DESCRIPTION} characters long")
+
+
+def _check_wishes(
+    parent: Mapping[str, Any], request: SubtaskRequest, agent_types: frozenset[str], models: frozenset[str]
+) -> None:
+    """A model that was talked round must get neither a dearer model nor an agent with fewer bounds."""
+    if request.agent_type not in {None, parent["agent_type"], *agent_types}:
+        known = ", ".join(sorted(agent_types))
+        raise NotStarted(f"a subtask can't have the agent {request.agent_type!r:.80}; there are {known}")
+    if request.model not in {None, parent["model"], *models}:
+        known = ", ".join(sorted(models))
+        raise NotStarted(f"a subtask can't have the model {request.model!r:.80}; there are {known}")
 
 
 def _one(connection: Connection, call: Call, parent: Mapping[str, Any], request: SubtaskRequest) -> Started:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from orchestrator.gateway.reach import reaches_out
+
 
 class Family(StrEnum):
     """Who speaks it; also the provider's name."""
@@ -64,6 +66,10 @@ def read(dialect: Dialect, body: bytes) -> Request | str:
         return "The body is not JSON, or names something twice."
     if not isinstance(content, dict) or not _is_name(content.get("model")):
         return "The body is not an object with a text `model`."
+    if len({name.casefold() for name in content}) < len(content):
+        return "The body names something twice, but for upper and lower case."
+    if (what := reaches_out(content)) is not None:
+        return f"It would make the provider call an address of the caller's ({what}), which is not passed on."
     if content.get("background"):
         return "A reply in the background is not passed on."
     streamed = content.get("stream") is True

@@ -17,10 +17,9 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import spending
-from orchestrator.db.connect import Engine, SQLAlchemyError
+from orchestrator.db.connect import Engine
 from orchestrator.db.run_tokens import Run
 from orchestrator.gateway.dialects import Dialect, Request
 from orchestrator.gateway.observing import joined
@@ -82,7 +81,7 @@ class Evidence:
             said = await self._queue.get()
             try:
                 await asyncio.to_thread(self._keep, said)
-            except (OrchestratorError, SQLAlchemyError, OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - one run's request must not end the evidence of all
                 log.warning("evidence_not_kept", call=said.call_id, error=type(error).__name__)
             finally:
                 self._waiting -= len(said.request.body)

@@ -108,11 +108,12 @@ class Observer:
         except (TypeError, KeyError, AttributeError, ValueError):
             return
 
-    def tokens(self, input_expected: int) -> Tokens:
-        """As the provider counted; what it didn't say is estimated from lengths."""
+    def tokens(self, input_expected: int, output_expected: int = 0) -> Tokens:
+        """As the provider counted; what it didn't say is estimated from lengths. `output_expected`: the least
+        for a reply that nobody saw, and that was perhaps written all the same."""
         seen, counts = self.seen, self.seen.tokens
         written = seen.written or self._bytes
-        estimate = 0 if seen.counted else written // BYTES_PER_TOKEN + 1
+        estimate = 0 if seen.counted else max(written // BYTES_PER_TOKEN + 1, output_expected)
         return Tokens(
             input=counts.get("input", 0 if seen.counted else input_expected),
             output=max(counts.get("output", 0), estimate),
@@ -132,8 +133,12 @@ def _object(data: bytes | None) -> Mapping[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+MOST_TOKENS: Final = 10**9
+"""No reply has more, whatever its provider says."""
+
+
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return min(value, MOST_TOKENS) if isinstance(value, int) and value > 0 else 0
 
 
 class _Messages:

@@ -26,6 +26,7 @@ from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import Ended, NewCall, Refusal, Tokens
 from orchestrator.engine.ports import Usage
 from orchestrator.engine.prices import PRICES, Price, cost
+from orchestrator.engine.untrusted import storable
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request, read
 from orchestrator.gateway.evidence import Said
@@ -98,7 +99,7 @@ class _Call:
         return Ended(
             outcome=outcome,
             http_status=self.status,
-            error_code=self.error or seen.error,
+            error_code=storable(self.error or seen.error or "")[:80] or None,
             used=used,
             cost_usd=None if used is None else _cost(self.request.model, used, prices),
             tried=self.tried,
@@ -112,7 +113,7 @@ class _Call:
             return None
         if self.status is None and self.error == "provider-unreachable":
             return None
-        return self.observer.tokens(self.expected[0])
+        return self.observer.tokens(self.expected[0], self.expected[1] if self.status is None else 0)
 
 
 def _cost(model: str, used: Tokens, prices: Mapping[str, Price]) -> Decimal | None:

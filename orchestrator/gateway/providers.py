@@ -22,6 +22,7 @@ _HOP_BY_HOP: Final = frozenset(
 _OURS: Final = frozenset(
     {
         *(b"host", b"content-length", b"authorization", b"x-api-key", b"cookie", b"accept-encoding"),
+        *(b"openai-organization", b"openai-project"),
         *(b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"),
     }
 )

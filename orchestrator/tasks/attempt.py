@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -235,7 +236,9 @@ def models_of(wiring: Wiring, assignment: Assignment) -> list[str]:
     """
     own = wiring.models_for(assignment).models
     bare = [name.partition("/")[2] for name in own if "/" in name]
-    return list(dict.fromkeys([*own, *bare, *wiring.settings.run_models]))
+    # Names come from requests: only the installation's own entries may be patterns.
+    named = [glob.escape(name) for name in (*own, *bare)]
+    return list(dict.fromkeys([*named, *wiring.settings.run_models]))
 
 
 def login_of(wiring: Wiring, claimed: Claimed) -> dict[str, str] | None:
@@ -279,7 +282,7 @@ def assignment_of(wiring: Wiring, claimed: Claimed, agent_type: str) -> Assignme
     )
 
 
-RISKS: Final = ("read", "write", "execute", "network")
+RISKS: Final = ("read", "write", "execute", "network", "delegate")
 """The classes that `*` stands for."""
 
 

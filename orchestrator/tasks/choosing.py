@@ -50,6 +50,7 @@ def choose(wiring: Wiring, claimed: Claimed, link: StepLink) -> str | Waits:
         languages=frozenset(claimed.capabilities) & LANGUAGES,
         capabilities=tuple(claimed.capabilities),
         model=claimed.model or claimed.task_model,
+        approvals=bool(claimed.approvals),
     )
     tags = wiring.settings.worker_capabilities
     found = select(wanted, wiring.agents.values(), tags)
@@ -84,6 +85,7 @@ def _among_several(wiring: Wiring, claimed: Claimed, wanted: Wanted, before: _Be
             languages=wanted.languages | ({labels.get("language", "").lower()} & LANGUAGES),
             capabilities=wanted.capabilities,
             model=wanted.model,
+            approvals=wanted.approvals,
         )
         chosen = select(asked, wiring.agents.values(), wiring.settings.worker_capabilities, known)
         assert isinstance(chosen, Choice)  # noqa: S101 - the same kinds fitted a moment ago

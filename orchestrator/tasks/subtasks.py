@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
+from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.bootstrap import Wiring
 from orchestrator.commands import subtask
 from orchestrator.commands.publication import Publication
@@ -12,6 +14,9 @@ from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.db.journal import Scope
 from orchestrator.engine.ports import SubtaskRefused
 from orchestrator.tasks.publish import publish
+
+_KINDS: Final = frozenset(name for name, kind in AGENT_TYPES.items() if kind.preference >= 0)
+"""A model may choose among them: those that work in our sandbox, on our budget."""
 
 
 def start(wiring: Wiring, scope: Scope, requests: Sequence[SubtaskRequest], commit: str | None) -> None:
@@ -22,7 +27,7 @@ def start(wiring: Wiring, scope: Scope, requests: Sequence[SubtaskRequest], comm
     try:
         with wiring.engine.begin() as connection:
             started = subtask.start(
-                connection, call, requests, bounds=bounds, agent_types=wiring.policy.agent_types
+                connection, call, requests, bounds=bounds, agent_types=_KINDS, models=wiring.known_models
             )
     except NotStarted as refused:
         raise SubtaskRefused(str(refused)) from None

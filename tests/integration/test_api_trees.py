@@ -46,7 +46,7 @@ def start(door: Door, claimed: Claimed, *objectives: str) -> list[str]:
     requests = [SubtaskRequest(f"call_{number}", text) for number, text in enumerate(objectives)]
     with door.wiring.engine.begin() as connection:
         started = subtask.start(
-            connection, call, requests, bounds=Bounds(3, 20, 100), agent_types=frozenset()
+            connection, call, requests, bounds=Bounds(3, 20, 100), agent_types=frozenset(), models=frozenset()
         )
     with door.wiring.engine.begin() as connection:
         assert subtasks.park(connection, claimed.step, claimed.fence, {})

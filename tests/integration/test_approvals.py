@@ -91,7 +91,12 @@ def test_what_needs_leave_is_asked_for_with_the_task_and_goes_down_the_tree(ledg
     call = Call(claimed.step, claimed.fence, 0, None)
     (started,) = ledger.do(
         lambda c: subtask.start(
-            c, call, [SubtaskRequest("a", "x")], bounds=Bounds(3, 20, 100), agent_types=frozenset()
+            c,
+            call,
+            [SubtaskRequest("a", "x")],
+            bounds=Bounds(3, 20, 100),
+            agent_types=frozenset(),
+            models=frozenset(),
         )
     )
     assert ledger.take(ledger.steps(started.task.task_id)["work"]).approvals == claimed.approvals
@@ -99,7 +104,8 @@ def test_what_needs_leave_is_asked_for_with_the_task_and_goes_down_the_tree(ledg
 
 
 def test_a_star_means_every_class_of_risk() -> None:
-    assert _approvals(("run_command", "*", "read")) == ("run_command", "read", "write", "execute", "network")
+    every = ("read", "write", "execute", "network", "delegate")
+    assert _approvals(("run_command", "*", "read")) == ("run_command", *every)
 
 
 @pytest.mark.parametrize("wrong", ["", "a b", "rm -rf", "\u202eread", ["read"]])
@@ -182,7 +188,12 @@ def test_a_subtask_s_question_raises_the_budget_of_the_whole_tree(ledger: Ledger
     call = Call(claimed.step, claimed.fence, 0, None)
     (started,) = ledger.do(
         lambda c: subtask.start(
-            c, call, [SubtaskRequest("a", "x")], bounds=Bounds(3, 20, 100), agent_types=frozenset()
+            c,
+            call,
+            [SubtaskRequest("a", "x")],
+            bounds=Bounds(3, 20, 100),
+            agent_types=frozenset(),
+            models=frozenset(),
         )
     )
     child = ledger.take(ledger.steps(started.task.task_id)["work"])

@@ -77,9 +77,10 @@ def test_after_an_attempt_that_broke_another_agent_is_given_the_step(stack: Stac
     assert "failed here 1 times" in choice["reason"]
 
 
-def test_the_default_agent_is_noted_without_a_row_of_its_own(stack: Stack) -> None:
+def test_the_default_agent_is_told_with_other_news_without_a_row_of_its_own(stack: Stack) -> None:
     with worker(with_agents(stack, "engine", "replay")):
-        task_id = stack.call(ONE).id
+        spoken = {"id": "a", "description": "Do it", "spec": {"do": "script"}}
+        task_id = stack.call({"description": "Something", "steps": [spoken]}).id
         assert stack.ends(task_id) == "completed"
     noted = until(
         lambda: stack.ledger.rows(

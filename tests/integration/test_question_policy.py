@@ -123,7 +123,12 @@ def test_subtasks_inherit_the_policy(ledger: Ledger) -> None:
     call = Call(claimed.step, claimed.fence, 0, None)
     (started,) = ledger.do(
         lambda c: subtask.start(
-            c, call, [SubtaskRequest("a", "Ask.")], bounds=Bounds(3, 20, 100), agent_types=frozenset()
+            c,
+            call,
+            [SubtaskRequest("a", "Ask.")],
+            bounds=Bounds(3, 20, 100),
+            agent_types=frozenset(),
+            models=frozenset(),
         )
     )
     child = ledger.take(ledger.steps(started.task.task_id)["work"])

@@ -30,6 +30,7 @@ from tests.integration.stack import PATIENCE_SECONDS, Stack, until, worker
 
 WIDE = Bounds(depth=3, children=20, tree=100)
 AGENTS = frozenset({"engine", "replay"})
+MODELS = frozenset({"claude-haiku-4-5"})
 
 
 def asked(*calls: str, **more: Any) -> list[SubtaskRequest]:
@@ -41,7 +42,9 @@ def start(
 ) -> tuple[Started, ...]:
     call = Call(claimed.step, claimed.fence, claimed.conflicts, "f" * 40)
     return ledger.do(
-        lambda connection: subtask.start(connection, call, requests, bounds=bounds, agent_types=AGENTS)
+        lambda connection: subtask.start(
+            connection, call, requests, bounds=bounds, agent_types=AGENTS, models=MODELS
+        )
     )
 
 
@@ -134,8 +137,8 @@ def test_a_subtask_inherits_what_its_parent_was_asked_with(ledger: Ledger) -> No
     assert "push" not in row["request"]["repository"]
     assert row["deadline"] == parent["started_at"] + timedelta(hours=1)
     assert list(ledger.steps(child)) == ["work"]
-    (other,) = ids(start(ledger, claimed, asked("b", agent_type="engine", model="another")))
-    assert (ledger.row(other)["agent_type"], ledger.row(other)["model"]) == ("engine", "another")
+    (other,) = ids(start(ledger, claimed, asked("b", agent_type="engine", model="claude-haiku-4-5")))
+    assert (ledger.row(other)["agent_type"], ledger.row(other)["model"]) == ("engine", "claude-haiku-4-5")
     ledger.assert_consistent(child)
     ledger.assert_consistent("p")
 
@@ -152,7 +155,9 @@ def test_depth_and_number_are_limited_with_words_for_the_agent(ledger: Ledger) -
         start(ledger, ledger.take(ledger.steps(two)["work"]), asked("a"), deep)
     with pytest.raises(NotStarted, match="2 levels deep"):
         start(ledger, ledger.take(ledger.steps(grandchild)["work"]), asked("a"), deep)
-    with pytest.raises(NotStarted, match="no agent type 'genie'; there are engine, replay"):
+    with pytest.raises(NotStarted, match="can't have the model 'dear'; there are claude-haiku-4-5"):
+        start(ledger, below, asked("x", model="dear"))
+    with pytest.raises(NotStarted, match="can't have the agent 'genie'; there are engine, replay"):
         start(ledger, below, asked("z", agent_type="genie"))
     assert ledger.rows("SELECT count(*) AS n FROM tasks") == [{"n": 5}]
 

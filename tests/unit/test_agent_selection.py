@@ -100,3 +100,13 @@ def test_what_waits_says_what_is_missing_and_what_was_asked_for() -> None:
             "aider": ["no key for a model: Set one.", "it doesn't offer 'gpu', and neither does this worker"]
         },
     }
+
+
+def test_a_kind_that_asks_nobody_s_leave_does_no_task_that_requires_it() -> None:
+    found = select(Wanted(named="aider", approvals=True), READY)
+    assert isinstance(found, NoSuitableAgent)
+    assert "leave" in found.missing["aider"][0]
+    assert chosen(select(Wanted(approvals=True), without("engine", "claude-code", "codex"))) == "goose"
+    assert isinstance(
+        select(Wanted(approvals=True), without("engine", "claude-code", "codex", "goose")), NoSuitableAgent
+    )

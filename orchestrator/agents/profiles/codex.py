@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final
 
+from orchestrator.agents import home_files
 from orchestrator.agents.acp import Said, Settings
 from orchestrator.agents.launch import Enclosure
 from orchestrator.core.assignment import Assignment
@@ -36,13 +38,9 @@ class Codex:
 
     def prepare(self, assignment: Assignment, enclosure: Enclosure) -> Mapping[str, str]:
         """The gateway alone retries nothing, so that Codex may: what it gives up on is ours to try again."""
-        folder = enclosure.home_on_disk / ".codex"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        (folder / "config.toml").write_text(
-            _config(
-                assignment.model or self.default_model, enclosure.base_url, asks=bool(assignment.approvals)
-            )
-        )
+        model, asks = assignment.model or self.default_model, bool(assignment.approvals)
+        config = _config(model, enclosure.base_url, asks=asks)
+        home_files.write(enclosure.home_on_disk, PurePosixPath(".codex/config.toml"), [config])
         return {
             "CODEX_HOME": f"{enclosure.home}/.codex",
             KEY: enclosure.token,

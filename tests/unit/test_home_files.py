@@ -1,0 +1,62 @@
+"""What the worker does with files in an agent's HOME, which the agent may have changed into anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from orchestrator.agents import home_files
+
+CONFIG = PurePosixPath(".codex/config.toml")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    at = tmp_path / "home"
+    at.mkdir()
+    return at
+
+
+def test_a_file_is_written_with_its_folders_and_written_anew(home: Path) -> None:
+    home_files.write(home, CONFIG, ["one\n", "two\n"])
+    home_files.write(home, CONFIG, ["three\n"])
+    assert (home / CONFIG).read_text() == "three\n"
+    assert home_files.count_lines(home, CONFIG) == 1
+    assert [at.name for at in (home / ".codex").iterdir()] == ["config.toml"]
+
+
+def test_a_link_in_the_file_s_place_is_replaced_and_what_it_leads_to_stays(home: Path) -> None:
+    keys = home.parent / "authorized_keys"
+    keys.write_text("real keys\n")
+    (home / ".codex").mkdir()
+    (home / CONFIG).symlink_to(keys)
+    assert home_files.count_lines(home, CONFIG) == 0
+    home_files.write(home, CONFIG, ["ours\n"])
+    assert keys.read_text() == "real keys\n"
+    assert (home / CONFIG).read_text() == "ours\n"
+    assert not (home / CONFIG).is_symlink()
+
+
+def test_a_linked_folder_is_refused(home: Path) -> None:
+    elsewhere = home.parent / "elsewhere"
+    elsewhere.mkdir()
+    (home / ".codex").symlink_to(elsewhere)
+    with pytest.raises(OSError, match=r"directory|links"):
+        home_files.write(home, CONFIG, ["ours\n"])
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_holds_nobody_up(home: Path) -> None:
+    (home / ".codex").mkdir()
+    os.mkfifo(home / CONFIG)
+    assert home_files.count_lines(home, CONFIG) == 0
+    home_files.write(home, CONFIG, ["ours\n"])
+    assert (home / CONFIG).read_text() == "ours\n"
+
+
+def test_a_path_that_leads_out_is_refused(home: Path) -> None:
+    with pytest.raises(OSError, match="leads out"):
+        home_files.write(home, PurePosixPath("../outside/x"), ["ours\n"])
