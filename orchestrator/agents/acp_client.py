@@ -157,13 +157,13 @@ class Client:
         tool.take(tool_call)
         if not self._needs_leave(tool):
             return _chosen(options, allow=True)
-        shown = tool.shown()
-        digest = hashlib.sha256(shown.encode("utf-8", "replace")).hexdigest()
+        whole = tool.whole()
+        digest = hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()
         if self._leave is not None and self._leave.digest == digest:
             leave, self._leave = self._leave, None
             self.was_denied = not leave.is_granted
             return _chosen(options, allow=leave.is_granted)
-        text = f"The agent wants to use a tool (risk: {tool.risk}):\n{shown}"
+        text = f"The agent wants to use a tool (risk: {tool.risk}):\n{cut(whole, SHOWN)}"
         self._ask(Wish(WaitingOn.TOOL_APPROVAL, text, (APPROVE, DENY), digest))
         await self._cancelling.wait()
         return RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
@@ -217,11 +217,11 @@ class _Tool:
         """A class of risk, as policies name them."""
         return RISKS.get(self.kind, "execute")
 
-    def shown(self) -> str:
-        """All that a person needs to judge it: leave is bound to exactly this."""
+    def whole(self) -> str:
+        """All that a person needs to judge it: leave is bound to exactly this, however little is shown."""
         arguments = json.dumps(self.arguments, indent=2, sort_keys=True, ensure_ascii=False, default=str)
         parts = [self.title, *([arguments] if self.arguments else []), *self.changes]
-        return storable(cut("\n".join(parts), SHOWN))
+        return storable("\n".join(parts))
 
 
 def _chosen(options: Sequence[PermissionOption], *, allow: bool) -> RequestPermissionResponse:

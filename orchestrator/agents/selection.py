@@ -102,9 +102,14 @@ def _lacking(one: Readiness, wanted: Wanted, tags: frozenset[str]) -> Iterable[s
             yield f"it doesn't offer {word!r}, and neither does this worker"
     if wanted.approvals and Capability.APPROVALS not in one.kind.capabilities:
         yield "it asks nobody's leave, which this task requires: take another kind, or no tool_approval"
-    provider = provider_of(wanted.model)
-    if provider and one.kind.providers and provider not in one.kind.providers:
-        yield f"it doesn't speak to {provider}, whose model {wanted.model} is"
+    if not speaks_to(one.kind, wanted.model):
+        yield f"it doesn't speak to {provider_of(wanted.model)}, whose model {wanted.model} is"
+
+
+def speaks_to(kind: AgentType, model: str | None) -> bool:
+    """Whether that kind can use the model, as far as its name tells."""
+    provider = provider_of(model)
+    return provider is None or not kind.providers or provider in kind.providers
 
 
 def provider_of(model: str | None) -> str | None:

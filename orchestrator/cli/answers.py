@@ -14,7 +14,7 @@ def lines(question: Mapping[str, Any]) -> Iterator[str]:
     yield f"? {f'[{kind}] ' if kind else ''}{question['text']}"
     for number, option in enumerate(question["options"], start=1):
         yield f"    {number}) {option}"
-    if question["subject_digest"]:
+    if question["kind"] == "tool_approval" and question["subject_digest"]:
         yield f"    for exactly this: sha256 {question['subject_digest']}"
     if question["kind"] == "budget":
         yield "    the new maximum: 10 (US dollars), 500000 tokens, 200 turns; or Stop"

@@ -373,7 +373,7 @@ def answer(
         print_json(question)
         return
     say(f"{question['id']} answered: {question['answer']['text']}")
-    if question["subject_digest"]:
+    if question["kind"] == "tool_approval" and question["subject_digest"]:
         say(f"It counts for exactly what was shown: sha256 {question['subject_digest']}")
     say(f"See how it goes on: orchestrator task watch {question['task_id']}")
 

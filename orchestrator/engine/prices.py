@@ -75,6 +75,7 @@ PRICES: Final[Mapping[str, Price]] = MappingProxyType(
         "claude-haiku-5-5": replace(_anthropic("0.10", "0.50"), long=(100_000, _anthropic("0.50", "2.50"))),
         "claude-haiku-4-5": _anthropic("1", "5"),
         "gpt-5.2": _openai("1.75", "14", "0.175"),
+        "gpt-5.2-codex": _openai("1.75", "14", "0.175"),
         "gpt-5.1": _openai("1.25", "10", "0.125"),
         "gpt-5": _openai("1.25", "10", "0.125"),
         "gpt-5-mini": _openai("0.25", "2", "0.025"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
-from orchestrator.agents.selection import Choice, NoSuitableAgent, Record, Wanted, select
+from orchestrator.agents.selection import Choice, NoSuitableAgent, Record, Wanted, select, speaks_to
 from orchestrator.agents.types import AGENT_TYPES, LANGUAGES
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.states import WaitingOn
@@ -129,7 +129,8 @@ def _waits(wiring: Wiring, claimed: Claimed, wanted: Wanted, found: NoSuitableAg
     kinds = [
         kind
         for kind in AGENT_TYPES.values()
-        if kind.name == wanted.named or (wanted.named is None and kind.preference >= 0)
+        if (kind.name == wanted.named or (wanted.named is None and kind.preference >= 0))
+        and speaks_to(kind, wanted.model)
     ]
     elsewhere = any(
         kind.name in offers and all(kind.offers(word) or word in offers for word in wanted.capabilities)

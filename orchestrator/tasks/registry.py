@@ -15,7 +15,7 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.queues.messages import reclaim_label
 from orchestrator.queues.names import TaskName
 from orchestrator.tasks.entry import ExecuteTask
-from orchestrator.tasks.step import run_step
+from orchestrator.tasks.step import StepFailed, run_step
 from orchestrator.tasks.sweep import run_sweep
 from orchestrator.tasks.worker import Workplace, attend
 
@@ -46,7 +46,8 @@ def register(wiring: Wiring, *, shared: bool = False) -> Registered:
         del self
         return asdict(run_sweep(wiring))
 
-    app.task(name=str(TaskName.RUN_STEP), bind=True, shared=False)(run_one_step)
+    # A step that fails is nothing that broke here: Celery logs it in a line.
+    app.task(name=str(TaskName.RUN_STEP), bind=True, shared=False, throws=(StepFailed,))(run_one_step)
     app.task(name=str(TaskName.SWEEP), bind=True, shared=False, ignore_result=True)(sweep)
     if Entry.name in app.tasks:
         app.tasks.unregister(Entry.name)  # of another wiring, which shares it with every app of this process
