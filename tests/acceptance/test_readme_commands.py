@@ -218,6 +218,11 @@ def _a_worker_starts(terminal: Terminal, command: str) -> None:
         )
     try:
         _await(log, process, " ready.")
+        # Celery that is told to end in the moment in which it is ready breaks over its own timers.
+        name = command.partition("--name ")[2].partition(" ")[0]
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while f'"{name}' not in terminal.types("orchestrator agent list --json").stdout:
+            assert time.monotonic() < deadline, log.read_text("utf-8")
     finally:
         process.terminate()
         assert process.wait(PATIENCE_SECONDS) == 0, log.read_text("utf-8")

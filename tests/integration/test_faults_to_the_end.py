@@ -18,7 +18,7 @@ from tests.integration.repositories import repository
 from tests.integration.stack import Stack, worker
 from tests.model_server import RunningModel, model_server
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 MENDED: dict[str, dict[str, Any]] = {
     "rate-limit": {"retry_after": 1},
@@ -76,21 +76,22 @@ def _script() -> dict[str, Any]:
 
 @contextmanager
 def _installation(stack: Stack, model: RunningModel) -> Iterator[Stack]:
-    """A silence of three seconds is a hang; no provider is left alone, however often it fails."""
+    """A silence of six seconds is a hang; no provider is left alone, however often it fails."""
     wiring = wired(stack.database_url, model.url, stack.folder, breaker_failures=1000)
     with serving_gateway(wiring) as gateway:
         more = {
             "ORCHESTRATOR_GATEWAY_URL": gateway.url,
-            "ORCHESTRATOR_MODEL_SILENCE": "PT3S",
-            "ORCHESTRATOR_MODEL_STALL": "PT3S",
+            "ORCHESTRATOR_MODEL_SILENCE": "PT6S",
+            "ORCHESTRATOR_MODEL_STALL": "PT6S",
             "ORCHESTRATOR_BREAKER_FAILURES": "1000",
+            "ORCHESTRATOR_LEASE": "PT20S",  # none is lost on a busy machine, which would count as an attempt
         }
         yield replace(stack, more={**stack.more, **more})
 
 
 def _until_ended(known: Stack, task: str) -> None:
     """Swept meanwhile: the back-off of a rate limit is ten seconds."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 120
     while not known.ledger.row(task)["finished_at"]:
         assert time.monotonic() < deadline, known.ledger.row(task)
         known.sweep()
