@@ -19,7 +19,10 @@ def reaches_out(content: Mapping[str, Any]) -> str | None:
         kind = tool.get("type")
         if isinstance(kind, str) and kind.startswith(_FETCHING):
             return f"the tool {kind}"
-    for items in (content.get("messages"), content.get("input"), content.get("system")):
+    prompt = content.get("prompt")
+    variables = prompt.get("variables") if isinstance(prompt, Mapping) else None
+    filled = list(variables.values()) if isinstance(variables, Mapping) else None
+    for items in (content.get("messages"), content.get("input"), content.get("system"), filled):
         for block in _blocks(items):
             if _is_elsewhere(block):
                 return "content behind a URL"
@@ -46,6 +49,8 @@ def _blocks(items: Any) -> Iterator[Mapping[str, Any]]:
         yield found
         waiting += _dicts(found.get("content"))
         waiting += _dicts(found.get("output"))
+        for source in _dicts(found.get("source")):
+            waiting += _dicts(source.get("content"))
 
 
 def _dicts(value: Any) -> Iterator[Mapping[str, Any]]:

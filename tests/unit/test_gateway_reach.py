@@ -40,6 +40,21 @@ def said(block: Any) -> list[Any]:
                 )
             },
         ),
+        (
+            MESSAGES,
+            {
+                "messages": said(
+                    {
+                        "type": "document",
+                        "source": {
+                            "type": "content",
+                            "content": [{"type": "image", "source": {"type": "url", "url": EVIL}}],
+                        },
+                    }
+                )
+            },
+        ),
+        (RESPONSES, {"prompt": {"id": "p", "variables": {"x": {"type": "input_image", "image_url": EVIL}}}}),
         (CHAT, {"messages": said({"type": "image_url", "image_url": {"url": EVIL}})}),
         (RESPONSES, {"tools": [{"type": "mcp", "server_url": EVIL}]}),
         (RESPONSES, {"input": said({"type": "input_image", "image_url": EVIL})}),
