@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
@@ -12,7 +11,7 @@ from typing import Any, Final
 from orchestrator.core.redaction import Redactor
 from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.db import effects, journal, lineage
-from orchestrator.db.connect import Connection, Engine
+from orchestrator.db.connect import Engine
 from orchestrator.db.journal import FenceLost, Scope, Spent
 from orchestrator.engine.ports import (
     Call,
@@ -28,6 +27,7 @@ from orchestrator.engine.ports import (
     Usage,
 )
 from orchestrator.engine.untrusted import cut
+from orchestrator.tasks.fenced import fenced
 
 OUTPUT_KEPT: Final = 2_000_000
 """The most characters of one call's output."""
@@ -47,14 +47,6 @@ class PostgresJournal:
     delegate: Delegate | None = None
     """Starts subtasks. None: this journal is only read."""
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        try:
-            with self.engine.begin() as connection:
-                yield connection
-        except FenceLost:
-            raise LeaseLost from None
-
     def load(self) -> Conversation:
         with self.engine.connect() as connection:
             stored = journal.load(connection, self.scope)
@@ -73,7 +65,7 @@ class PostgresJournal:
 
     def hear(self, before_turn: int, /) -> Sequence[Heard]:
         scope = self.scope
-        with self._writing() as connection:
+        with fenced(self.engine) as connection:
             if not effects.has_messages(connection, scope.step):
                 return ()
             taken = effects.take_messages(connection, scope.step, scope.fence)
@@ -105,7 +97,7 @@ class PostgresJournal:
             "elapsed_seconds": turn.elapsed.total_seconds(),
             "reason": turn.reason,
         }
-        with self._writing() as connection:
+        with fenced(self.engine) as connection:
             counted = turn.metered or turn.model_kind == "live"  # by the gateway
             journal.append(connection, self.scope, "turn", turn.number, message, None if counted else spent)
 
@@ -113,7 +105,7 @@ class PostgresJournal:
         message = self.redactor.value(asdict(entry))
         if isinstance(entry, Compacted):
             message["cost_usd"] = None if entry.cost_usd is None else str(entry.cost_usd)
-        with self._writing() as connection:
+        with fenced(self.engine) as connection:
             journal.append(connection, self.scope, _KINDS[type(entry)], message.pop("before_turn"), message)
 
     def as_kept(self, arguments: Mapping[str, Any], /) -> Mapping[str, Any]:
@@ -121,11 +113,11 @@ class PostgresJournal:
         return kept
 
     def begin_call(self, turn: int, call_id: str, name: str, arguments: Mapping[str, Any], /) -> None:
-        with self._writing() as connection:
+        with fenced(self.engine) as connection:
             journal.begin_call(connection, self.scope, turn, call_id, name, self.as_kept(arguments))
 
     def finish_call(self, call_id: str, result: ToolResult, checkpoint: str | None, /) -> None:
-        with self._writing() as connection:
+        with fenced(self.engine) as connection:
             text = self.redactor.text(result.text)
             output = None if result.output is None else self.redactor.text(cut(result.output, OUTPUT_KEPT))
             journal.finish_call(connection, self.scope, call_id, text, result.is_error, checkpoint, output)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,9 +11,10 @@ from orchestrator.agents.ports import Asked, Kept, Session
 from orchestrator.core.redaction import Redactor
 from orchestrator.core.states import WaitingOn
 from orchestrator.db import effects, journal
-from orchestrator.db.connect import Connection, Engine
-from orchestrator.db.journal import FenceLost, Scope
-from orchestrator.engine.ports import Heard, LeaseLost
+from orchestrator.db.connect import Engine
+from orchestrator.db.journal import Scope
+from orchestrator.engine.ports import Heard
+from orchestrator.tasks.fenced import fenced
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,6 @@ class PostgresSessions:
     engine: Engine
     scope: Scope
     redactor: Redactor
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        try:
-            with self.engine.begin() as connection:
-                yield connection
-        except FenceLost:
-            raise LeaseLost from None
 
     def load(self) -> Kept:
         with self.engine.connect() as connection:
@@ -44,7 +36,7 @@ class PostgresSessions:
 
     def save(self, session: Session, /) -> None:
         message = self.redactor.value(_message(session))
-        with self._writing() as connection:
+        with fenced(self.engine) as connection:
             journal.append(connection, self.scope, "session", session.prompts, message)
 
     def has_messages(self) -> bool:
@@ -53,7 +45,7 @@ class PostgresSessions:
 
     def hear(self, before_prompt: int, /) -> Sequence[Heard]:
         scope = self.scope
-        with self._writing() as connection:
+        with fenced(self.engine) as connection:
             if not effects.has_messages(connection, scope.step):
                 return ()
             taken = effects.take_messages(connection, scope.step, scope.fence)
@@ -65,7 +57,7 @@ class PostgresSessions:
     def keep_checkpoint(self, number: int, commit: str, /) -> None:
         """As a call that ours made, so that it is found where the engine's checkpoints are."""
         call_id = f"checkpoint-{self.scope.fence}-{commit[:16]}"
-        with self._writing() as connection:
+        with fenced(self.engine) as connection:
             journal.begin_call(connection, self.scope, number, call_id, "checkpoint", {})
             journal.finish_call(connection, self.scope, call_id, "", is_error=False, checkpoint=commit)
 

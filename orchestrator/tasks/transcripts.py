@@ -9,10 +9,9 @@ from typing import Any
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import transcripts
 from orchestrator.db.connect import Engine
-from orchestrator.db.journal import FenceLost
 from orchestrator.db.sql import StepRef
 from orchestrator.db.transcripts import Place
-from orchestrator.engine.ports import LeaseLost
+from orchestrator.tasks.fenced import fenced
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +27,8 @@ class PostgresTranscripts:
         self, project: str, session: str, subpath: str, entries: Sequence[Mapping[str, Any]], /
     ) -> None:
         clean = [self.redactor.value(dict(entry)) for entry in entries]
-        try:
-            with self.engine.begin() as connection:
-                transcripts.append(connection, self.step, self.fence, Place(project, session, subpath), clean)
-        except FenceLost:
-            raise LeaseLost from None
+        with fenced(self.engine) as connection:
+            transcripts.append(connection, self.step, self.fence, Place(project, session, subpath), clean)
 
     def load(self, project: str, session: str, subpath: str, /) -> Sequence[Mapping[str, Any]]:
         with self.engine.connect() as connection:
