@@ -20,13 +20,14 @@ class Drain:
 
     def __init__(self) -> None:
         fork = multiprocessing.get_context("fork")
-        self._asked = fork.Event()
+        self._is_asked = fork.RawValue("b", False)
         self._hard_at = fork.RawValue("d", math.inf)
+        self._over_at = fork.RawValue("d", math.inf)
         self._in_hand = fork.RawArray("i", _CHILDREN)
         self._lock = threading.Lock()
 
     def is_asked(self) -> bool:
-        return self._asked.is_set()
+        return bool(self._is_asked.value)
 
     def is_late(self) -> bool:
         """Whether what isn't at its turn's end must be cut short now, while there is time to give it back."""
@@ -46,10 +47,15 @@ class Drain:
             self._in_hand[child % _CHILDREN] -= 1
 
     def ask(self, patience_seconds: float) -> None:
-        """Asks all to give back what they carry, and returns when they have, or are out of time."""
+        """Asks all to give back what they carry. A signal's handler may call it: it takes no lock."""
+        if self.is_asked():
+            return
         now = time.monotonic()
+        self._over_at.value = now + patience_seconds
         self._hard_at.value = now + patience_seconds - min(_GIVING_BACK_SECONDS, patience_seconds / 2)
-        self._asked.set()
-        deadline = now + patience_seconds
-        while any(self._in_hand) and time.monotonic() < deadline:
+        self._is_asked.value = True
+
+    def wait(self) -> None:
+        """Returns when all have given back what they carry, or are out of time."""
+        while any(self._in_hand) and time.monotonic() < self._over_at.value:
             time.sleep(_LOOK_SECONDS)

@@ -31,6 +31,7 @@ from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.queues.names import QueueName
 from orchestrator.tasks import fleet, logs
 from orchestrator.tasks.draining import Drain
+from orchestrator.tasks.ending import end_by_loop
 from orchestrator.tasks.evidence import check_store
 from orchestrator.tasks.pulse import Pulse
 from orchestrator.workspaces.errors import ArtifactStoreUnavailable, SandboxUnavailable
@@ -136,8 +137,7 @@ def attend(workplace: Workplace) -> None:
             return  # another wiring's worker
         workplace.name = str(sender)
         workplace.drain = drain = Drain()
-        # Celery sleeps for all of the time, and says that it shuts down only after it.
-        instance.wait_for_soft_shutdown = lambda: drain.ask(conf.worker_soft_shutdown_timeout)
+        end_by_loop(instance, drain, conf.worker_soft_shutdown_timeout)
         # A producer is answered at once when the broker is away; a worker has nobody who waits.
         conf.task_publish_retry = True
         _prepare(workplace, runs_steps=set(options.get("queues") or ()) != {str(QueueName.SYSTEM)})

@@ -108,6 +108,19 @@ def test_a_worker_that_is_told_to_end_gives_its_step_back_at_a_turn_s_end(stack:
     stack.ledger.assert_consistent("drained")
 
 
+@pytest.mark.parametrize("app", ["tests.integration.harness", "tests.integration.interrupted"])
+def test_a_worker_ends_at_a_signal_wherever_its_main_thread_is(stack: Stack, app: str) -> None:
+    """The second is told amid its pool's submission, under a lock that the pool's end needs as well."""
+    stack.call("Something", task_id="soon")
+    with worker(stack, pool="threads", app=app) as process:
+        until(lambda: stack.ledger.steps("soon"), "a step")
+        process.process.send_signal(signal.SIGINT)  # as Ctrl-C
+        process.process.wait(PATIENCE_SECONDS)
+    with worker(stack):
+        assert stack.ends("soon") == "completed"
+    stack.ledger.assert_consistent("soon")
+
+
 def test_a_reply_that_ends_before_the_worker_must_is_kept(stack: Stack) -> None:
     stack.notes.hold("kept.2")
     result = stack.call(SCRIPT, task_id="kept")
