@@ -63,6 +63,8 @@ def agents(stack: Stack) -> list[tuple[str, str | None]]:
 
 
 def test_after_kill_9_in_a_step_another_attempt_goes_on_from_the_last_finished_turn(stack: Stack) -> None:
+    up = "SELECT clock_timestamp() - pg_postmaster_start_time() > interval '4 s' AS long"
+    until(lambda: stack.ledger.rows(up)[0]["long"], "a Postgres after whose outage no attempt is spared")
     stack.notes.hold("killed.2")
     result = stack.call(SCRIPT, task_id="killed")
     with worker(stack, pool="prefork", slots=2) as process:
