@@ -17,6 +17,36 @@ REQUIRED = "ORCHESTRATOR_REQUIRE_AGENTS"
 INSTALLER = "scripts/install-agents"
 
 
+LONGEST = (
+    *(
+        "integration/test_worker.py",
+        "acceptance/test_readme_commands.py",
+        "integration/test_agent_conformance.py",
+    ),
+    *(
+        "integration/test_agents_worker.py",
+        "integration/test_chaos_short.py",
+        "integration/test_bench_short.py",
+    ),
+    *("integration/test_agents_acp.py", "integration/test_subtasks.py", "integration/test_local_stack.py"),
+    *(
+        "acceptance/test_demo.py",
+        "acceptance/test_engine_wire.py",
+        "integration/test_agents_worker_claude.py",
+    ),
+)
+"""These files begin first, so that at the end no process is left alone with one of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+
+    def place(item: pytest.Item) -> int:
+        return order.get("/".join(item.path.parts[-2:]), len(order))
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Any:
     return _required((yield))
