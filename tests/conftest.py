@@ -18,22 +18,19 @@ INSTALLER = "scripts/install-agents"
 
 
 LONGEST = (
-    *(
-        "integration/test_worker.py",
-        "acceptance/test_readme_commands.py",
-        "integration/test_agent_conformance.py",
-    ),
-    *(
-        "integration/test_agents_worker.py",
-        "integration/test_chaos_short.py",
-        "integration/test_bench_short.py",
-    ),
-    *("integration/test_agents_acp.py", "integration/test_subtasks.py", "integration/test_local_stack.py"),
-    *(
-        "acceptance/test_demo.py",
-        "acceptance/test_engine_wire.py",
-        "integration/test_agents_worker_claude.py",
-    ),
+    "integration/test_worker.py",
+    "acceptance/test_readme_commands.py",
+    "integration/test_agent_conformance.py",
+    "integration/test_agents_worker.py",
+    "integration/test_chaos_short.py",
+    "integration/test_bench_short.py",
+    "integration/test_agents_acp.py",
+    "integration/test_subtasks.py",
+    "integration/test_local_stack.py",
+    "acceptance/test_demo.py",
+    "acceptance/test_engine_wire.py",
+    "integration/test_agents_worker_claude.py",
+    "integration/test_worker_surroundings.py",
 )
 """These files begin first, so that at the end no process is left alone with one of them."""
 

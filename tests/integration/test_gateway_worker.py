@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tests.integration.gateway_server import MODEL, REAL_KEY, RunningGateway, serving_gateway, wired
 from tests.integration.harness import SECRET
+from tests.integration.orders import plan
 from tests.integration.repositories import repository
 from tests.integration.stack import Stack, until, worker
 from tests.integration.test_secrets import files, in_redis, kept
-from tests.integration.test_worker import plan
 from tests.messages_server import Answer, MessagesServer, call_block, closing, opening, serving
 
 WRITE = Answer(

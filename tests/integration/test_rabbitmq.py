@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from orchestrator.commands import answer, intervene
 from orchestrator.config import Settings
 from orchestrator.local.doctor import Finding, Level, rabbitmq
+from tests.integration.orders import SCRIPT, asked, child_at, plan
 from tests.integration.rabbitmq import Node
 from tests.integration.stack import PATIENCE_SECONDS, Stack, until, worker
-from tests.integration.test_worker import SCRIPT, asked, child_at, plan
 
 
 @pytest.fixture

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from celery import chord
 from celery.exceptions import Ignore
-from sqlalchemy import text
 
 from orchestrator.commands import answer, intervene
 from orchestrator.core.recovery import ErrorClass
@@ -23,43 +19,9 @@ from orchestrator.db.sql import StepRef
 from orchestrator.queues.app import create_app
 from orchestrator.tasks.entry import TaskResult
 from orchestrator.tasks.step import StepFailed, _ignore, _tell
-from tests.benchmarks.faults import machine
+from tests.integration.orders import SCRIPT, agents, asked, child_at, end, plan
 from tests.integration.repositories import commit, git, path_without_bubblewrap, repository
-from tests.integration.stack import PATIENCE_SECONDS, Stack, WorkerProcess, until, worker
-
-
-def plan(*steps: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "description": "Something",
-        "steps": [{"description": f"Do {step['id']}", **step} for step in steps],
-    }
-
-
-SCRIPT = plan({"id": "a", "spec": {"do": "script"}})
-
-
-def asked(stack: Stack, task_id: str) -> list[int]:
-    """The turns that a model was asked for."""
-    return [note["turn"] for note in stack.notes.read("asked") if note["task"] == task_id]
-
-
-def child_at(stack: Stack, task_id: str, turn: int) -> int:
-    """The pid of the pool's child that asks the model for this turn."""
-    found = until(
-        lambda: [n for n in stack.notes.read("asked") if (n["task"], n["turn"]) == (task_id, turn)],
-        f"turn {turn}",
-    )
-    return int(found[-1]["pid"])
-
-
-def end(process: WorkerProcess) -> None:
-    process.process.send_signal(signal.SIGTERM)
-    process.process.wait(PATIENCE_SECONDS)
-
-
-def agents(stack: Stack) -> list[tuple[str, str | None]]:
-    found = stack.ledger.rows("SELECT status, step_id FROM agents ORDER BY id")
-    return [(row["status"], row["step_id"]) for row in found]
+from tests.integration.stack import PATIENCE_SECONDS, Stack, until, worker
 
 
 def test_after_kill_9_in_a_step_another_attempt_goes_on_from_the_last_finished_turn(stack: Stack) -> None:
@@ -473,163 +435,6 @@ def test_in_strict_mode_a_worker_without_a_sandbox_does_not_start_unless_it_runs
     with worker(strict, queues="orchestrator.system"):
         pass
     strict.close()
-
-
-# --- what is around the agent fails -------------------------------------------------------------------------
-
-
-BREAK_OFF = """
-    CREATE SEQUENCE once;
-    CREATE FUNCTION break_off() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        IF nextval('once') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
-        RETURN NEW;
-    END $$;
-    CREATE TRIGGER breaks_off BEFORE INSERT ON turns FOR EACH ROW WHEN (NEW.number = 2)
-        EXECUTE FUNCTION break_off()
-"""
-
-
-@contextmanager
-def losing_a_turn(stack: Stack) -> Iterator[None]:
-    """Postgres ends the connection that first writes a turn number 2; a sequence knows what is rolled
-    back."""
-    stack.ledger.run(BREAK_OFF)
-    try:
-        yield
-    finally:
-        stack.ledger.run("DROP TRIGGER breaks_off ON turns; DROP FUNCTION break_off; DROP SEQUENCE once")
-
-
-def test_a_database_that_goes_away_under_an_agent_costs_no_attempt(stack: Stack) -> None:
-    with losing_a_turn(stack), worker(stack):
-        stack.call(SCRIPT, task_id="t")
-        assert stack.ends("t") == "completed"
-    (ref,) = stack.ledger.steps("t").values()
-    assert stack.ledger.step(ref)["attempt"] == 1
-    assert stack.ledger.names(ref) == ["claim", "yield", "claim", "succeed"]
-    assert asked(stack, "t") == [1, 2, 2, 3], "the turn that was not kept is asked for again"
-
-
-def test_a_result_that_can_t_be_put_on_the_branch_is_tried_again_and_says_why(stack: Stack) -> None:
-    stack.notes.hold("t.3")
-    with worker(stack):
-        result = stack.call(SCRIPT, task_id="t")
-        child_at(stack, "t", 3)
-        (mirror,) = (stack.folder / "mirrors").glob("*.git")
-        lock = mirror / "refs/heads/agent/t.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-        stack.notes.let_go("t.3")
-        (ref,) = stack.ledger.steps("t").values()
-        until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
-        assert stack.ledger.step(ref)["error"]["code"] == "git-failed"
-        assert stack.ledger.names(ref) == ["claim", "retry"]
-        lock.unlink()
-        stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")
-        stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
-        assert result.get(timeout=PATIENCE_SECONDS)["status"] == "completed"
-
-
-@pytest.mark.parametrize("room", ["artifacts/content", "mirrors"])
-def test_what_fails_in_the_merge_alone_is_retried_and_never_raised_to_celery(stack: Stack, room: str) -> None:
-    """The patch of the whole task, and the branch's reference, are made by the merge."""
-    stack.notes.hold("t.3")
-    with worker(stack) as process:
-        stack.call(SCRIPT, task_id="t")
-        child_at(stack, "t", 3)
-        (mirror,) = (stack.folder / "mirrors").glob("*.git")
-        inside = {"artifacts/content": stack.folder / room, "mirrors": mirror / "refs/heads/agent"}[room]
-        assert not inside.exists()
-        inside.touch()  # a file where a folder should be made
-        stack.notes.let_go("t.3")
-        (ref,) = stack.ledger.steps("t").values()
-        until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
-        error = stack.ledger.step(ref)["error"]
-        expected = {
-            "artifacts/content": ("artifact-store-unavailable", "storage"),
-            "mirrors": ("git-failed", "resource"),
-        }
-        assert (error["code"], error["class"]) == expected[room]
-        state = TaskResult(ref.step_id, app=stack.wiring.app)
-        until(lambda: state.state == "QUEUED", "what Celery hears")
-        inside.unlink()
-        stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")
-        stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
-        assert "raised unexpected" not in process.text()
-    assert stack.ledger.row("t")["status"] == "completed"
-    assert asked(stack, "t") == [1, 2, 3], "the model is not paid again"
-    stack.ledger.assert_consistent("t")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
-@pytest.mark.parametrize(
-    ("disk", "turn", "codes"),
-    [
-        ("artifacts", 3, {"artifact-store-unavailable"}),
-        ("mirrors", 3, {"git-failed", "workspace-io"}),
-        ("workspaces", 2, {"disk-full", "git-failed", "workspace-io"}),
-    ],
-)
-def test_a_full_disk_is_waited_for_and_pays_no_reply_twice(
-    stack: Stack, disk: str, turn: int, codes: set[str]
-) -> None:
-    with machine.small_disk(stack.folder / disk) as mounted:
-        if not mounted:
-            pytest.skip("this account may not mount")
-        stack.notes.hold(f"t.{turn}")
-        with worker(stack) as process:
-            stack.call(SCRIPT, task_id="t")
-            child_at(stack, "t", turn)
-            ballast = stack.folder / disk / "ballast"
-            machine.fill(ballast, 0)
-            stack.notes.let_go(f"t.{turn}")
-            (ref,) = stack.ledger.steps("t").values()
-            until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
-            error = stack.ledger.step(ref)["error"]
-            assert error["class"] == "storage", error
-            assert error["code"] in codes
-            ballast.unlink()
-            stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")
-            stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
-            assert "raised unexpected" not in process.text()
-        assert stack.ledger.row("t")["status"] == "completed"
-        assert asked(stack, "t") == [1, 2, 3]
-
-
-def test_a_store_that_is_away_is_no_fault_of_the_agent(stack: Stack) -> None:
-    stack.notes.hold("t.3")
-    store, away = stack.folder / "artifacts", stack.folder / "artifacts-away"
-    with worker(stack):
-        stack.call(SCRIPT, task_id="t")
-        child_at(stack, "t", 3)
-        store.rename(away)
-        store.touch()
-        stack.notes.let_go("t.3")
-        (ref,) = stack.ledger.steps("t").values()
-        until(lambda: stack.ledger.step(ref)["waiting_on"] == "retry_backoff", "the back-off")
-        error = stack.ledger.step(ref)["error"]
-        assert (error["code"], error["class"]) == ("artifact-store-unavailable", "storage")
-        store.unlink()
-        away.rename(store)
-        stack.ledger.run("UPDATE steps SET not_before = now() WHERE not_before IS NOT NULL")
-        stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
-    assert stack.ledger.row("t")["status"] == "completed"
-
-
-def test_an_agent_is_stopped_in_time_though_its_heartbeat_hangs_in_postgres(stack: Stack) -> None:
-    stack.notes.hold("t.a")
-    with worker(stack):
-        stack.call(plan({"id": "a"}), task_id="t")
-        stack.began("t.a")
-        with stack.ledger.engine.connect() as holder:
-            holder.execute(text("SELECT 1 FROM steps WHERE task_id = 't' FOR UPDATE"))
-            held_at = time.monotonic()
-            (stopped,) = until(lambda: stack.notes.read("stopped"), "the stop")
-            assert stopped["reason"] == "lease_lost"
-            assert time.monotonic() - held_at < 5, "the lock is waited for much longer"
-        stack.notes.let_go("t.a")
-        stack.healed(lambda: stack.ledger.row("t")["finished_at"], "the end")
-    assert stack.ledger.row("t")["status"] == "completed"
 
 
 def test_a_broker_that_is_away_makes_no_failure_of_a_parked_step() -> None:
