@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from enum import StrEnum
+from typing import Annotated, Final
 
 import typer
 
@@ -15,16 +16,29 @@ from orchestrator.cli.system import Json
 from orchestrator.cli.terminal import print_json
 from orchestrator.core.errors import Refused, Unavailable
 
-_APP = ("-A", "orchestrator.tasks")
-_QUIET = {"ORCHESTRATOR_WAITS_FOR_RESULTS": "false"}
+_QUIET: Final = {"ORCHESTRATOR_WAITS_FOR_RESULTS": "false"}
 """Nobody calls `.get()` in these processes, so nothing is subscribed to for the results of what they send."""
 
 
-def _become(*words: str, environment: dict[str, str] | None = None) -> NoReturn:
-    """Celery's program in place of this one, under the same process id; -P keeps the current folder out."""
-    sys.stdout.flush()
-    argv = [sys.executable, "-P", "-m", "celery", *words]
-    os.execve(sys.executable, argv, {**os.environ, **_QUIET, **(environment or {})})  # noqa: S606 - no shell is wanted
+class Pool(StrEnum):
+    PREFORK = "prefork"
+    THREADS = "threads"
+    SOLO = "solo"
+
+
+class Level(StrEnum):
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+LogLevel = Annotated[Level, typer.Option("--log-level", case_sensitive=False)]
+
+
+def _quietly(**more: str) -> None:
+    """Before Celery is imported, which reads some of it then."""
+    os.environ.update(_QUIET, **more)
 
 
 def _configured() -> None:
@@ -44,8 +58,8 @@ def worker(
     ] = "critical,high,medium,low",
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Slots, each an agent.")] = 1,
     name: Annotated[str, typer.Option("--name", "-n", help="Unique on this machine.")] = "agent",
-    pool: Annotated[str, typer.Option("--pool", help="prefork, threads or solo.")] = "prefork",
-    log_level: Annotated[str, typer.Option("--log-level")] = "INFO",
+    pool: Annotated[Pool, typer.Option("--pool")] = Pool.PREFORK,
+    log_level: LogLevel = Level.INFO,
 ) -> None:
     """Start a worker: each of its slots is an agent that carries out steps.
 
@@ -56,22 +70,24 @@ def worker(
     from orchestrator.queues.topology import lanes_of
 
     _configured()
+    _quietly(**WORKER_ENVIRONMENT)
     consumed = bootstrap.load("worker").topology.consumed(lanes_of(queues))
-    _become(
-        *(*_APP, "worker", "--loglevel", log_level, "--queues", ",".join(queue.value for queue in consumed)),
-        *("--concurrency", str(concurrency), "--pool", pool, "--hostname", f"{name}@%h"),
-        *("--without-gossip", "--without-mingle"),
-        environment=dict(WORKER_ENVIRONMENT),
+    from orchestrator.tasks.programs import run_worker
+
+    raise typer.Exit(
+        run_worker(name, consumed, pool=pool.value, slots=concurrency, log_level=log_level.value)
     )
 
 
-def beat(log_level: Annotated[str, typer.Option("--log-level")] = "INFO") -> None:
+def beat(log_level: LogLevel = Level.INFO) -> None:
     """Start beat: it asks for a sweep every few seconds. One is enough, two do no harm."""
     _configured()
+    _quietly()
     data = session.settings().data_dir
     data.mkdir(parents=True, exist_ok=True)
-    schedule = data / "beat-schedule"
-    _become(*_APP, "beat", "--loglevel", log_level, "--schedule", str(schedule), "--pidfile=")
+    from orchestrator.tasks.programs import run_beat
+
+    run_beat(data / "beat-schedule", log_level=log_level.value)
 
 
 def api(
@@ -147,12 +163,17 @@ def flower(
         )
     data = session.settings().data_dir
     data.mkdir(parents=True, exist_ok=True)
-    _become(
-        *(*_APP, "flower", f"--port={port}", f"--address={address}", "--url_prefix=flower"),
+    _quietly()
+    # In place of this process, under the same id; -P keeps the current folder out.
+    argv = [
+        *(sys.executable, "-P", "-m", "celery", "-A", "orchestrator.tasks"),
+        *("flower", f"--port={port}", f"--address={address}", "--url_prefix=flower"),
         *("--read_only=True", "--persistent=True", f"--db={data / 'flower'}"),
         *("--state_save_interval=60000", "--max_tasks=10000", "--purge_offline_workers=3600"),
         "--tasks_columns=name,args,state,received,started,runtime,worker,retries,uuid",
-    )
+    ]
+    sys.stdout.flush()
+    os.execv(sys.executable, argv)  # noqa: S606 - no shell is wanted
 
 
 def upgrade(json: Json = False) -> None:
