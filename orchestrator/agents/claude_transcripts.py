@@ -6,15 +6,12 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any
 
 from claude_agent_sdk import SessionKey, SessionStoreEntry, project_key_for_directory
 
 from orchestrator.agents import home_files
 from orchestrator.agents.ports import Transcripts
-
-MOST_KEPT: Final = 64 * 1024**2
-"""Characters of one run's transcript."""
 
 
 class Mirror:
@@ -23,13 +20,8 @@ class Mirror:
 
     def __init__(self, transcripts: Transcripts) -> None:
         self._transcripts = transcripts
-        self._room = MOST_KEPT
 
     async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
-        """Raises OSError beyond the bound of one run: only its own files hold the rest."""
-        self._room -= len(json.dumps(entries))
-        if self._room < 0:
-            raise OSError("the transcript is too long to be kept")
         if entries:
             await asyncio.to_thread(self._transcripts.append, *_place(key), [dict(one) for one in entries])
 
