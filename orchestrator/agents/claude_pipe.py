@@ -14,10 +14,13 @@ from typing import Any, Final
 from claude_agent_sdk import Transport
 
 from orchestrator.agents.launch import Enclosure
-from orchestrator.agents.pipes import Flooded, Pipes
+from orchestrator.agents.pipes import MEGABYTE, Flooded, Pipes
 from orchestrator.workspaces.programs import Running
 
 _CLOSING_SECONDS: Final = 1.0
+_TRANSCRIPT: Final = "transcript_mirror"
+MOST_TRANSCRIPT: Final = 64 * MEGABYTE
+"""Bytes of the session that one run adds to, which Postgres is to keep."""
 
 
 class Pipe(Transport):
@@ -38,6 +41,7 @@ class Pipe(Transport):
         self._complain = complain
         self._running: Running | None = None
         self._pipes: Pipes | None = None
+        self._transcribed = 0
 
     async def connect(self) -> None:
         if self._running is None:
@@ -63,6 +67,10 @@ class Pipe(Transport):
     async def read_messages(self) -> AsyncIterator[dict[str, Any]]:
         """Raises Flooded."""
         while (message := await self._opened.receive()) is not None:
+            if message.get("type") == _TRANSCRIPT:
+                self._transcribed += self._opened.length
+            if self._transcribed > MOST_TRANSCRIPT:
+                raise Flooded(f"wrote more than {MOST_TRANSCRIPT // MEGABYTE} MB of transcript in one run.")
             yield message
         if self._opened.fault is not None:
             raise Flooded(self._opened.fault)

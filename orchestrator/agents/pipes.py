@@ -43,6 +43,8 @@ class Pipes:
         transports: tuple[asyncio.ReadTransport, ...],
     ) -> None:
         self.fault: str | None = None
+        self.length = 0
+        """Bytes of the message that was received last."""
         self._running = running
         self._reader = reader
         self._writer = writer
@@ -96,6 +98,7 @@ class Pipes:
             # Whoever has taken up the message before this one, does so before the next is read.
             await asyncio.sleep(0)
             if (message := _read(line)) is not None:
+                self.length = len(line)
                 return message
         return None
 
@@ -128,6 +131,8 @@ class Pipes:
             self._complaints.cancel()
         for transport in self._transports:
             transport.close()
+        if self._writer.transport.get_write_buffer_size():
+            self._writer.transport.abort()  # what it hasn't read by now, it never will
         await asyncio.sleep(0)  # a transport closes its pipe in the loop's next round
 
 
