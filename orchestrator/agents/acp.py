@@ -27,7 +27,7 @@ from acp.schema import (
 )
 
 from orchestrator.agents.acp_client import Client
-from orchestrator.agents.acp_pipes import Pipes
+from orchestrator.agents.acp_pipes import AcpPipes
 from orchestrator.agents.external import AgentBroke, Leave, Talk, TurnEnd
 from orchestrator.agents.launch import Enclosure
 from orchestrator.agents.oversight import Cut, Overseer
@@ -35,6 +35,7 @@ from orchestrator.agents.programs import Program, find
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Broke
+from orchestrator.engine.untrusted import storable
 from orchestrator.workspaces.programs import Running
 
 LOOK_SECONDS: Final = 0.1
@@ -45,6 +46,7 @@ CANCEL_SECONDS: Final = 2.5
 CLOSING_SECONDS: Final = 0.7
 """For an end by itself when its input is closed, and then again by SIGTERM."""
 AUTH_REQUIRED: Final = -32000
+MOST_NAME: Final = 500
 SET_TITLE: Final = "session/set_title"
 
 
@@ -156,6 +158,7 @@ class _AcpTalk:
         self._running = running
         self._runner = runner
         self._connection: ClientSideConnection | None = None
+        self._pipes: AcpPipes | None = None
 
     # --- opening and closing --------------------------------------------------------------------------------
 
@@ -176,6 +179,8 @@ class _AcpTalk:
         loop = asyncio.get_running_loop()
         until = loop.time() + at_most.total_seconds()
         while not (await asyncio.wait({task}, timeout=LOOK_SECONDS))[0]:
+            if self._pipes is not None:
+                self._pipes.look()
             if self._overseer.link.stop.is_hard() or loop.time() >= until:
                 task.cancel()
                 await asyncio.wait({task}, timeout=CLOSING_SECONDS)
@@ -186,10 +191,13 @@ class _AcpTalk:
             raise AgentBroke(_of_request(self._profile.name, error)) from error
         except (ConnectionError, OSError) as error:
             raise AgentBroke(self._gone()) from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise AgentBroke(_against_protocol(self._profile.name)) from error
 
     async def _open(self, session_id: str | None) -> None:
-        pipes = await Pipes.over(self._running, self._overseer.complained)
-        self._connection = ClientSideConnection(self._client, pipes, use_unstable_protocol=True)
+        self._pipes = await AcpPipes.over(self._running, self._overseer.complained)
+        self._connection = ClientSideConnection(self._client, self._pipes, use_unstable_protocol=True)
+        _guard(self._connection._conn)  # noqa: SLF001 - the SDK logs whatever is wrong, message by message
         able = await self._connection.initialize(
             PROTOCOL_VERSION,
             ClientCapabilities(elicitation=ElicitationCapabilities(form=ElicitationFormCapabilities())),
@@ -200,8 +208,9 @@ class _AcpTalk:
             self.session_id, self.is_resumed = session_id, True
         else:
             made = await self._connection.new_session(self._folder, mcp_servers=[], **settings.meta)
-            self.session_id = made.session_id
+            self.session_id = _name(made.session_id)
             await self._entitle(settings.title)
+        self._client.session_id = self.session_id
         if settings.mode is not None:
             await self._connection.set_session_mode(self.session_id, settings.mode)
         for option, value in settings.options.items():
@@ -244,11 +253,14 @@ class _AcpTalk:
         return self._runner.run(self._prompt(text))
 
     async def _prompt(self, text: str) -> TurnEnd:
-        connection, client = self._opened(), self._client
+        connection, client, pipes = self._opened(), self._client, self._pipes
+        assert pipes is not None  # noqa: S101 - `open` comes first
         client.begin()
+        pipes.begin()
         task = asyncio.ensure_future(connection.prompt(self.session_id, [text_block(text)]))
         cut = None
         while not task.done() and not client.wish:
+            pipes.look()
             cut = self._overseer.look()
             if cut is not None:
                 break
@@ -288,12 +300,16 @@ class _AcpTalk:
             return TurnEnd(text, problem=_of_request(self._profile.name, error))
         except (ConnectionError, OSError):
             return TurnEnd(text, problem=self._gone())
+        except (ValueError, TypeError, RecursionError):
+            return TurnEnd(text, problem=_against_protocol(self._profile.name))
         if response.stop_reason == "cancelled" and client.was_denied:
             return TurnEnd(text, Cut.DENIED)
         said = Said(text, response.stop_reason, tuple(client.meta))
         return TurnEnd(text, problem=_of_reason(self._profile.name, said) or self._profile.problem(said))
 
     def _gone(self) -> Broke:
+        if self._pipes is not None and self._pipes.fault is not None:
+            return Broke("agent-flooded", f"{self._profile.name} {self._pipes.fault}", ErrorClass.AGENT)
         code = self._running.wait(1.0)
         ended = "closed its output" if code is None else f"ended with code {code}"
         text = f"{self._profile.name} {ended} in the middle of its work."
@@ -302,6 +318,32 @@ class _AcpTalk:
     def _silent(self) -> Broke:
         text = f"{self._profile.name} did not answer in time."
         return Broke("agent-program-silent", text, ErrorClass.TIMEOUT)
+
+
+def _guard(connection: Any) -> None:
+    """What the agent asks or tells against the protocol is answered so, or passed over: it is no fault of
+    ours that a log should tell of, as often as the agent likes."""
+    handle = connection._handler  # noqa: SLF001 - it has no other place for it
+
+    async def guarded(method: str, params: Any, is_notification: bool) -> Any:
+        try:
+            return await handle(method, params, is_notification)
+        except RequestError:
+            if not is_notification:
+                raise
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            if not is_notification:
+                raise RequestError.invalid_params() from error
+        return None
+
+    connection._handler = guarded  # noqa: SLF001
+
+
+def _name(session_id: str) -> str:
+    """Raises ValueError if it can't be kept."""
+    if len(session_id) > MOST_NAME or storable(session_id) != session_id:
+        raise ValueError(session_id[:MOST_NAME])
+    return session_id
 
 
 def _missing(profile: Profile) -> Broke:
@@ -315,6 +357,11 @@ def _missing(profile: Profile) -> Broke:
 def _multiplies(name: str) -> Broke:
     text = f"{name} started more processes than a step may have."
     return Broke("limit-processes", text, ErrorClass.LIMIT, retryable=False)
+
+
+def _against_protocol(name: str) -> Broke:
+    text = f"{name} answered otherwise than its protocol says."
+    return Broke("agent-request-failed", text, ErrorClass.AGENT)
 
 
 def _of_request(name: str, error: RequestError) -> Broke:

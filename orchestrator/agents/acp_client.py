@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
@@ -39,6 +40,13 @@ RISKS: Final[Mapping[str, str]] = MappingProxyType(
 """Of the protocol's kinds of tool; what isn't named (execute, other) may do anything."""
 SHOWN: Final = 8000
 ENDED: Final = ("completed", "failed")
+MOST_MESSAGE: Final = 256 * 1024
+"""Characters of a message that are kept, the last ones."""
+MOST_TOOLS: Final = 1000
+MOST_META: Final = 200
+MOST_META_CHARACTERS: Final = 8000
+MOST_HELD: Final = 100
+"""Requests that wait for a person at a time."""
 
 
 class Client:
@@ -46,14 +54,17 @@ class Client:
 
     def __init__(self, overseer: Overseer, approvals: Collection[str], leave: Leave | None) -> None:
         self.wish: Wish | None = None
-        self.meta: list[Mapping[str, Any]] = []
+        self.meta: deque[Mapping[str, Any]] = deque(maxlen=MOST_META)
+        self.session_id: str | None = None
+        """What is told of another session, or before there is one, is not heard."""
         self.was_denied = False
         self._overseer = overseer
         self._approvals = approvals
         self._leave = leave
         self._listens = False
-        self._message: list[str] = []
+        self._message = ""
         self._last = ""
+        self._held = 0
         self._tools: dict[str, _Tool] = {}
         self._wishing: asyncio.Future[None] | None = None
         self._cancelling: asyncio.Event = asyncio.Event()
@@ -62,8 +73,9 @@ class Client:
 
     def begin(self) -> None:
         """From now on updates are of this prompt; those before told the past of a session."""
-        self.wish, self.meta, self.was_denied = None, [], False
-        self._message, self._last = [], ""
+        self.wish, self.was_denied = None, False
+        self.meta.clear()
+        self._message, self._last = "", ""
         self._tools.clear()
         self._wishing = asyncio.get_running_loop().create_future()
         self._cancelling.clear()
@@ -85,18 +97,16 @@ class Client:
         self._listens = False
 
     def last_words(self) -> str:
-        """Its last message, whole."""
-        return "".join(self._message) or self._last
+        """Its last message; of one beyond all measure its end."""
+        return self._message or self._last
 
     # --- what it tells --------------------------------------------------------------------------------------
 
     async def session_update(self, session_id: str, update: Any, **meta: Any) -> None:
-        del session_id
-        if not self._listens:
+        if not self._hears(session_id):
             return
         for found in (meta, getattr(update, "field_meta", None)):
-            if found:
-                self.meta.append(found)
+            self._mind(found)
         match update:
             case AgentMessageChunk():
                 self._hear(getattr(update.content, "text", ""))
@@ -109,21 +119,31 @@ class Client:
             case _:
                 self._overseer.saying("")
 
+    def _hears(self, session_id: str) -> bool:
+        return self._listens and self.session_id in {None, session_id}
+
+    def _mind(self, meta: object) -> None:
+        """The latest of what profiles judge by; long ones are about something else."""
+        if meta and isinstance(meta, Mapping) and len(str(meta)) <= MOST_META_CHARACTERS:
+            self.meta.append(meta)
+
     def _hear(self, text: str) -> None:
-        self._message.append(text)
+        self._message = (self._message + text)[-MOST_MESSAGE:]
         self._overseer.saying(text)
 
     def _close_message(self) -> None:
-        if text := "".join(self._message):
-            self._overseer.said(text)
-            self._last = text
-        self._message = []
+        if self._message:
+            self._overseer.said(self._message)
+            self._last = self._message
+        self._message = ""
 
     def _tool(self, update: ToolCallStart | ToolCallProgress) -> None:
         call_id = update.tool_call_id
         tool = self._tools.get(call_id)
         if tool is None:
             tool = self._tools[call_id] = _Tool()
+            while len(self._tools) > MOST_TOOLS:
+                self._tools.pop(next(iter(self._tools)))
             tool.take(update)
             self._overseer.tool_started(call_id, tool.title, tool.arguments)
         else:
@@ -136,10 +156,11 @@ class Client:
                 output=_output(update),
                 changes_files=tool.risk != "read",
             )
+            tool.forget()
 
     async def ext_notification(self, method: str, params: dict[str, Any]) -> None:
         if self._listens:
-            self.meta.append({method: params})
+            self._mind({method: params})
 
     async def ext_method(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         del method, params
@@ -150,7 +171,8 @@ class Client:
     async def request_permission(
         self, session_id: str, tool_call: ToolCallUpdate, options: list[PermissionOption], **_: Any
     ) -> RequestPermissionResponse:
-        del session_id
+        if not self._hears(session_id) or self._held >= MOST_HELD:
+            return RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
         tool = _Tool()
         if (known := self._tools.get(tool_call.tool_call_id)) is not None:
             tool.take_from(known)
@@ -164,8 +186,7 @@ class Client:
             self.was_denied = not leave.is_granted
             return _chosen(options, allow=leave.is_granted)
         text = f"The agent wants to use a tool (risk: {tool.risk}):\n{cut(whole, SHOWN)}"
-        self._ask(Wish(WaitingOn.TOOL_APPROVAL, text, (APPROVE, DENY), digest))
-        await self._cancelling.wait()
+        await self._ask(Wish(WaitingOn.TOOL_APPROVAL, text, (APPROVE, DENY), digest))
         return RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
 
     def _needs_leave(self, tool: _Tool) -> bool:
@@ -175,17 +196,23 @@ class Client:
         schema = getattr(mode, "requested_schema", None)
         if schema is None:
             return DeclineElicitationResponse(action="decline")  # an address to be opened in a browser
+        if not self._listens or self._held >= MOST_HELD:
+            return CancelElicitationResponse(action="cancel")
         fields = _fields(schema)
-        self._ask(Wish(WaitingOn.QUESTION, _question(message, fields), _choices(fields)))
-        await self._cancelling.wait()
+        await self._ask(Wish(WaitingOn.QUESTION, _question(message, fields), _choices(fields)))
         return CancelElicitationResponse(action="cancel")
 
-    def _ask(self, wish: Wish) -> None:
-        """The first of a prompt; a person is asked one thing at a time."""
+    async def _ask(self, wish: Wish) -> None:
+        """The first of a prompt; a person is asked one thing at a time. Until the prompt is cancelled."""
         if self.wish is None:
             self.wish = wish
         if self._wishing is not None and not self._wishing.done():
             self._wishing.set_result(None)
+        self._held += 1
+        try:
+            await self._cancelling.wait()
+        finally:
+            self._held -= 1
 
 
 class _Tool:
@@ -208,9 +235,16 @@ class _Tool:
         if update.raw_input is not None:
             given = update.raw_input
             self.arguments = given if isinstance(given, Mapping) else {"input": given}
-        for content in update.content or ():
-            if getattr(content, "type", None) == "diff":
-                self.changes.append(f"{content.path}\n{content.new_text}")
+        if update.content is not None:  # in place of what was told before
+            self.changes = [
+                f"{content.path}\n{content.new_text}"
+                for content in update.content
+                if getattr(content, "type", None) == "diff"
+            ]
+
+    def forget(self) -> None:
+        """It has ended: only that it was there counts."""
+        self.arguments, self.changes = {}, []
 
     @property
     def risk(self) -> str:

@@ -7,6 +7,7 @@ on the worker's machine, as somebody who may write there. What it changes there 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from queue import Empty, Queue
+from queue import Empty, Full, Queue
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -39,6 +40,12 @@ SILENT_SECONDS: Final = 20.0
 BUSY: Final = timedelta(seconds=30)
 _SUMMARY: Final = 4000
 _MOST_LINE: Final = 4 * 1024**2
+"""Bytes of one event: it holds a whole message, which is told anew whenever it has grown."""
+_MOST_ANSWER: Final = 16 * 1024**2
+"""Bytes of the whole conversation."""
+_MOST_WAITING: Final = 8
+"""Events that are read and not yet taken."""
+_MOST_ID: Final = 100
 _INTERRUPT: Final = "\x03"
 _INTERRUPT_SECONDS: Final = 3.0
 _RESTING: Final = "stable"
@@ -76,18 +83,25 @@ class Server:
         """Returns when the agent has begun. Raises `Unreachable`, whose status is 500 while it is busy."""
         self._json("POST", "/message", {"content": content, "type": "raw" if raw else "user"})
 
-    def events(self, into: Queue[tuple[str, Mapping[str, Any]] | None]) -> http.client.HTTPConnection:
-        """Follows what happens, beginning with all that has; None when the stream has ended. The caller
-        closes the connection."""
+    @contextmanager
+    def events(self) -> Iterator[Queue[tuple[str, Mapping[str, Any]] | None]]:
+        """What happens, beginning with all that has; None when the stream has ended. Where few are taken, few
+        are read."""
+        events: Queue[tuple[str, Mapping[str, Any]] | None] = Queue(_MOST_WAITING)
         connection, response = self._ask("GET", "/events", None, None)
-        threading.Thread(target=_follow, args=(response, into), daemon=True).start()
-        return connection
+        closing = threading.Event()
+        threading.Thread(target=_follow, args=(response, events, closing), daemon=True).start()
+        try:
+            yield events
+        finally:
+            closing.set()
+            connection.close()
 
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         connection, response = self._ask(method, path, body, TYPING_SECONDS)
         try:
-            found = json.loads(response.read(64 * 1024**2))
-        except (OSError, ValueError, http.client.HTTPException) as error:
+            found = json.loads(response.read(_MOST_ANSWER))
+        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
             raise Unreachable(f"{path} gave no JSON ({type(error).__name__})") from error
         finally:
             connection.close()
@@ -122,24 +136,45 @@ class Server:
         return connection, response
 
 
-def _follow(response: http.client.HTTPResponse, into: Queue[tuple[str, Mapping[str, Any]] | None]) -> None:
-    name, data = "message", ""
+def _follow(
+    response: http.client.HTTPResponse,
+    into: Queue[tuple[str, Mapping[str, Any]] | None],
+    closing: threading.Event,
+) -> None:
+    def put(event: tuple[str, Mapping[str, Any]] | None) -> None:
+        while not closing.is_set():
+            with contextlib.suppress(Full):
+                into.put(event, timeout=LOOK_SECONDS)
+                return
+
     try:
-        while line := response.readline(_MOST_LINE):
-            text = line.decode("utf-8", "replace").rstrip("\r\n")
-            field, _, value = text.partition(":")
-            if not text and data:
-                found = json.loads(data)
-                into.put((name, found if isinstance(found, dict) else {}))
-            if not text:
-                name, data = "message", ""
-            elif field == "event":
-                name = value.strip()
-            elif field == "data":
-                data += value.strip()
-    except (OSError, ValueError, AttributeError, http.client.HTTPException):
-        pass  # closed under us, or broken off
-    into.put(None)
+        for event in _events(response):
+            put(event)
+            if closing.is_set():
+                break
+    except (OSError, ValueError, AttributeError, RecursionError, http.client.HTTPException):
+        pass  # closed under us, broken off, or no stream of events
+    put(None)
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Raises ValueError for one that is too long, or no JSON."""
+    name, data, size = "message", list[str](), 0
+    while line := response.readline(_MOST_LINE):
+        size += len(line)
+        if size > _MOST_LINE:
+            raise ValueError("an event is too long")
+        text = line.decode("utf-8", "replace").rstrip("\r\n")
+        field, _, value = text.partition(":")
+        if field == "event":
+            name = value.strip()
+        elif field == "data":
+            data.append(value.strip())
+        elif not text:
+            if data:
+                found = json.loads("".join(data))
+                yield name, found if isinstance(found, dict) else {}
+            name, data, size = "message", [], 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +216,8 @@ class _Work:
         self._begun = time.monotonic()
         self._kept_at = self._begun
         self._asked_at: float | None = None
-        self._told: dict[int, str] = {}
+        self._told: tuple[str, str] = ("", "")
+        """The message that is being written, by its id, as far as it was told."""
 
     def carry_on(self) -> Verdict:
         """Each prompt carries a mark, by which a claim after a killed worker sees whether it was sent."""
@@ -264,7 +300,7 @@ class _Work:
         """Until the agent has come to rest; its last message, or why it can't go on. What has happened is
         believed in the order of the stream: an error comes before the rest that follows it."""
         sent_at, status = time.monotonic(), ""
-        with self._events() as events:
+        with self._server.events() as events:
             while True:
                 try:
                     event = events.get(timeout=LOOK_SECONDS)
@@ -287,23 +323,14 @@ class _Work:
                     why = "the agent took the message and did nothing."
                     return Broke("agent-silent", why, ErrorClass.AGENT)
 
-    @contextmanager
-    def _events(self) -> Iterator[Queue[tuple[str, Mapping[str, Any]] | None]]:
-        events: Queue[tuple[str, Mapping[str, Any]] | None] = Queue()
-        connection = self._server.events(events)
-        try:
-            yield events
-        finally:
-            connection.close()
-
     def _heard(self, name: str, data: Mapping[str, Any]) -> Verdict | None:
         if name == "message_update" and data.get("role") == "agent":
-            text, at = str(data.get("message", "")), int(data.get("id", 0) or 0)
-            before = self._told.get(at, "")
+            text, at = str(data.get("message", "")), str(data.get("id", ""))[:_MOST_ID]
+            before = self._told[1] if self._told[0] == at else ""
             # It is rewritten in place while the agent works: a screen, not a log.
             if text.startswith(before):
                 self._link.note("text", {"text": storable(text[len(before) :])})
-            self._told[at] = text
+            self._told = (at, text)
         elif name == "agent_error" and data.get("level") == "error":
             why = f"the agent's server says: {storable(str(data.get('message', '')))[:500]}"
             return Broke("agent-failed", why, ErrorClass.AGENT)

@@ -6,18 +6,24 @@ a run of its own, told everything anew.
 
 from __future__ import annotations
 
+import codecs
 import os
-import queue
 import re
+import selectors
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import IO, Final
 
+from orchestrator.agents import home_files
+from orchestrator.agents.aider_words import last_words
 from orchestrator.agents.external import Leave, TurnEnd
 from orchestrator.agents.launch import Enclosure
 from orchestrator.agents.oversight import Cut, Overseer
+from orchestrator.agents.pipes import MEGABYTE, MOST_AT_ONCE
 from orchestrator.agents.programs import Program
 from orchestrator.agents.selection import provider_of
 from orchestrator.core.assignment import Assignment
@@ -27,21 +33,22 @@ from orchestrator.workspaces.programs import Running
 
 _LOOK_SECONDS: Final = 0.2
 _END_SECONDS: Final = 5.0
-_MOST_TEXT: Final = 1024 * 1024
-_HISTORY: Final = "/dev/null"
+_LINGER_SECONDS: Final = 2.0
+"""After the program's end its output is read for so long, if something that it started holds it open."""
+_CHUNK: Final = 65536
+_MOST_TEXT: Final = 64 * 1024
+"""Characters of its output, and of what its model said last, that are looked into."""
+_HISTORY: Final = ".aider-history.md"
+"""Below its HOME: what its model says, told from what the program says, which its output mixes."""
 _OPTIONS: Final = (
     *("--edit-format", "diff", "--yes-always", "--no-check-update", "--analytics-disable"),
     *("--no-show-release-notes", "--no-show-model-warnings", "--no-gitignore", "--no-pretty"),
     *("--no-fancy-input", "--no-auto-commits", "--no-dirty-commits", "--no-suggest-shell-commands"),
-    *("--no-detect-urls", "--chat-history-file", _HISTORY, "--input-history-file", _HISTORY),
+    *("--no-detect-urls", "--input-history-file", "/dev/null"),
     *("--message-file", "/dev/stdin"),
 )
 _LEFTOVERS: Final = "rm -rf .aider.tags.cache* .aider.chat.history.md .aider.input.history; "
 _SCRIPT: Final = f'"$@"; code=$?; {_LEFTOVERS} exit $code'
-_TALK: Final = re.compile(
-    r"^(Tokens:|Aider v|Model:|Main model:|Weak model:|Git repo:|Repo-map:|Added |Use /help|Only \d+ reflect"
-    r"|Warning:|Cost estimates|Applied edit to |https?://|Creating empty file|Can.t initialize prompt)"
-)
 _FAULTS: Final = re.compile(r"litellm\.\w*(?:Error|Exception)\b[^\n]*")
 
 
@@ -87,17 +94,14 @@ class Runs:
         message = f"{self._first}\n\n{text}" if self._first else text
         self._first = self._first or text
         before = self._enclosure.door.calls
+        home_files.write(self._enclosure.home_on_disk, PurePosixPath(_HISTORY), [])
         self._running = running = self._started()
-        lines: queue.Queue[str | None] = queue.Queue()
-        for thread in (
-            threading.Thread(target=_write, args=(running.stdin, message.encode()), daemon=True),
-            threading.Thread(target=_read, args=(running.stdout, lines), daemon=True),
-            threading.Thread(target=_retell, args=(running.stderr, self._overseer), daemon=True),
-        ):
-            thread.start()
-        said, cut = self._followed(running, lines, before)
+        threading.Thread(target=_write, args=(running.stdin, message.encode()), daemon=True).start()
+        output = _Output(self._overseer)
+        cut, problem = self._followed(running, output, before)
         self.end()
-        return _judged(said, cut, too_many=running.too_many())
+        history = home_files.read_end(self._enclosure.home_on_disk, PurePosixPath(_HISTORY), _MOST_TEXT)
+        return TurnEnd(last_words(history), cut=cut, problem=problem or _fault(output.end, cut))
 
     def end(self) -> None:
         """The program ends with all that it started; what it leaves in the repository goes."""
@@ -120,70 +124,77 @@ class Runs:
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "PYTHONUNBUFFERED": "1",
         }
-        words = (*self._program.command, *_OPTIONS, "--model", f"{provider}/{self._model}")
+        history = ("--chat-history-file", f"{enclosure.home}/{_HISTORY}")
+        words = (*self._program.command, *_OPTIONS, *history, "--model", f"{provider}/{self._model}")
         script = ("/bin/sh", "-c", _SCRIPT, "sh", *words)
         return enclosure.start(script, environment, programs=self._program.folders)
 
-    def _followed(
-        self, running: Running, lines: queue.Queue[str | None], before: int
-    ) -> tuple[str, Cut | None]:
-        """What it said, and why it was cut short. It would try again and again what the gateway refuses; that
-        is the orchestrator's to do."""
-        said: list[str] = []
-        size = 0
-        while True:
-            try:
-                line = lines.get(timeout=_LOOK_SECONDS)
-            except queue.Empty:
-                line = ""
-            if line is None:
-                return "\n".join(said), None
-            if line and size < _MOST_TEXT:
-                size += len(line)
-                said.append(line)
-                self._overseer.said(line)
-            cut = self._overseer.look()
-            if cut is None and self._enclosure.door.refusal_since(before) is not None:
-                cut = Cut.REFUSED
-            if cut is not None or running.too_many():
-                return "\n".join(said), cut
+    def _followed(self, running: Running, output: _Output, before: int) -> tuple[Cut | None, Broke | None]:
+        """Until its end; else why it was cut short, or can't go on. It would try again and again what the
+        gateway refuses; that is the orchestrator's to do."""
+        ended_at = None
+        with selectors.DefaultSelector() as ready:
+            ready.register(running.stdout, selectors.EVENT_READ, output.say)
+            ready.register(running.stderr, selectors.EVENT_READ, output.complain)
+            while running.stdout in ready.get_map():
+                for key, _ in ready.select(_LOOK_SECONDS):
+                    data = os.read(key.fd, _CHUNK)
+                    if not data:
+                        ready.unregister(key.fileobj)
+                    key.data(data)
+                cut = self._overseer.look()
+                if cut is None and self._enclosure.door.refusal_since(before) is not None:
+                    cut = Cut.REFUSED
+                problem = _excess(running, output)
+                if cut is not None or problem is not None:
+                    return cut, problem
+                if running.code() is not None:
+                    ended_at = ended_at or time.monotonic()
+                    if time.monotonic() - ended_at > _LINGER_SECONDS:
+                        break
+        return None, None
 
 
-def _judged(said: str, cut: Cut | None, *, too_many: bool) -> TurnEnd:
-    text = "\n".join(line for line in said.splitlines() if not _TALK.match(line)).strip()
-    if cut is not None:
-        return TurnEnd(text, cut=cut)
-    if too_many:
+class _Output:
+    """What the program prints: told as it comes, of which the end is kept."""
+
+    def __init__(self, overseer: Overseer) -> None:
+        self.end = ""
+        self.taken = 0
+        """Bytes of both streams."""
+        self._overseer = overseer
+        self._line = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def say(self, data: bytes) -> None:
+        """The rest of the last line at the end, which is empty data."""
+        self.taken += len(data)
+        text = self._decoder.decode(data, final=not data)
+        self.end = (self.end + text)[-_MOST_TEXT:]
+        lines, _, self._line = (self._line + text).rpartition("\n")
+        if not data or len(self._line) > _MOST_TEXT:
+            lines, self._line = f"{lines}\n{self._line}", ""
+        self._overseer.said(lines)
+
+    def complain(self, data: bytes) -> None:
+        self.taken += len(data)
+        self._overseer.complained(data.decode("utf-8", "replace"))
+
+
+def _excess(running: Running, output: _Output) -> Broke | None:
+    if running.too_many():
         why = "the agent started more processes than the sandbox allows."
-        return TurnEnd(text, problem=Broke("limit-processes", why, ErrorClass.LIMIT))
-    if fault := _FAULTS.search(said):
-        why = f"Aider could not go on: {fault.group()[:300]}"
-        return TurnEnd(text, problem=Broke("agent-failed", why, ErrorClass.AGENT))
-    return TurnEnd(text)
+        return Broke("limit-processes", why, ErrorClass.LIMIT)
+    if output.taken > MOST_AT_ONCE:
+        why = f"aider sent more than {MOST_AT_ONCE // MEGABYTE} MB in one prompt."
+        return Broke("agent-flooded", why, ErrorClass.AGENT)
+    return None
 
 
-def _read(stream: IO[bytes], lines: queue.Queue[str | None]) -> None:
-    gathered = b""
-    try:
-        while chunk := os.read(stream.fileno(), 65536):
-            *whole, gathered = (gathered + chunk).split(b"\n")
-            for line in whole:
-                lines.put(line.decode("utf-8", "replace"))
-            if len(gathered) > _MOST_TEXT:
-                gathered = b""  # a line without end
-    except (OSError, ValueError):
-        pass  # closed under us
-    if gathered:
-        lines.put(gathered.decode("utf-8", "replace"))
-    lines.put(None)
-
-
-def _retell(stream: IO[bytes], overseer: Overseer) -> None:
-    try:
-        while chunk := os.read(stream.fileno(), 65536):
-            overseer.complained(chunk.decode("utf-8", "replace"))
-    except (OSError, ValueError):
-        return
+def _fault(output: str, cut: Cut | None) -> Broke | None:
+    if cut is not None or not (fault := _FAULTS.search(output)):
+        return None
+    return Broke("agent-failed", f"Aider could not go on: {fault.group()[:300]}", ErrorClass.AGENT)
 
 
 def _write(stream: IO[bytes], data: bytes) -> None:

@@ -33,11 +33,12 @@ from claude_agent_sdk import (
 )
 
 from orchestrator.agents.claude_leave import Gate
-from orchestrator.agents.claude_pipe import Pipe, TooLong
+from orchestrator.agents.claude_pipe import Pipe
 from orchestrator.agents.claude_transcripts import Mirror, restore
 from orchestrator.agents.external import AgentBroke, Leave, TurnEnd
 from orchestrator.agents.launch import Enclosure
 from orchestrator.agents.oversight import Cut, Overseer
+from orchestrator.agents.pipes import Flooded
 from orchestrator.agents.ports import Transcripts
 from orchestrator.agents.programs import Program
 from orchestrator.core.assignment import Assignment
@@ -108,8 +109,9 @@ class ClaudeCode:
                 runner.run(_connected(client, pipe))
                 yield Talk(own, resumed, runner, client, pipe, gate, overseer, resumed and leave is not None)
             finally:
-                with contextlib.suppress(ClaudeSDKError, TimeoutError, OSError):
-                    runner.run(asyncio.wait_for(client.disconnect(), _START_SECONDS))
+                for ending in (client.disconnect, pipe.close):
+                    with contextlib.suppress(Exception):  # whatever it says, it ends
+                        runner.run(asyncio.wait_for(ending(), _START_SECONDS))
                 pipe.end()
 
     def _words(self, assignment: Assignment) -> list[str]:
@@ -130,12 +132,14 @@ class ClaudeCode:
 async def _connected(client: ClaudeSDKClient, pipe: Pipe) -> None:
     try:
         await asyncio.wait_for(client.connect(), _START_SECONDS)
-    except (ClaudeSDKError, TimeoutError, OSError, ValueError) as error:
-        raise AgentBroke(_died(pipe, f"it did not start: {type(error).__name__}")) from error
+    except Exception as error:  # the SDK raises anything for what the program says
+        raise AgentBroke(_died(pipe, "it did not start", error)) from error
 
 
-def _died(pipe: Pipe, what: str) -> Broke:
-    code = pipe.code()
+def _died(pipe: Pipe, what: str, error: Exception) -> Broke:
+    if isinstance(error, Flooded):
+        return Broke("agent-flooded", f"Claude Code {error}", ErrorClass.AGENT)
+    code, what = pipe.code(), f"{what}: {type(error).__name__} {str(error)[:300]}".strip()
     ended = "" if code is None else f" (exit code {code})"
     return Broke("agent-died", f"Claude Code: {what}{ended}.", ErrorClass.AGENT)
 
@@ -169,8 +173,8 @@ class Talk:
         self._text = ""
         try:
             return self._runner.run(self._carried_out(text))
-        except (ClaudeSDKError, TooLong, OSError, ValueError) as error:
-            raise AgentBroke(_died(self._pipe, f"it broke off: {type(error).__name__}")) from error
+        except (ClaudeSDKError, Flooded, OSError, ValueError, RecursionError) as error:
+            raise AgentBroke(_died(self._pipe, "it broke off", error)) from error
 
     async def _carried_out(self, text: str) -> TurnEnd:
         silent_until, besides = None, ""
@@ -180,6 +184,7 @@ class Talk:
             silent_until = time.monotonic() + _GOES_ON_SECONDS
         else:
             await self._client.query(text)
+        self._pipe.begin()
         messages = aiter(self._client.receive_messages())
         arriving: asyncio.Task[Message] | None = None
         try:
@@ -198,6 +203,7 @@ class Talk:
                 elif silent_until is not None and time.monotonic() > silent_until:
                     silent_until = None
                     await self._client.query(text)
+                self._pipe.look()
                 cut = self._overseer.look()
                 if self._pipe.too_many():
                     return TurnEnd(self._text, problem=_TOO_MANY)
@@ -267,11 +273,16 @@ def _messages_in(text: str) -> str:
 
 
 async def _next(messages: AsyncIterator[Message]) -> Message:
-    """Raises ClaudeSDKError at the end: a program that ends in the middle of a prompt has died."""
+    """Raises ClaudeSDKError at the end: a program that ends in the middle of a prompt has died; and for
+    whatever the SDK finds wrong with a message, which it says in any exception. Raises Flooded."""
     try:
         return await anext(messages)
     except StopAsyncIteration:
         raise ClaudeSDKError("the program ended") from None
+    except (ClaudeSDKError, Flooded):
+        raise
+    except Exception as error:
+        raise ClaudeSDKError(type(error).__name__) from error
 
 
 _TOO_MANY: Final = Broke(

@@ -12,16 +12,20 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+from orchestrator.agents.error_words import read_words
+
 CHUNK: Final = 65536
 CONNECTIONS: Final = 64
 CONNECT_SECONDS: Final = 10.0
 MOST_HEAD: Final = 64 * 1024
+MOST_ERROR: Final = 128 * 1024
+"""Bytes of a response, head and all, in which an error's words are looked for."""
 SOCKET: Final = "gateway"
 CALL: Final = b"POST /v1/"
 COUNTING: Final = b"POST /v1/messages/count_tokens"
@@ -30,12 +34,14 @@ CODE_HEADER: Final = "x-orchestrator-code"
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The head of the response to one call of a model. `code` says why the gateway itself refused; None: it
-    is the provider's."""
+    """The response to one call of a model: its head, and of an error what it says. `code` says why the
+    gateway itself refused; None: it is the provider's."""
 
     status: int
     code: str | None = None
     retry_after: timedelta | None = None
+    words: str = ""
+    """Empty where they are not there yet, or are in no form that is known."""
 
     @property
     def is_good(self) -> bool:
@@ -146,10 +152,12 @@ class Door:
             return not self._ended
 
     def _read(self, heads: _Heads, data: bytes) -> None:
-        found = heads.answered(data)
-        if found is not None:
-            with self._lock:
+        with self._lock:
+            if (found := heads.answered(data)) is not None:
+                heads.place = len(self._answers)
                 self._answers.append(found)
+            elif heads.place is not None and (words := heads.more(data)):
+                self._answers[heads.place] = replace(self._answers[heads.place], words=words)
 
 
 def _listening(folder: Path | None) -> socket.socket:
@@ -174,6 +182,8 @@ class _Heads:
     """
 
     def __init__(self) -> None:
+        self.place: int | None = None
+        """Of the answer whose words may still come, among all of the door."""
         self._expected = False
         self._is_call = False
         self._gathered = b""
@@ -181,7 +191,7 @@ class _Heads:
     def asked(self, data: bytes) -> None:
         if not self._expected:
             self._is_call = data.startswith(CALL) and not data.startswith(COUNTING)
-        self._expected, self._gathered = True, b""
+        self._expected, self._gathered, self.place = True, b"", None
 
     def answered(self, data: bytes) -> Answered | None:
         if not self._expected:
@@ -190,8 +200,19 @@ class _Heads:
         head, end, _ = self._gathered.partition(b"\r\n\r\n")
         if not end and len(self._gathered) < MOST_HEAD:
             return None
-        self._expected, self._gathered = False, b""
-        return _read_head(head) if self._is_call else None
+        whole, self._expected, self._gathered = self._gathered, False, b""
+        found = _read_head(head) if self._is_call else None
+        if found is None or found.is_good:
+            return found
+        self._gathered = whole
+        return replace(found, words=read_words(whole))
+
+    def more(self, data: bytes) -> str:
+        """What the error says, as far as it has come."""
+        if len(self._gathered) >= MOST_ERROR:
+            return ""
+        self._gathered += data
+        return read_words(self._gathered)
 
 
 def _read_head(head: bytes) -> Answered | None:

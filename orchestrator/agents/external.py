@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from orchestrator.agents import prompts, refusals
+from orchestrator.agents.door import Answered
 from orchestrator.agents.launch import Enclosure, enclosed
 from orchestrator.agents.oversight import Cut, Overseer
 from orchestrator.agents.ports import Asked, Kept, Session, Sessions
@@ -29,6 +30,9 @@ from orchestrator.workspaces.workspace import Workspace
 
 SUMMARY: Final = 4000
 """Characters of the agent's last words that are kept as the step's summary."""
+
+MESSAGE: Final = 2000
+"""And of what is told of its failure."""
 
 
 class AgentBroke(Exception):
@@ -121,6 +125,12 @@ class ExternalAgent:
     """The model that the agent is to work with; None: the assignment's, or the adapter's own."""
 
     def work(self, assignment: Assignment, link: Link) -> Verdict:
+        verdict = self._worked(assignment, link)
+        if isinstance(verdict, Broke):  # in words that may be the agent's own
+            return replace(verdict, message=cut(storable(verdict.message), MESSAGE))
+        return verdict
+
+    def _worked(self, assignment: Assignment, link: Link) -> Verdict:
         if self.model is not None:
             assignment = replace(assignment, model=self.model(assignment))
         try:
@@ -175,9 +185,17 @@ class _Work:
             while verdict is None:
                 number = self._session.prompts + 1
                 self._overseer.begin_prompt(number)
-                end = talk.prompt(text)
-                verdict, text = self._judge(end)
+                verdict, text = self._judge(self._carried_out(talk, text))
         return self._closed(verdict)
+
+    def _carried_out(self, talk: Talk, text: str) -> TurnEnd:
+        """A program that broke off has often said why before: to its model, or to whoever stopped it."""
+        try:
+            return talk.prompt(text)
+        except AgentBroke as broken:
+            return TurnEnd(problem=broken.verdict)
+        finally:
+            self._overseer.end_prompt()
 
     def _closed(self, verdict: Verdict) -> Verdict:
         """The program has ended: what it left is exactly what the next claim finds."""
@@ -237,10 +255,8 @@ class _Work:
             return Yielded(stop.reason)
         if self._overseer.limit is not None:
             return self._overseer.limit
-        refusal = self._enclosure.door.refusal_since(self._overseer.calls_before)
-        if refusal is not None and end.problem is None and refusal.code in refusals.OF_ONE_MODEL:
-            refusal = None
-        if refusal is not None and end.cut is not Cut.MESSAGE:
+        refusal = self._refusal()
+        if refusal is not None and not _does_without(refusal, end):
             return refusals.verdict(refusal, fence=self._assignment.fence)
         if (wish := end.wish or _asked_in_words(end)) is not None:
             return NeedsInput(self._ask(wish))
@@ -250,6 +266,10 @@ class _Work:
             text = f"the agent was refused {end.denials} tool calls, and says that it is done."
             return Broke("agent-denied", text, ErrorClass.AGENT)
         return None
+
+    def _refusal(self) -> Answered | None:
+        """If the last request of the prompt to its model was refused."""
+        return self._enclosure.door.refusal_since(self._overseer.calls_before)
 
     def _ask(self, wish: Wish) -> Ask:
         return Ask(
@@ -264,6 +284,8 @@ class _Work:
         """It says that it is done. That is believed if its files have changed, or if it says outright that
         they need not; it is told once that they have not."""
         if not self._workspace.is_changed and not prompts.says_no_change(end.text):
+            if (refusal := self._refusal()) is not None:
+                return refusals.verdict(refusal, fence=self._assignment.fence), ""
             if self._session.nudged:
                 text = "the agent says that it is done, but it changed no file."
                 return Broke("agent-changed-nothing", text, ErrorClass.AGENT), ""
@@ -271,6 +293,14 @@ class _Work:
             return None, prompts.UNCHANGED
         summary = cut(storable(end.text.strip()), SUMMARY) or f"Done by {self._adapter.name}."
         return Done(summary, {"agent": self._adapter.name}), ""
+
+
+def _does_without(refusal: Answered, end: TurnEnd) -> bool:
+    """It was told something in the meantime, or came to its end although one model is closed to it."""
+    if end.cut is Cut.MESSAGE:
+        return True
+    came_to_its_end = end.problem is None and end.cut is not Cut.REFUSED
+    return came_to_its_end and refusal.code in refusals.OF_ONE_MODEL
 
 
 def _asked_in_words(end: TurnEnd) -> Wish | None:

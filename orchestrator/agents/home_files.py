@@ -26,6 +26,20 @@ def count_lines(home: Path, path: PurePosixPath) -> int:
         return 0
 
 
+def read_end(home: Path, path: PurePosixPath, most: int) -> str:
+    """At most so many bytes of its end; empty where there is no such file, or something else in its place."""
+    try:
+        at = _folder(home, path.parent, make=False)
+        try:
+            with _opened(path.name, at) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+                return file.read(most).decode("utf-8", "replace")
+        finally:
+            os.close(at)
+    except OSError:
+        return ""
+
+
 def write(home: Path, path: PurePosixPath, lines: Iterable[str]) -> None:
     """The whole file anew, its folders made where they are missing: what was there before is not opened."""
     at = _folder(home, path.parent, make=True)

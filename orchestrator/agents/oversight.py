@@ -11,11 +11,12 @@ from typing import Any, Final
 from orchestrator.agents.launch import Enclosure
 from orchestrator.agents.ports import Session, Sessions
 from orchestrator.agents.refusals import is_final
+from orchestrator.agents.telling import Telling
 from orchestrator.core.assignment import Assignment, Link
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import SOFT, TURN_ABOUT, Broke
 from orchestrator.core.workspace import WorkspaceFault
-from orchestrator.engine.untrusted import cut, storable
+from orchestrator.engine.untrusted import storable
 from orchestrator.workspaces.workspace import Workspace
 
 CHECKPOINT_SECONDS: Final = 2.0
@@ -24,7 +25,6 @@ LISTEN_SECONDS: Final = 2.0
 """Between two looks for messages of the person who watches."""
 PATIENT_SECONDS: Final = 30.0
 """How long a soft stop or a message waits for the tool call under way."""
-SHOWN: Final = 2000
 
 
 class Cut(StrEnum):
@@ -61,7 +61,7 @@ class Overseer:
         self._prompt = 1
         self._calls_before = 0
         self._calls_told = 0
-        self._open_tools: dict[str, str] = {}
+        self._telling = Telling(link)
         self._changed_at: float | None = None
         self._kept_at = self._begun
         self._listened_at = self._begun
@@ -83,7 +83,7 @@ class Overseer:
         self._prompt = number
         self._calls_before = self._door.calls
         self._wished_at = None
-        self._open_tools.clear()
+        self._telling.begin_prompt()
 
     @property
     def calls_before(self) -> int:
@@ -94,6 +94,7 @@ class Overseer:
         """To be called several times a second while a prompt is carried out, in the step's thread. A reason
         means: cut it short."""
         self._tell_calls()
+        self._telling.catch_up()
         cut_by = self._why_at_once() or self._why_soon()
         if cut_by is None:
             self._keep_if_due()
@@ -119,7 +120,7 @@ class Overseer:
             return None
         now = time.monotonic()
         self._wished_at = self._wished_at or now
-        return wish if not self._open_tools or now - self._wished_at >= PATIENT_SECONDS else None
+        return wish if not self._telling.has_open_tools or now - self._wished_at >= PATIENT_SECONDS else None
 
     def _is_spoken_to(self) -> bool:
         now = time.monotonic()
@@ -147,35 +148,33 @@ class Overseer:
     def said(self, text: str) -> None:
         """A whole message of the agent."""
         if text.strip():
-            self.link.log("agent", storable(text) + "\n")
+            self._telling.log("agent", text + "\n")
 
     def saying(self, text: str) -> None:
         """Some more of the message that it is writing."""
         self.link.note("text", {"text": storable(text)})
 
     def tool_started(self, call_id: str, name: str, arguments: Mapping[str, Any]) -> None:
-        self._open_tools[call_id] = name
-        shown = {"name": storable(name)[:200], "call_id": call_id, "state": "started"}
-        self.link.note("tool", {**shown, "arguments": _storable(arguments)})
+        self._telling.tool_started(call_id, name, arguments)
 
     def tool_finished(
         self, call_id: str, *, is_error: bool, output: str = "", changes_files: bool = True
     ) -> None:
         """`changes_files` False: it surely only read."""
-        name = self._open_tools.pop(call_id, "")
-        shown = {"name": storable(name)[:200], "call_id": call_id, "state": "finished"}
-        self.link.note("tool", {**shown, "is_error": is_error})
-        if output:
-            self.link.log("stdout", cut(storable(output), SHOWN) + "\n")
+        self._telling.tool_finished(call_id, is_error=is_error, output=output)
         if changes_files:
             self._changed_at = time.monotonic()
 
-    def planned(self, entries: Sequence[Mapping[str, str]]) -> None:
-        self.link.note("plan", {"entries": [_storable(entry) for entry in entries[:100]]})
+    def planned(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        self._telling.planned(entries)
 
     def complained(self, text: str) -> None:
         """What its program wrote on stderr."""
-        self.link.log("stderr", storable(text))
+        self._telling.log("stderr", text)
+
+    def end_prompt(self) -> None:
+        """Tells what was held back of it."""
+        self._telling.close()
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 
@@ -195,22 +194,3 @@ class Overseer:
         commit = self._workspace.checkpoint(f"prompt {self._prompt}")
         if commit is not None:
             self._sessions.keep_checkpoint(self._prompt, commit)
-
-
-def _storable(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {storable(str(key)): _plain(inner, 4) for key, inner in value.items()}
-
-
-def _plain(value: object, depth: int) -> Any:
-    """JSON-able, whatever an agent sent; what lies too deep is left out."""
-    if isinstance(value, str):
-        return storable(value)
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if depth == 0:
-        return "…"
-    if isinstance(value, Mapping):
-        return {storable(str(key)): _plain(inner, depth - 1) for key, inner in list(value.items())[:100]}
-    if isinstance(value, list | tuple):
-        return [_plain(inner, depth - 1) for inner in value[:100]]
-    return storable(str(value))

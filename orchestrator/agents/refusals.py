@@ -53,6 +53,21 @@ _STATUSES: Final[Mapping[int, tuple[ErrorClass, str, bool]]] = MappingProxyType(
         529: (ErrorClass.OVERLOADED, "model-overloaded", True),
     }
 )
+_SAYINGS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                *("context_length_exceeded", "prompt is too long", "maximum context length"),
+                *("context window", "exceed context limit"),
+            ),
+            413,
+        ),
+        **dict.fromkeys(
+            ("insufficient_quota", "credit balance is too low", "exceeded your current quota"), 402
+        ),
+    }
+)
+"""What providers say under another status → the status that would be right."""
 
 
 def is_final(answered: Answered) -> bool:
@@ -76,13 +91,24 @@ def verdict(answered: Answered, *, fence: int) -> Verdict:
         return Waits(WaitingOn.RATE_LIMIT, {"why": why}, max(after or SOONEST, SOONEST))
     if answered.code is not None and answered.code in _CODES:
         error, retryable, text = _CODES[answered.code]
-        return Broke(answered.code, f"{text}.", error, retryable, after)
+        return Broke(answered.code, _with_words(text, answered), error, retryable, after)
     fallback = (ErrorClass.OVERLOADED, "model-server-error", True)
     if answered.status < 500:  # noqa: PLR2004 - HTTP: the fault is the request's
         fallback = (ErrorClass.VALIDATION, "model-request-refused", False)
-    error, code, retryable = _STATUSES.get(answered.status, fallback)
+    error, code, retryable = _STATUSES.get(_meant(answered), fallback)
     if error is ErrorClass.RATE_LIMIT and after is not None and after > PATIENCE:
         return Waits(WaitingOn.RATE_LIMIT, {"why": "the model's provider limits requests"}, after)
-    return Broke(
-        code, f"the model's provider answered with status {answered.status}.", error, retryable, after
-    )
+    text = f"the model's provider answered with status {answered.status}"
+    return Broke(code, _with_words(text, answered), error, retryable, after)
+
+
+def _meant(answered: Answered) -> int:
+    if answered.status in {400, 429}:
+        for saying, status in _SAYINGS.items():
+            if saying in answered.words:
+                return status
+    return answered.status
+
+
+def _with_words(text: str, answered: Answered) -> str:
+    return f"{text}: {answered.words}" if answered.words else f"{text}."

@@ -156,6 +156,9 @@ agent-died | The agent's program ended in the middle
 agent-failed | The agent says that it could not go on
     Its program reported an error of its own; the message tells it.
     It is tried again by itself; read the step's log if it stays so: orchestrator task logs <id>
+agent-flooded | The agent's program sent more than is taken from it
+    One line, or all of one prompt, was larger than anybody can want, or it asked and read no answers.
+    Look at the step's log for what it wrote. The step is tried again.
 agent-silent | The agent did nothing
     It took the message and neither said nor did anything.
     Look at its terminal, where it may wait for somebody.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +12,6 @@ import pytest
 
 from orchestrator.agents.aider import Aider
 from orchestrator.core.verdict import Broke, Done, StopReason, Yielded
-from orchestrator.workspaces.kin import marked
-from orchestrator.workspaces.programs import RUN_MARK
 from tests.agent_world import AgentWorld
 from tests.agents_installed import installed
 from tests.engine_world import Wire
@@ -51,10 +48,6 @@ def worlds(tmp_path: Path, model: RunningModel) -> Callable[[str], AgentWorld]:
     return lambda name: AgentWorld(installation(tmp_path / "root"), tmp_path, adapter, model.url, name)
 
 
-def left(world: AgentWorld) -> list[int]:
-    return marked(f"{RUN_MARK}={os.getpid()}-step-1-{world.fence}")
-
-
 @pytest.mark.parametrize("name", [CLAUDE, GPT])
 def test_it_fixes_a_bug_with_models_of_either_provider_and_leaves_nothing_else(
     worlds: Callable[[str], AgentWorld], model: RunningModel, name: str
@@ -63,8 +56,8 @@ def test_it_fixes_a_bug_with_models_of_either_provider_and_leaves_nothing_else(
     verdict = world.work()
     assert isinstance(verdict, Done), (verdict, world.log())
     assert "a + b" in world.file("sums.py")
-    assert "add() subtracts" in verdict.summary
-    assert left(world) == []
+    assert verdict.summary == "add() subtracts. This repairs it:\n\nChanged: sums.py"
+    assert world.left() == []
     assert len(model.sends()) == 1
     with world._workspace(world.assignment()) as workspace:
         assert not [path for path in workspace.list(".", 1) if ".aider" in path]
@@ -90,7 +83,25 @@ def test_a_provider_that_refuses_is_not_asked_again_and_again(
     assert isinstance(verdict, Broke), (verdict, world.log())
     assert verdict.code == "model-overloaded"
     assert len(model.sends()) <= 2
-    assert left(world) == []
+    assert world.left() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        ("unauthorized", "model-unauthorized", "authentication_error: invalid x-api-key"),
+        ("bad-request", "model-request-refused", "invalid_request_error: The request is not valid."),
+        ("billing", "model-billing", "Your credit balance is too low to access the API."),
+    ],
+)
+def test_a_provider_that_refuses_is_told_of_in_its_own_words(
+    worlds: Callable[[str], AgentWorld], model: RunningModel, fault: str, code: str, words: str
+) -> None:
+    model.fault(fault, times=9)
+    verdict = worlds(CLAUDE).work()
+    assert isinstance(verdict, Broke), verdict
+    assert (verdict.code, verdict.retryable) == (code, False)
+    assert verdict.message.endswith(words)
 
 
 def test_a_cancel_in_the_middle_of_a_reply_leaves_no_process(
@@ -107,4 +118,4 @@ def test_a_cancel_in_the_middle_of_a_reply_leaves_no_process(
     began = time.monotonic()
     assert world.work(wire) == Yielded(StopReason.CANCEL)
     assert time.monotonic() - began < 60
-    assert left(world) == []
+    assert world.left() == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 import time
@@ -16,8 +15,6 @@ import pytest
 from orchestrator.core.assignment import Limits
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Yielded
-from orchestrator.workspaces.kin import marked
-from orchestrator.workspaces.programs import RUN_MARK
 from tests.agent_world import AgentWorld, fixing
 from tests.agents_installed import installed, with_claude
 from tests.engine_world import Wire
@@ -88,14 +85,6 @@ def world(tmp_path: Path, model: RunningModel, transcripts: MemoryTranscripts) -
     return AgentWorld(installation(tmp_path / "root"), tmp_path, adapter, model.url, MODEL)
 
 
-def left(world: AgentWorld) -> list[int]:
-    return [pid for fence in range(world.fence + 1) for pid in marked(f"{RUN_MARK}={_run(fence)}")]
-
-
-def _run(fence: int) -> str:
-    return f"{os.getpid()}-step-1-{fence}"
-
-
 def test_it_fixes_a_bug_and_is_seen_doing_it(world: AgentWorld, model: RunningModel) -> None:
     verdict = world.work()
     assert isinstance(verdict, Done), (verdict, world.log())
@@ -103,7 +92,7 @@ def test_it_fixes_a_bug_and_is_seen_doing_it(world: AgentWorld, model: RunningMo
     assert "a + b" in world.file("sums.py")
     assert world.tools == ["Bash", "Bash"]
     assert "all good" in world.log()
-    assert left(world) == []
+    assert world.left() == []
     assert model.finished_twice() == []
     assert {send.headers.get("x-claude-code-session-id") for send in model.sends()} == {
         world.sessions.kept.session.session_id
@@ -118,7 +107,7 @@ def test_a_question_ends_the_program_and_its_answer_resumes_the_session(
     assert isinstance(verdict, NeedsInput), (verdict, world.log())
     assert (verdict.ask.text, verdict.ask.options) == ("Which sign?", ("Plus", "Minus"))
     assert verdict.ask.kind is WaitingOn.QUESTION
-    assert left(world) == []
+    assert world.left() == []
     world.sessions.answer("Plus")
     verdict = world.work()
     assert isinstance(verdict, Done), (verdict, world.log())
@@ -174,7 +163,7 @@ def test_a_cancel_leaves_no_process(world: AgentWorld, model: RunningModel) -> N
     began = time.monotonic()
     verdict = world.work(wire)
     assert verdict == Yielded(StopReason.CANCEL), world.log()
-    assert left(world) == []
+    assert world.left() == []
     assert time.monotonic() - began < 60
 
 
@@ -218,7 +207,7 @@ def test_it_stops_at_its_limit_of_turns(world: AgentWorld, model: RunningModel) 
     assert isinstance(verdict, Broke)
     assert verdict.code == "limit-turns"
     assert len(model.sends()) <= 4
-    assert left(world) == []
+    assert world.left() == []
 
 
 def _limits(turns: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -248,20 +249,23 @@ def test_a_message_is_heard_in_the_middle_of_its_work_and_once(world: World) -> 
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "error"),
+    ("fault", "code", "error", "words"),
     [
-        ({"kind": "unauthorized"}, "model-unauthorized", ErrorClass.AUTH),
-        ({"kind": "overloaded"}, "model-overloaded", ErrorClass.OVERLOADED),
+        ("unauthorized", "model-unauthorized", ErrorClass.AUTH, "Incorrect API key|invalid x-api-key"),
+        ("bad-request", "model-request-refused", ErrorClass.VALIDATION, "The request is not valid"),
+        ("context-too-long", "context-too-long", ErrorClass.CONTEXT_TOO_LONG, "context window|too long"),
+        ("overloaded", "model-overloaded", ErrorClass.OVERLOADED, "status 5"),
     ],
-    ids=["401", "529"],
+    ids=["401", "400", "400-context", "5xx"],
 )
-def test_a_model_that_fails_is_told_from_an_agent_that_is_done(
-    world: World, fault: dict[str, Any], code: str, error: ErrorClass
+def test_a_model_that_fails_is_told_from_an_agent_that_is_done_and_in_its_providers_words(
+    world: World, fault: str, code: str, error: ErrorClass, words: str
 ) -> None:
-    found = world({**fixing(), "faults": [{**fault, "times": 100}]})
+    found = world({**fixing(), "faults": [{"kind": fault, "times": 100}]})
     verdict = found.work()
     assert isinstance(verdict, Broke), verdict
     assert (verdict.code, verdict.error) == (code, error)
+    assert re.search(words, verdict.message)
 
 
 def test_an_agent_that_changed_nothing_is_told_once_and_then_not_believed(world: World) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from orchestrator.agents.door import Answered
+from orchestrator.agents.error_words import read_words
 from orchestrator.agents.refusals import verdict
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.states import WaitingOn
@@ -44,3 +45,31 @@ def test_what_the_request_did_wrong_is_not_sent_again(status: int, retryable: bo
     broke = verdict(Answered(status, None, None), fence=1)
     assert isinstance(broke, Broke)
     assert broke.retryable is retryable
+
+
+def test_a_providers_own_words_are_told_and_say_more_than_its_status() -> None:
+    broke = verdict(Answered(400, None, None, "invalid_request_error: prompt is too long: 9 > 8"), fence=1)
+    assert isinstance(broke, Broke)
+    assert (broke.code, broke.error) == ("context-too-long", ErrorClass.CONTEXT_TOO_LONG)
+    assert broke.message.endswith(
+        "answered with status 400: invalid_request_error: prompt is too long: 9 > 8"
+    )
+
+
+@pytest.mark.parametrize("cut_at", [0, 30, 70, 120, 10_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_words_are_read_off_a_response_that_comes_in_pieces(*, chunked: bool, cut_at: int) -> None:
+    body = b'{"error": {"type": "permission_error", "code": "price-unknown", "message": "no price\\nof x"}}'
+    framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    kind = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % len(body)
+    whole = b"HTTP/1.1 403 Forbidden\r\nx-orchestrator-code: price-unknown\r\n" + kind + b"\r\n\r\n" + framed
+    assert read_words(whole) == "price-unknown: no price of x"
+    assert read_words(whole[:cut_at]) in {"", "price-unknown: no price of x"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>502</html>", b"[1]", b'{"error": 7}', b"[" * 100_000, b'{"error": {"message": 1}}', b"\xff"],
+)
+def test_what_is_no_error_of_a_known_form_says_nothing(body: bytes) -> None:
+    assert read_words(b"HTTP/1.1 500 x\r\n\r\n" + body) == ""
