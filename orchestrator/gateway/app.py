@@ -28,9 +28,10 @@ from orchestrator.engine.prices import with_entered
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import CALLS, CHAT, COUNTING, MESSAGES
 from orchestrator.gateway.evidence import Evidence
-from orchestrator.gateway.passing import HOW_TO_SHOW, Deadlines, Passage, Passing, respond, shown_token
+from orchestrator.gateway.passing import HOW_TO_SHOW, Passing, shown_token
 from orchestrator.gateway.providers import providers_of
 from orchestrator.gateway.refusals import refuse
+from orchestrator.gateway.relaying import Deadlines, Passage, respond
 
 log: Final = structlog.get_logger(__name__)
 _BEAT_SECONDS: Final = 5.0
