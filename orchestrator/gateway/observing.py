@@ -110,7 +110,7 @@ class Observer:
 
     def tokens(self, input_expected: int, output_expected: int = 0) -> Tokens:
         """As the provider counted; what it didn't say is estimated from lengths. `output_expected`: the least
-        for a reply that nobody saw, and that was perhaps written all the same."""
+        for a reply of which nobody saw the end, and that was perhaps written all the same."""
         seen, counts = self.seen, self.seen.tokens
         written = seen.written or self._bytes
         estimate = 0 if seen.counted else max(written // BYTES_PER_TOKEN + 1, output_expected)
@@ -159,7 +159,7 @@ class _Messages:
                 self._extend(seen, self._blocks[event["index"]], event["delta"])
             case "message_delta":
                 self._use(seen, event.get("usage"))
-                seen.counted = True
+                seen.counted = "output_tokens" in (event.get("usage") or {})
                 seen.content.update(event["delta"])
             case "message_stop":
                 seen.ended = True

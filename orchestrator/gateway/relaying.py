@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Final
 
 import httpx2
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from orchestrator.db.breakers import Tried
 from orchestrator.db.run_tokens import Run
@@ -32,6 +32,8 @@ from orchestrator.gateway.refusals import Answer, refuse
 
 _OK: Final = 200
 _THROTTLED: Final = frozenset({429, 503, 529})
+_LEFT: Final = frozenset({"provider-timeout"})
+"""Ends of a reply that are ours, not the provider's."""
 _SETTLE_SECONDS: Final = 2.0
 """So long the end of a reply waits for its settling: who reads that end, finds it written down."""
 
@@ -82,10 +84,9 @@ class Call:
 
     def ended(self, prices: Mapping[str, Price]) -> Ended:
         self.observer.close()
-        seen = self.observer.seen
+        seen, used = self.observer.seen, self._used()
         if self.cut and seen.ended and self.status == _OK:  # its last event was enough for the caller
             self.cut, self.tried = False, Tried.SUCCEEDED
-        used = self._used()
         failed = self.error or seen.error or self.status != _OK
         outcome = "cut" if self.cut else "failed" if failed else "done"
         return Ended(
@@ -100,12 +101,14 @@ class Call:
         )
 
     def _used(self) -> Tokens | None:
-        """A request that was sent and not refused is paid for, whether or not its reply was read."""
+        """A request that was sent and not refused is paid for, whether or not its reply was read. Of a reply
+        that was left at our end the provider may have written more, and thought more, than we have seen."""
         if not self.sent or self.status not in {None, _OK}:
             return None
         if self.status is None and self.error == "provider-unreachable":
             return None
-        return self.observer.tokens(self.expected[0], self.expected[1] if self.status is None else 0)
+        left = self.cut or self.status is None or self.error in _LEFT
+        return self.observer.tokens(self.expected[0], self.expected[1] if left else 0)
 
 
 def cost_of(model: str, used: Tokens, prices: Mapping[str, Price]) -> Decimal | None:
@@ -120,6 +123,7 @@ class Relay:
         self._call = call
         self._send = send
         self._begun = False
+        self._passing_on = False
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
 
@@ -156,14 +160,17 @@ class Relay:
                     async for chunk in self._reply(response):
                         now = self._loop.time()
                         deadline.reschedule(min(last, now + deadlines.stall.total_seconds()))
-                        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+                        await self._pass_on({"type": "http.response.body", "body": chunk, "more_body": True})
                 finally:
                     await response.aclose()
-        except (TimeoutError, httpx2.TimeoutException):
-            return await self._failed("provider-timeout", "The provider did not answer in time.")
-        except httpx2.ConnectError:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
             call.sent = False
             return await self._failed("provider-unreachable", "The provider can't be reached.")
+        except (TimeoutError, httpx2.TimeoutException):
+            if self._passing_on:  # who doesn't read has cut the call, and the provider has not failed
+                call.error = "caller-stalled"
+                return False
+            return await self._failed("provider-timeout", "The provider did not answer in time.")
         except (httpx2.HTTPError, httpx2.StreamError):
             return await self._failed("provider-unreachable", "The connection to the provider broke.")
         call.cut = False
@@ -206,7 +213,12 @@ class Relay:
 
     async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._begun = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._pass_on({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _pass_on(self, message: Message) -> None:
+        self._passing_on = True
+        await self._send(message)
+        self._passing_on = False
 
     def _note_first_byte(self) -> None:
         if self._call.began_after is None:

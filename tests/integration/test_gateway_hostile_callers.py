@@ -1,0 +1,93 @@
+"""What somebody with one good token can't do to others, to the budget, or to the gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from orchestrator.core.assignment import ModelAccess
+from tests.integration.gateway_server import MODEL, gateway_to
+from tests.integration.ledger import Ledger, step
+from tests.integration.stack import until
+from tests.messages_server import Answer, opening, serving, text_block
+from tests.model_server import model_server
+
+SCRIPT = {"conversations": [{"turns": [{"text": "I read it all."}]}]}
+ENDED = "SELECT * FROM model_calls WHERE ended_at IS NOT NULL"
+
+
+@pytest.fixture
+def claim(ledger: Ledger) -> Callable[..., Any]:
+    def make(task: str = "t", **body: Any) -> Any:
+        return ledger.take(ledger.task(task, step("a"), **body)["a"])
+
+    return make
+
+
+def body(path: str, **more: Any) -> dict[str, Any]:
+    items = "input" if path.endswith("responses") else "messages"
+    return {"model": MODEL, "stream": True, items: [{"role": "user", "content": "Hello."}], **more}
+
+
+@contextlib.contextmanager
+def opened(access: ModelAccess, path: str = "/v1/messages", **more: Any) -> Iterator[httpx2.Response]:
+    """A call whose reply has begun, and that is left when the block is."""
+    headers = {"authorization": f"Bearer {access.token}"}
+    with (
+        httpx2.Client(trust_env=False, timeout=20, headers=headers) as client,
+        client.stream("POST", f"{access.base_url}{path}", json=body(path, **more)) as response,
+    ):
+        yield response
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/chat/completions"])
+def test_who_leaves_calls_early_meets_the_budget_all_the_same(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], path: str
+) -> None:
+    """The provider writes on for a while, and thinks unseen: each call counts as one of usual length."""
+    claimed = claim(budget={"max_tokens": 10_000})
+    with model_server(SCRIPT) as model, gateway_to(ledger, model.url, tmp_path) as gateway:
+        model.fault("stall", after=1, times=None)
+        access = gateway.access(ledger, claimed)
+        for number in range(1, 4):
+            with opened(access, path, max_tokens=30_000) as response:
+                assert response.status_code == 200
+                next(response.iter_raw())
+            until(lambda: len(ledger.rows(ENDED)) == number)  # noqa: B023
+        with opened(access, path) as refused:
+            assert refused.headers.get("x-orchestrator-code") == "budget-exhausted"
+        assert len(model.sends()) == 3
+    assert {call["outcome"] for call in ledger.rows(ENDED)} == {"cut"}
+    assert all(row["output_tokens"] == 4096 for row in ledger.rows("SELECT * FROM usage"))
+
+
+def test_who_doesn_t_read_has_cut_the_call_and_the_provider_has_not_failed(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any]
+) -> None:
+    long = Answer([opening(), *text_block(0, *("x" * 100_000 for _ in range(200)))], then="hang")
+    with (
+        serving(long) as provider,
+        gateway_to(ledger, provider.url, tmp_path, gateway_stall=timedelta(seconds=0.5)) as gateway,
+    ):
+        access, place = gateway.access(ledger, claim()), urlsplit(gateway.url)
+        content = json.dumps(body("/v1/messages")).encode()
+        with socket.create_connection((place.hostname, place.port)) as silent:
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            silent.sendall(
+                b"POST /v1/messages HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
+                b"x-api-key: %b\r\ncontent-length: %d\r\n\r\n%b"
+                % (access.token.encode(), len(content), content)
+            )
+            (call,) = until(lambda: ledger.rows(ENDED))
+        assert (call["outcome"], call["error_code"]) == ("cut", "caller-stalled")
+        assert call["output_tokens"] >= 4096
+        assert ledger.rows("SELECT 1 FROM breakers WHERE failures > 0") == []
