@@ -12,7 +12,7 @@ import structlog
 from orchestrator.core.assignment import Budget
 from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.db import gateways, run_tokens, spending
-from orchestrator.db.connect import Connection, Engine, SQLAlchemyError
+from orchestrator.db.connect import Connection, Engine, SQLAlchemyError, is_away
 from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import Ended, NewCall, Refusal
 
@@ -58,9 +58,10 @@ class Books:
                 raise
             return _unready(late)
 
-    def settle(self, call_id: str, ended: Ended) -> asyncio.Task[None]:
-        """Goes on until it is written, whatever becomes of who waits for it."""
-        task = asyncio.create_task(self._settle(call_id, ended))
+    def settle(self, call_id: str, ended: Ended, presumed: Ended) -> asyncio.Task[None]:
+        """Goes on until it is written, whatever becomes of who waits for it. `presumed` is written instead if
+        the database will not have `ended`."""
+        task = asyncio.create_task(self._settle(call_id, ended, presumed))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         return task
@@ -99,22 +100,31 @@ class Books:
             return
         self._begin(lambda connection: spending.release(connection, self._tenant_id, call.id))
 
-    async def _settle(self, call_id: str, ended: Ended) -> None:
+    async def _settle(self, call_id: str, ended: Ended, presumed: Ended) -> None:
+        """Tries for ever what a database that is away may take later, and nothing else twice."""
         tries = 0
         while True:
             try:
-                settled = await self._begin(
-                    lambda connection: spending.settle(
-                        connection, self._tenant_id, call_id, ended, self._rule
-                    )
-                )
+                settled = await self._write(call_id, ended)
                 break
-            except SQLAlchemyError as error:
-                log.warning("call_not_settled_yet", call=call_id, error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - also the driver's own, for what it can't spell
+                away = is_away(error)
+                log.warning("call_not_settled_yet", call=call_id, error=type(error).__name__, away=away)
+                if not away and ended is presumed:
+                    log.error("call_not_settled", call=call_id, error=type(error).__name__)  # noqa: TRY400
+                    return
+                if not away:
+                    ended = presumed
+                    continue
                 await asyncio.sleep(_AGAIN_SECONDS[min(tries, len(_AGAIN_SECONDS) - 1)])
                 tries += 1
         if settled is not None and settled.warn:
             await self._warn(settled)
+
+    def _write(self, call_id: str, ended: Ended) -> asyncio.Future[spending.Settled | None]:
+        return self._begin(
+            lambda connection: spending.settle(connection, self._tenant_id, call_id, ended, self._rule)
+        )
 
     async def _warn(self, settled: spending.Settled) -> None:
         try:

@@ -100,6 +100,12 @@ class Call:
             throttled=self.throttled,
         )
 
+    def presumed(self, ended: Ended, prices: Mapping[str, Price]) -> Ended:
+        """What can be written down in any case: as it was reserved, and nothing of what a provider said."""
+        used = None if ended.used is None else Tokens(*self.expected, estimated=True)
+        price = None if used is None else cost_of(self.request.model, used, prices)
+        return Ended(ended.outcome, None, "count-unusable", used, price, ended.tried)
+
     def _used(self) -> Tokens | None:
         """A request that was sent and not refused is paid for, whether or not its reply was read. Of a reply
         that was left at our end the provider may have written more, and thought more, than we have seen."""
@@ -142,7 +148,9 @@ class Relay:
         call = self._call
         if call.dialect is COUNTING:
             return self._loop.create_task(asyncio.sleep(0))
-        settling = self._passage.books.settle(call.id, call.ended(self._passage.prices))
+        prices = self._passage.prices
+        ended = call.ended(prices)
+        settling = self._passage.books.settle(call.id, ended, call.presumed(ended, prices))
         self._passage.keep(Said(call.run, call.id, call.dialect, call.request, call.observer.seen.content))
         return settling
 
