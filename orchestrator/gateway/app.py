@@ -30,8 +30,10 @@ from orchestrator.gateway.dialects import CALLS, CHAT, COUNTING, MESSAGES
 from orchestrator.gateway.evidence import Evidence
 from orchestrator.gateway.passing import HOW_TO_SHOW, Passing, shown_token
 from orchestrator.gateway.providers import providers_of
+from orchestrator.gateway.reading import Reading
 from orchestrator.gateway.refusals import refuse
 from orchestrator.gateway.relaying import Deadlines, Passage, respond
+from orchestrator.gateway.room import Room
 
 log: Final = structlog.get_logger(__name__)
 _BEAT_SECONDS: Final = 5.0
@@ -73,6 +75,8 @@ def create_gateway(wiring: Wiring) -> Starlette:
                 client,
                 Deadlines(settings.gateway_first_byte, settings.gateway_stall, settings.gateway_call),
                 settings.gateway_max_body_bytes,
+                Room(settings.gateway_max_body_bytes),
+                Reading(),
                 evidence.take,
                 with_entered(settings.prices),
                 _tracing(wiring),
@@ -165,7 +169,8 @@ class _Models:
         if token is None:
             await respond(send, refuse(dialect, "run-token-invalid", HOW_TO_SHOW))
             return
-        found = await self._life.running().books.find(run_token.digest(token))
+        books, sha256 = self._life.running().books, run_token.digest(token)
+        found = await books.let_in(sha256) or await books.find(sha256)
         if not isinstance(found, Run):
             await respond(send, refuse(dialect, found.code, found.message, found.retry_after))
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -18,6 +20,11 @@ from orchestrator.db.spending import Ended, NewCall, Refusal
 
 log: Final = structlog.get_logger(__name__)
 T = TypeVar("T")
+_KNOWN_SECONDS: Final = 30.0
+_MOST_KNOWN: Final = 10_000
+_STRANGERS: Final = 2
+"""Threads for tokens that nobody has seen yet: strangers can't keep the others from the rows."""
+_MOST_STRANGERS: Final = 200
 _THREADS: Final = 8
 _ANSWER_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = (0.2, 1.0, 5.0)
@@ -37,6 +44,30 @@ class Books:
         self._of_step = of_step
         self._threads = ThreadPoolExecutor(_THREADS, "books")
         self._settling: set[asyncio.Task[None]] = set()
+        self._known: OrderedDict[str, float] = OrderedDict()
+        self._looking = asyncio.Semaphore(_STRANGERS)
+        self._strangers = 0
+
+    async def let_in(self, sha256: str) -> Refusal | None:
+        """Whether more than the head of this token's request may be read: it was good a short while ago. That
+        it still is, is for `reserve` and `find` to say."""
+        now = time.monotonic()
+        if self._known.get(sha256, 0.0) > now:
+            return None
+        if self._strangers >= _MOST_STRANGERS:
+            return Refusal("gateway-unready", "Too many unknown tokens are being looked up.")
+        self._strangers += 1
+        try:
+            async with self._looking:
+                found = await self.find(sha256)
+        finally:
+            self._strangers -= 1
+        if isinstance(found, Refusal):
+            return found
+        self._known[sha256] = time.monotonic() + _KNOWN_SECONDS
+        while len(self._known) > _MOST_KNOWN:
+            self._known.popitem(last=False)
+        return None
 
     async def find(self, sha256: str) -> Run | Refusal:
         """For what costs nothing. A token that is no good is a refusal."""
@@ -49,7 +80,7 @@ class Books:
     async def reserve(self, call: NewCall) -> Run | Refusal:
         asked = self._begin(lambda connection: spending.reserve(connection, call, self._rule, self._of_step))
         try:
-            return await asyncio.wait_for(asyncio.shield(asked), _ANSWER_SECONDS)
+            found = await asyncio.wait_for(asyncio.shield(asked), _ANSWER_SECONDS)
         except SQLAlchemyError as error:
             return _unready(error)
         except (TimeoutError, asyncio.CancelledError) as late:
@@ -57,6 +88,9 @@ class Books:
             if isinstance(late, asyncio.CancelledError):
                 raise
             return _unready(late)
+        if isinstance(found, Refusal) and found.code == "run-token-invalid":
+            self._known.pop(call.sha256, None)
+        return found
 
     def settle(self, call_id: str, ended: Ended, presumed: Ended) -> asyncio.Task[None]:
         """Goes on until it is written, whatever becomes of who waits for it. `presumed` is written instead if

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Final
 from uuid import uuid4
 
@@ -13,15 +14,20 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator.core import run_token
 from orchestrator.core.spending import tokens_expected
+from orchestrator.db import spending
 from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import NewCall, Refusal, Tokens
-from orchestrator.gateway.dialects import COUNTING, Dialect, Request, read
+from orchestrator.gateway.dialects import COUNTING, Dialect, Request
 from orchestrator.gateway.observing import Observer
 from orchestrator.gateway.refusals import Answer, refuse
 from orchestrator.gateway.relaying import Call, Passage, Relay, cost_of, respond
+from orchestrator.gateway.room import Place
 
 HOW_TO_SHOW: Final = "Show the run's token: Authorization: Bearer …, or x-api-key."
 _BODY_SECONDS: Final = 60.0
+_SOON: Final = timedelta(seconds=1)
+_TOO_MANY: Final = Refusal("too-many-calls", "This run has too many calls in flight.", _SOON)
+_NO_ROOM: Final = Refusal("too-many-calls", "The gateway has no room for so long a request now.", _SOON)
 
 
 class Passing:
@@ -44,45 +50,41 @@ class Passing:
             raise
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        passage = self._passage()
-        found = await self._admit(passage, scope, receive)
-        if isinstance(found, Answer):
-            await respond(send, found)
+        """Of a stranger's request nothing is read but its head."""
+        passage, token = self._passage(), shown_token(scope)
+        if token is None:
+            await respond(send, self._refused(Refusal("run-token-invalid", HOW_TO_SHOW)))
             return
-        relay = Relay(passage, found, send)
-        relaying, hung_up = asyncio.create_task(relay.run()), asyncio.create_task(_until_gone(receive))
-        try:
-            await asyncio.wait({relaying, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            hung_up.cancel()
-            if not relaying.done():
-                relaying.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await relaying
+        sha256 = run_token.digest(token)
+        if (refusal := await passage.books.let_in(sha256)) is not None:
+            await respond(send, self._refused(refusal))
+            return
+        with passage.room.enter(sha256, spending.MOST_AT_ONCE) as place:
+            found = _TOO_MANY if place is None else await self._admit(passage, place, scope, receive)
+            if isinstance(found, Call):
+                await _relay(Relay(passage, found, send), receive)
+            else:
+                await respond(send, self._refused(found))
 
-    async def _admit(self, passage: Passage, scope: Scope, receive: Receive) -> Call | Answer:
+    def _refused(self, refusal: Refusal) -> Answer:
+        return refuse(self._dialect, refusal.code, refusal.message, refusal.retry_after)
+
+    async def _admit(self, passage: Passage, place: Place, scope: Scope, receive: Receive) -> Call | Refusal:
         """A call that may be sent, its cost reserved; or the refusal. Raises ClientDisconnect."""
         dialect = self._dialect
-        token = shown_token(scope)
-        if token is None:  # before anything of a stranger's is read
-            return refuse(dialect, "run-token-invalid", HOW_TO_SHOW)
-        try:
-            body = await asyncio.wait_for(_read_body(receive, passage.max_body_bytes), _BODY_SECONDS)
-        except TimeoutError:
-            return refuse(dialect, "request-malformed", "The body did not arrive in time.")
-        if body is None:
-            text = f"A request may have {passage.max_body_bytes:,} bytes."
-            return refuse(dialect, "body-too-large", text)
-        request = read(dialect, body)
+        body = await _read_body(receive, place, passage.max_body_bytes)
+        if isinstance(body, Refusal):
+            return body
+        request = await passage.reading.read(dialect, body)
         if isinstance(request, str):
-            return refuse(dialect, "request-malformed", request)
+            return Refusal("request-malformed", request)
         provider = passage.providers.get(dialect.family)
         if provider is None:
-            return refuse(dialect, "provider-missing", _missing(dialect))
+            return Refusal("provider-missing", _missing(dialect))
         call_id, expected = f"call_{uuid4().hex}", tokens_expected(len(body), request.max_output)
-        run = await self._ask(passage, call_id, request, expected, run_token.digest(token))
+        run = await self._ask(passage, call_id, request, expected, place.whose)
         if isinstance(run, Refusal):
-            return refuse(dialect, run.code, run.message, run.retry_after)
+            return run
         outgoing = passage.client.build_request(
             "POST",
             provider.url(dialect, scope.get("query_string", b"")),
@@ -127,18 +129,40 @@ def shown_token(scope: Scope) -> str | None:
     return shown if shown.startswith(run_token.PREFIX) else None
 
 
-async def _read_body(receive: Receive, most: int) -> bytes | None:
-    """None: it is longer. Raises ClientDisconnect."""
+async def _relay(relay: Relay, receive: Receive) -> None:
+    """Until it is done, or the caller has hung up."""
+    relaying, hung_up = asyncio.create_task(relay.run()), asyncio.create_task(_until_gone(receive))
+    try:
+        await asyncio.wait({relaying, hung_up}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        hung_up.cancel()
+        if not relaying.done():
+            relaying.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await relaying
+
+
+async def _read_body(receive: Receive, place: Place, most: int) -> bytes | Refusal:
+    """Raises ClientDisconnect."""
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await _gathered(receive, place, most)
+    except TimeoutError:
+        return Refusal("request-malformed", "The body did not arrive in time.")
+
+
+async def _gathered(receive: Receive, place: Place, most: int) -> bytes | Refusal:
     chunks: list[bytes] = []
-    size, more = 0, True
+    more = True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > most:
-            return None
+        if place.held + len(chunk) > most:
+            return Refusal("body-too-large", f"A request may have {most:,} bytes.")
+        if not place.take(len(chunk)):
+            return _NO_ROOM
         chunks.append(chunk)
         more = message.get("more_body", False)
     return b"".join(chunks)

@@ -28,7 +28,9 @@ from orchestrator.gateway.evidence import Said
 from orchestrator.gateway.frames import Frames
 from orchestrator.gateway.observing import Observer, is_usage_chunk
 from orchestrator.gateway.providers import Provider, passed_back
+from orchestrator.gateway.reading import Reading
 from orchestrator.gateway.refusals import Answer, refuse
+from orchestrator.gateway.room import Room
 
 _OK: Final = 200
 _THROTTLED: Final = frozenset({429, 503, 529})
@@ -55,6 +57,8 @@ class Passage:
     client: httpx2.AsyncClient
     deadlines: Deadlines
     max_body_bytes: int
+    room: Room
+    reading: Reading
     keep: Callable[[Said], None]
     """Takes a call's evidence, once it has ended."""
     prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)

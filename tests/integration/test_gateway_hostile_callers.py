@@ -15,6 +15,7 @@ import httpx2
 import pytest
 
 from orchestrator.core.assignment import ModelAccess
+from orchestrator.db import spending
 from tests.integration.gateway_server import MODEL, gateway_to
 from tests.integration.ledger import Ledger, step
 from tests.integration.stack import until
@@ -91,3 +92,49 @@ def test_who_doesn_t_read_has_cut_the_call_and_the_provider_has_not_failed(
         assert (call["outcome"], call["error_code"]) == ("cut", "caller-stalled")
         assert call["output_tokens"] >= 4096
         assert ledger.rows("SELECT 1 FROM breakers WHERE failures > 0") == []
+
+
+# --- bodies -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def half_sent(access: ModelAccess, path: str = "/v1/messages") -> Iterator[socket.socket]:
+    """The head of a request, and no more than the first byte of its body."""
+    place = urlsplit(access.base_url)
+    with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
+        connection.sendall(
+            b"POST %b HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
+            b"x-api-key: %b\r\ncontent-length: 1000000\r\n\r\n{" % (path.encode(), access.token.encode())
+        )
+        yield connection
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/messages/count_tokens"])
+def test_nothing_of_a_stranger_s_body_is_waited_for(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], path: str
+) -> None:
+    claimed = claim()
+    with gateway_to(ledger, "http://127.0.0.1:1", tmp_path) as gateway:
+        ended = gateway.access(ledger, claimed)
+        ledger.expire(claimed.step)
+        for token in ("ort_" + "x" * 43, ended.token):
+            with half_sent(ModelAccess(gateway.url, token), path) as connection:
+                assert connection.recv(1000).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_run_that_sends_halves_of_requests_keeps_nobody_but_itself_from_calling(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spending, "MOST_AT_ONCE", 2)
+    with model_server(SCRIPT) as model, gateway_to(ledger, model.url, tmp_path) as gateway:
+        flooding, other = gateway.access(ledger, claim("a")), gateway.access(ledger, claim("b"))
+
+        def status(access: ModelAccess) -> int:
+            with opened(access, max_tokens=10) as response:
+                response.read()
+                return response.status_code
+
+        with half_sent(flooding), half_sent(flooding, "/v1/messages/count_tokens"):
+            until(lambda: status(flooding) == 429)
+            assert status(other) == 200
+        until(lambda: status(flooding) == 200)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator.db.spending import Tokens
-from orchestrator.gateway.dialects import CHAT, MESSAGES, RESPONSES, Dialect, read
+from orchestrator.gateway.dialects import CHAT, MESSAGES, RESPONSES, Dialect
 from orchestrator.gateway.frames import Frames
 from orchestrator.gateway.observing import Observer, joined
+from orchestrator.gateway.reading import read
 
 ANTHROPIC = [
     {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 9, "output_tokens": 1}}},

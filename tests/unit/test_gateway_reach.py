@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.gateway.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Request, read
+from orchestrator.gateway.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Request
+from orchestrator.gateway.reading import read
 
 EVIL = "https://evil.example/?d=secret"
 
@@ -62,7 +63,7 @@ def said(block: Any) -> list[Any]:
     ],
 )
 def test_nothing_makes_the_provider_call_the_caller_s_address(dialect: Dialect, more: dict[str, Any]) -> None:
-    assert "address" in str(asked(dialect, **more))
+    assert "do more than answer" in str(asked(dialect, **more))
 
 
 @pytest.mark.parametrize(
