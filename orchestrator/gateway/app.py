@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 from uuid import uuid4
 
@@ -66,7 +67,10 @@ def create_gateway(wiring: Wiring) -> Starlette:
         evidence = Evidence(wiring.engine, lambda: wiring.artifacts, wiring.redactor)
         timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
         limits = httpx2.Limits(max_connections=_MOST_CONNECTIONS, keepalive_expiry=30)
-        async with httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False) as client:
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        async with httpx2.AsyncClient(
+            timeout=timeout, limits=limits, follow_redirects=False, cookies=no_cookies
+        ) as client:
             gateway_id = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}"
             life.passage = Passage(
                 gateway_id,

@@ -51,3 +51,12 @@ class Request:
     content: Mapping[str, Any]
     body: bytes
     hides_usage: bool = False
+
+
+_MARKS: Final = (b",", b"{", b"[")
+_MOST_PARTS: Final = 1_000_000
+
+
+def has_too_many_parts(data: bytes) -> bool:
+    """JSON that would take hundreds of megabytes as objects. Text that fills a model has a third of that."""
+    return len(data) > _MOST_PARTS and sum(map(data.count, _MARKS)) > _MOST_PARTS

@@ -83,12 +83,10 @@ def _root(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-def passed_back(headers: Iterable[tuple[bytes, bytes]], *, decoded: bool) -> list[tuple[bytes, bytes]]:
-    """Of the provider's headers those that the caller gets."""
+def passed_back(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Of the provider's headers those that the caller gets: none that only we may say."""
     return [
         (name.lower(), value)
         for name, value in headers
-        if name.lower() not in _HOP_BY_HOP
-        and name.lower() not in _KEPT_BACK
-        and not (decoded and name.lower() == b"content-encoding")
+        if name.lower() not in _HOP_BY_HOP | _KEPT_BACK and not name.lower().startswith(b"x-orchestrator-")
     ]

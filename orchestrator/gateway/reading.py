@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from orchestrator.gateway.dialects import CHAT, Dialect, Request
+from orchestrator.gateway.dialects import CHAT, Dialect, Request, has_too_many_parts
 from orchestrator.gateway.reach import reaches_out
 
 LONGEST_NAME: Final = 200
 _DEEPEST: Final = 100
 """Objects and lists within each other; tools' schemas take about 20 of them."""
-_MOST_PARTS: Final = 1_000_000
-"""Each may take a hundred bytes or more, once it is an object. Text that fills a model has a third of it."""
-_MARKS: Final = (b",", b"{", b"[")
 _DEARER: Final = ("priority", "fast")
 _ELSEWHERE: Final = ("models", "fallbacks", "api_base", "base_url", "api_key")
 """Of servers that stand before others."""
@@ -42,7 +39,7 @@ class Reading:
 def read(dialect: Dialect, body: bytes, *, provider_tools: bool = False) -> Request | str:
     """What a body asks for, or what is wrong with it: also whatever a provider could read otherwise than we
     do, or do without being counted."""
-    if sum(map(body.count, _MARKS)) > _MOST_PARTS:
+    if has_too_many_parts(body):
         return "The body has too many parts."
     try:
         content = json.loads(body.decode(), object_pairs_hook=_once_each)

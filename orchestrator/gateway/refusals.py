@@ -40,6 +40,7 @@ _FORMS: Final[Mapping[str, _Form]] = MappingProxyType(
         "too-many-calls": _Form(429, "rate_limit_error", "rate_limit_error", again=True),
         "provider-throttled": _Form(429, "rate_limit_error", "rate_limit_error", again=True),
         "provider-unreachable": _Form(502, "api_error", "server_error", again=True),
+        "reply-too-long": _Form(502, "api_error", "server_error", again=True),
         "provider-timeout": _Form(504, "timeout_error", "server_error", again=True),
         "provider-missing": _Form(503, "api_error", "server_error"),
         "circuit-open": _Form(503, "overloaded_error", "server_error"),

@@ -25,8 +25,7 @@ from orchestrator.engine.untrusted import storable
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request
 from orchestrator.gateway.evidence import Said
-from orchestrator.gateway.frames import Frames
-from orchestrator.gateway.observing import Observer, is_usage_chunk
+from orchestrator.gateway.observing import Observer, ReplyTooLong, is_usage_chunk
 from orchestrator.gateway.providers import Provider, passed_back
 from orchestrator.gateway.reading import Reading
 from orchestrator.gateway.refusals import Answer, refuse
@@ -34,7 +33,7 @@ from orchestrator.gateway.room import Room
 
 _OK: Final = 200
 _THROTTLED: Final = frozenset({429, 503, 529})
-_LEFT: Final = frozenset({"provider-timeout"})
+_LEFT: Final = frozenset({"provider-timeout", "reply-too-long"})
 """Ends of a reply that are ours, not the provider's."""
 _SETTLE_SECONDS: Final = 2.0
 """So long the end of a reply waits for its settling: who reads that end, finds it written down."""
@@ -155,7 +154,9 @@ class Relay:
         prices = self._passage.prices
         ended = call.ended(prices)
         settling = self._passage.books.settle(call.id, ended, call.presumed(ended, prices))
-        self._passage.keep(Said(call.run, call.id, call.dialect, call.request, call.observer.seen.content))
+        reply = call.observer
+        said = Said(call.run, call.id, call.dialect, call.request, reply.seen.content, reply.bytes)
+        self._passage.keep(said)
         return settling
 
     async def _within_deadlines(self) -> bool:
@@ -183,6 +184,10 @@ class Relay:
                 call.error = "caller-stalled"
                 return False
             return await self._failed("provider-timeout", "The provider did not answer in time.")
+        except ReplyTooLong:
+            return await self._failed("reply-too-long", "The provider's reply is longer than any model's.")
+        except httpx2.DecodingError:
+            return await self._failed("provider-unreachable", "The provider's reply is encoded.")
         except (httpx2.HTTPError, httpx2.StreamError):
             return await self._failed("provider-unreachable", "The connection to the provider broke.")
         call.cut = False
@@ -193,34 +198,25 @@ class Relay:
         """Its bytes, after its head."""
         call = self._call
         call.status = response.status_code
-        encoded = "content-encoding" in response.headers
         if call.status in _THROTTLED:
             call.throttled = _retry_after(response.headers)
-        kind = response.headers.get("content-type", "")
-        call.observer = Observer(call.dialect, streamed=kind.startswith("text/event-stream"))
-        headers = passed_back(response.headers.raw, decoded=encoded)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise httpx2.DecodingError("encoded, which nobody asked for")
+        streamed = response.headers.get("content-type", "").startswith("text/event-stream")
+        call.observer = Observer(call.dialect, streamed=streamed)
+        headers = passed_back(response.headers.raw)
         if call.dialect is not COUNTING:
             headers.append((b"x-orchestrator-call", call.id.encode()))
         await self._begin(call.status, headers)
-        chunks = response.aiter_bytes() if encoded else response.aiter_raw()
-        if call.request.hides_usage and call.status == _OK:
-            async for chunk in self._without_usage(chunks):
+        hides_usage = call.request.hides_usage and call.status == _OK and streamed
+        async for chunk in response.aiter_raw():
+            self._note_first_byte()
+            if not hides_usage:
                 yield chunk
-            return
-        async for chunk in chunks:
-            self._note_first_byte()
-            yield chunk
-            call.observer.feed(chunk)
-
-    async def _without_usage(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        frames = Frames()
-        async for chunk in chunks:
-            self._note_first_byte()
-            for raw, data in frames.feed(chunk):
-                if not is_usage_chunk(data):
+            for raw, data in call.observer.feed(chunk):
+                if hides_usage and not is_usage_chunk(data):
                     yield raw
-                self._call.observer.take(data)
-        if rest := frames.rest():
+        if hides_usage and (rest := call.observer.rest()):
             yield rest
 
     async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
