@@ -70,12 +70,21 @@ class Books:
         return None
 
     async def find(self, sha256: str) -> Run | Refusal:
-        """For what costs nothing. A token that is no good is a refusal."""
+        """Whose token it is; one that is no good is a refusal."""
         try:
             run = await self._bounded(lambda connection: run_tokens.find(connection, sha256))
         except (SQLAlchemyError, TimeoutError) as error:
             return _unready(error)
         return run or Refusal("run-token-invalid", "This token is not that of a run that goes on.")
+
+    async def look(self, call: NewCall) -> Run | Refusal:
+        """For what costs nothing, and is let through as what does."""
+        try:
+            return await self._bounded(
+                lambda connection: spending.look(connection, call, self._rule, self._of_step)
+            )
+        except (SQLAlchemyError, TimeoutError) as error:
+            return _unready(error)
 
     async def reserve(self, call: NewCall) -> Run | Refusal:
         asked = self._begin(lambda connection: spending.reserve(connection, call, self._rule, self._of_step))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import timedelta
+from decimal import Decimal
 from typing import Final
 from uuid import uuid4
 
@@ -97,25 +98,20 @@ class Passing:
     async def _ask(
         self, passage: Passage, call_id: str, request: Request, expected: tuple[int, int], sha256: str
     ) -> Run | Refusal:
-        """Counting tokens is free, and for the same models."""
-        if self._dialect is COUNTING:
-            run = await passage.books.find(sha256)
-            if isinstance(run, Run) and not run.may_use(request.model):
-                return Refusal("model-not-allowed", f"This run may not use {request.model[:80]!r}.")
-            return run
-        return await passage.books.reserve(
-            NewCall(
-                id=call_id,
-                sha256=sha256,
-                gateway_id=passage.gateway_id,
-                provider=self._dialect.provider,
-                model=request.model,
-                dialect=self._dialect.name,
-                streamed=request.streamed,
-                cost_usd=cost_of(request.model, Tokens(*expected), passage.prices),
-                tokens=sum(expected),
-            )
+        """Counting tokens is free, and bounded as calls are."""
+        free = self._dialect is COUNTING
+        call = NewCall(
+            id=call_id,
+            sha256=sha256,
+            gateway_id=passage.gateway_id,
+            provider=self._dialect.provider,
+            model=request.model,
+            dialect=self._dialect.name,
+            streamed=request.streamed,
+            cost_usd=Decimal(0) if free else cost_of(request.model, Tokens(*expected), passage.prices),
+            tokens=0 if free else sum(expected),
         )
+        return await (passage.books.look(call) if free else passage.books.reserve(call))
 
 
 def shown_token(scope: Scope) -> str | None:

@@ -138,3 +138,50 @@ def test_a_run_that_sends_halves_of_requests_keeps_nobody_but_itself_from_callin
             until(lambda: status(flooding) == 429)
             assert status(other) == 200
         until(lambda: status(flooding) == 200)
+
+
+# --- counting tokens ----------------------------------------------------------------------------------------
+
+
+def count(access: ModelAccess) -> str | None:
+    """The code of its refusal; None: it was passed on."""
+    with httpx2.Client(trust_env=False, timeout=20) as client:
+        answer = client.post(
+            f"{access.base_url}/v1/messages/count_tokens",
+            json={"model": MODEL, "messages": []},
+            headers={"x-api-key": access.token},
+        )
+    return answer.headers.get("x-orchestrator-code")
+
+
+def test_tokens_are_counted_under_the_same_bounds_as_calls_are_made(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Answer(['{"input_tokens": 42}'], headers={"content-type": "application/json"})
+    with serving(counted) as provider, gateway_to(ledger, provider.url, tmp_path) as gateway:
+        access = gateway.access(ledger, claim("free"))
+        poor = gateway.access(ledger, claim("poor", budget={"max_tokens": 10}))
+        ledger.run("UPDATE budgets SET spent_tokens = 10 WHERE root_id = 'poor'")
+        assert count(access) is None
+        assert count(poor) == "budget-exhausted"
+
+        ledger.run(
+            "INSERT INTO throttles (provider, model, until_at, status) "
+            "VALUES ('anthropic', :model, now() + interval '1 hour', 429)",
+            model=MODEL,
+        )
+        assert count(access) == "provider-throttled"
+        ledger.run("DELETE FROM throttles")
+
+        ledger.run(
+            "INSERT INTO breakers (kind, name, state, opened_at) "
+            "VALUES ('provider', 'anthropic', 'open', now() - interval '1 hour')"
+        )
+        assert count(access) == "circuit-open"
+        (breaker,) = ledger.rows("SELECT state FROM breakers")
+        assert breaker["state"] == "open", "what is not settled must not be the probe"
+        ledger.run("DELETE FROM breakers")
+
+        monkeypatch.setattr(spending, "MOST_AT_ONCE", 0)
+        assert count(access) == "too-many-calls"
+        assert len(provider.requests) == 1
