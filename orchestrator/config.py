@@ -134,6 +134,9 @@ class Settings(BaseSettings):
     gateway_traces: bool = False
     """Whether providers are told the task's id and the time, under the first names of `task_id_headers` and
     `timestamp_headers`; else nothing of the kind leaves the installation."""
+    gateway_provider_tools: bool = False
+    """Whether agents may have a provider do more than answer: search the web, run code, call MCP servers and
+    addresses that they name. It would be a way out of the sandbox, and isn't among the tokens counted."""
     gateway_max_body_bytes: int = 33_554_432
     """Longest request to a model that the gateway reads."""
     gateway_first_byte: timedelta = timedelta(minutes=10)

@@ -80,7 +80,7 @@ def create_gateway(wiring: Wiring) -> Starlette:
                 Deadlines(settings.gateway_first_byte, settings.gateway_stall, settings.gateway_call),
                 settings.gateway_max_body_bytes,
                 Room(settings.gateway_max_body_bytes),
-                Reading(),
+                Reading(provider_tools=settings.gateway_provider_tools),
                 evidence.take,
                 with_entered(settings.prices),
                 _tracing(wiring),

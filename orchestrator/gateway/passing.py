@@ -77,8 +77,8 @@ class Passing:
         if isinstance(body, Refusal):
             return body
         request = await passage.reading.read(dialect, body)
-        if isinstance(request, str):
-            return Refusal("request-malformed", request)
+        if isinstance(request, Refusal):
+            return request
         provider = passage.providers.get(dialect.family)
         if provider is None:
             return Refusal("provider-missing", _missing(dialect))

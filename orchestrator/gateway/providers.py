@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import parse_qsl, urlencode
 
 from orchestrator.config import Settings
 from orchestrator.gateway.dialects import Dialect, Family
@@ -19,15 +20,18 @@ _HOP_BY_HOP: Final = frozenset(
         *(b"transfer-encoding", b"upgrade", b"proxy-connection", b"expect"),
     }
 )
-_OURS: Final = frozenset(
+_PASSED: Final = frozenset(
     {
-        *(b"host", b"content-length", b"authorization", b"x-api-key", b"cookie", b"accept-encoding"),
-        *(b"openai-organization", b"openai-project"),
-        *(b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"),
+        *(b"accept", b"user-agent", b"idempotency-key", b"x-client-request-id"),
+        *(b"anthropic-version", b"anthropic-beta", b"anthropic-dangerous-direct-browser-access"),
+        *(b"openai-beta", b"originator", b"session-id", b"session_id", b"thread-id", b"agent-session-id"),
+        *(b"x-app", b"x-claude-code-session-id"),
     }
 )
-_OUR_PREFIXES: Final = (b"x-orchestrator-", b"x-kilocode-", b"x-task-", b"x-timestamp-", b"x-run-")
-"""Besides the configured names; they tie calls to runs here, and say nothing to providers."""
+_PASSED_PREFIXES: Final = (b"x-stainless-", b"x-codex-")
+"""What real agents and SDKs tell providers. Nothing else goes out: neither what ties calls to runs here, nor
+what chooses an account, a project, or another reading of the body."""
+_PASSED_QUERY: Final = frozenset({"beta", "api-version"})
 _KEPT_BACK: Final = frozenset({b"set-cookie", b"content-length", b"server", b"date", b"alt-svc"})
 
 
@@ -43,19 +47,21 @@ class Provider:
     """Further headers that are for us, by their lower-case names."""
 
     def url(self, dialect: Dialect, query: bytes) -> str:
-        asked = f"?{query.decode('ascii', 'replace')}" if query else ""
-        return f"{self.base_url}{dialect.path}{asked}"
+        given = parse_qsl(query.decode("ascii", "replace"))
+        asked = urlencode([(name, value) for name, value in given if name in _PASSED_QUERY])
+        return f"{self.base_url}{dialect.path}{asked and '?'}{asked}"
 
     def headers(
         self, given: Iterable[tuple[bytes, bytes]], added: Mapping[str, str]
     ) -> list[tuple[bytes, bytes]]:
-        """The caller's, without those that are for us, and the real key. Encoded replies couldn't be
+        """Those of the caller's that are for providers, and the real key. Encoded replies couldn't be
         observed."""
         kept = [
             (name, value)
             for name, value in given
-            if name not in _HOP_BY_HOP | _OURS | self.ours and not name.startswith(_OUR_PREFIXES)
+            if name not in self.ours and (name in _PASSED or name.startswith(_PASSED_PREFIXES))
         ]
+        kept.append((b"content-type", b"application/json"))
         kept.append((b"accept-encoding", b"identity"))
         if self.key is not None and self.name is Family.ANTHROPIC:
             kept.append((b"x-api-key", self.key.encode()))

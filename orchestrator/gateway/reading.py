@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from orchestrator.db.spending import Refusal
 from orchestrator.gateway.dialects import CHAT, Dialect, Request, has_too_many_parts
 from orchestrator.gateway.reach import reaches_out
 
@@ -29,28 +30,32 @@ class Reading:
         self._provider_tools = provider_tools
         self._long = asyncio.Semaphore(_AT_ONCE)
 
-    async def read(self, dialect: Dialect, body: bytes) -> Request | str:
+    async def read(self, dialect: Dialect, body: bytes) -> Request | Refusal:
         if len(body) <= _SHORT:
             return read(dialect, body, provider_tools=self._provider_tools)
         async with self._long:
             return await asyncio.to_thread(read, dialect, body, provider_tools=self._provider_tools)
 
 
-def read(dialect: Dialect, body: bytes, *, provider_tools: bool = False) -> Request | str:
+def read(dialect: Dialect, body: bytes, *, provider_tools: bool = False) -> Request | Refusal:
     """What a body asks for, or what is wrong with it: also whatever a provider could read otherwise than we
     do, or do without being counted."""
     if has_too_many_parts(body):
-        return "The body has too many parts."
+        return _malformed("The body has too many parts.")
     try:
         content = json.loads(body.decode(), object_pairs_hook=_once_each)
     except (ValueError, RecursionError):
-        return "The body is not JSON in UTF-8, or names something twice."
+        return _malformed("The body is not JSON in UTF-8, or names something twice.")
     if not isinstance(content, dict) or not _is_name(content.get("model")):
-        return "The body is not an object with a text `model`."
+        return _malformed("The body is not an object with a text `model`.")
     if (wrong := _ambiguous(content) or _uncounted(content)) is not None:
-        return wrong
+        return _malformed(wrong)
     if not provider_tools and (what := reaches_out(content)) is not None:
-        return f"It would have the provider do more than answer ({what}), which is not passed on here."
+        return Refusal(
+            "provider-tools-off",
+            f"It would have the provider do more than answer: {what}. That passes only with"
+            " ORCHESTRATOR_GATEWAY_PROVIDER_TOOLS=true, for all runs.",
+        )
     most = [content[name] for name in dialect.max_output_fields if isinstance(content.get(name), int)]
     request = Request(content["model"], content.get("stream") is True, min(most, default=None), content, body)
     if dialect is not CHAT or not request.streamed or _asks_for_usage(content):
@@ -58,6 +63,10 @@ def read(dialect: Dialect, body: bytes, *, provider_tools: bool = False) -> Requ
     options = {**(content.get("stream_options") or {}), "include_usage": True}
     counted = json.dumps({**content, "stream_options": options}).encode()
     return replace(request, body=counted, hides_usage=True)
+
+
+def _malformed(message: str) -> Refusal:
+    return Refusal("request-malformed", message)
 
 
 def _ambiguous(content: Mapping[str, Any]) -> str | None:

@@ -37,6 +37,7 @@ _FORMS: Final[Mapping[str, _Form]] = MappingProxyType(
         "path-unknown": _Form(404, "not_found_error", "invalid_request_error"),
         "body-too-large": _Form(413, "request_too_large", "invalid_request_error"),
         "request-malformed": _Form(400, "invalid_request_error", "invalid_request_error"),
+        "provider-tools-off": _Form(400, "invalid_request_error", "invalid_request_error"),
         "too-many-calls": _Form(429, "rate_limit_error", "rate_limit_error", again=True),
         "provider-throttled": _Form(429, "rate_limit_error", "rate_limit_error", again=True),
         "provider-unreachable": _Form(502, "api_error", "server_error", again=True),

@@ -99,12 +99,13 @@ def test_who_doesn_t_read_has_cut_the_call_and_the_provider_has_not_failed(
 
 @contextlib.contextmanager
 def half_sent(access: ModelAccess, path: str = "/v1/messages") -> Iterator[socket.socket]:
-    """The head of a request, and no more than the first byte of its body."""
+    """The head of a request, whose body is asked for before it is sent."""
     place = urlsplit(access.base_url)
     with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
         connection.sendall(
             b"POST %b HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
-            b"x-api-key: %b\r\ncontent-length: 1000000\r\n\r\n{" % (path.encode(), access.token.encode())
+            b"x-api-key: %b\r\ncontent-length: 1000000\r\nexpect: 100-continue\r\n\r\n"
+            % (path.encode(), access.token.encode())
         )
         yield connection
 
@@ -134,8 +135,11 @@ def test_a_run_that_sends_halves_of_requests_keeps_nobody_but_itself_from_callin
                 response.read()
                 return response.status_code
 
-        with half_sent(flooding), half_sent(flooding, "/v1/messages/count_tokens"):
-            until(lambda: status(flooding) == 429)
+        counting = "/v1/messages/count_tokens"
+        with half_sent(flooding) as one, half_sent(flooding, counting) as two:
+            for connection in (one, two):
+                assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+            assert status(flooding) == 429
             assert status(other) == 200
         until(lambda: status(flooding) == 200)
 

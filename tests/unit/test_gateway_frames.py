@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.db.spending import Tokens
-from orchestrator.gateway.dialects import CHAT, MESSAGES, RESPONSES, Dialect
+from orchestrator.db.spending import Refusal, Tokens
+from orchestrator.gateway.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Request
 from orchestrator.gateway.frames import Frames
 from orchestrator.gateway.observing import Observer, joined
 from orchestrator.gateway.reading import read
@@ -105,12 +105,12 @@ def test_a_reply_without_its_count_is_estimated_by_its_length() -> None:
     ],
 )
 def test_what_a_provider_could_take_for_something_else_is_not_passed_on(body: str) -> None:
-    assert isinstance(read(RESPONSES, body.encode()), str)
+    assert isinstance(read(RESPONSES, body.encode()), Refusal)
 
 
 @pytest.mark.parametrize("coding", ["utf-16", "utf-32", "utf-8-sig", "latin-1"])
 def test_a_body_is_read_as_utf_8_as_every_provider_does(coding: str) -> None:
-    assert isinstance(read(RESPONSES, '{"model": "m", "input": "\xe4"}'.encode(coding)), str)
+    assert isinstance(read(RESPONSES, '{"model": "m", "input": "\xe4"}'.encode(coding)), Refusal)
 
 
 def test_tools_schemas_may_be_nested_as_deep_as_real_ones() -> None:
@@ -118,4 +118,4 @@ def test_tools_schemas_may_be_nested_as_deep_as_real_ones() -> None:
     for _ in range(40):
         schema = {"type": "object", "properties": {"a": schema}}
     body = {"model": "m", "tools": [{"type": "function", "name": "a", "parameters": schema}]}
-    assert not isinstance(read(RESPONSES, json.dumps(body).encode()), str)
+    assert isinstance(read(RESPONSES, json.dumps(body).encode()), Request)
