@@ -116,8 +116,11 @@ class _Providers:
 
     def now(self) -> frozenset[str]:
         settings = self.wiring.settings
-        keys = {"anthropic": settings.anthropic_api_key, "openai": settings.openai_api_key}
-        own = frozenset(name for name, key in keys.items() if key is not None)
+        keys = {
+            "anthropic": settings.anthropic_api_key or settings.anthropic_api_key_command,
+            "openai": settings.openai_api_key or settings.openai_api_key_command,
+        }
+        own = frozenset(name for name, key in keys.items() if key)
         if settings.gateway_url is None or not self.wiring.has_database:
             return own
         if time.monotonic() >= self._until:

@@ -74,7 +74,7 @@ def create_gateway(wiring: Wiring) -> Starlette:
             gateway_id = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}"
             life.passage = Passage(
                 gateway_id,
-                providers_of(settings),
+                providers_of(settings, wiring.redactor),
                 books,
                 client,
                 Deadlines(settings.gateway_first_byte, settings.gateway_stall, settings.gateway_call),

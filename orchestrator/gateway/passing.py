@@ -19,6 +19,7 @@ from orchestrator.db import spending
 from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import NewCall, Refusal, Tokens
 from orchestrator.gateway.dialects import COUNTING, Dialect, Request
+from orchestrator.gateway.keys import KeyUnavailable
 from orchestrator.gateway.observing import Observer
 from orchestrator.gateway.refusals import Answer, refuse
 from orchestrator.gateway.relaying import Call, Passage, Relay, cost_of, respond
@@ -27,6 +28,7 @@ from orchestrator.gateway.room import Place
 HOW_TO_SHOW: Final = "Show the run's token: Authorization: Bearer …, or x-api-key."
 _BODY_SECONDS: Final = 60.0
 _SOON: Final = timedelta(seconds=1)
+_LATER: Final = timedelta(seconds=10)
 _TOO_MANY: Final = Refusal("too-many-calls", "This run has too many calls in flight.", _SOON)
 _NO_ROOM: Final = Refusal("too-many-calls", "The gateway has no room for so long a request now.", _SOON)
 
@@ -82,6 +84,12 @@ class Passing:
         provider = passage.providers.get(dialect.family)
         if provider is None:
             return Refusal("provider-missing", _missing(dialect))
+        try:
+            secret = await provider.key.current() if provider.key else None
+        except KeyUnavailable as unavailable:
+            return Refusal(
+                "provider-missing", f"{unavailable} Run it by hand, as the gateway's user.", _LATER
+            )
         call_id, expected = f"call_{uuid4().hex}", tokens_expected(len(body), request.max_output)
         run = await self._ask(passage, call_id, request, expected, place.whose)
         if isinstance(run, Refusal):
@@ -89,11 +97,11 @@ class Passing:
         outgoing = passage.client.build_request(
             "POST",
             provider.url(dialect, scope.get("query_string", b"")),
-            headers=provider.headers(scope["headers"], passage.trace(run)),
+            headers=provider.headers(scope["headers"], passage.trace(run), secret),
             content=request.body,
         )
         observer = Observer(dialect, streamed=request.streamed)
-        return Call(call_id, run, dialect, request, outgoing, expected, observer)
+        return Call(call_id, run, dialect, request, outgoing, expected, observer, provider, secret)
 
     async def _ask(
         self, passage: Passage, call_id: str, request: Request, expected: tuple[int, int], sha256: str
@@ -171,4 +179,7 @@ async def _until_gone(receive: Receive) -> None:
 
 def _missing(dialect: Dialect) -> str:
     name = str(dialect.family).upper()
-    return f"The gateway has no key for {dialect.family}. Give it {name}_API_KEY, and restart it."
+    return (
+        f"The gateway has no key for {dialect.family}."
+        f" Give it {name}_API_KEY or ORCHESTRATOR_{name}_API_KEY_COMMAND, and restart it."
+    )

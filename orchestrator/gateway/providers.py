@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, urlencode
 
+from pydantic import SecretStr
+
 from orchestrator.config import Settings
+from orchestrator.core.redaction import Redactor
 from orchestrator.gateway.dialects import Dialect, Family
+from orchestrator.gateway.keys import CommandKey, FixedKey, Key
 
 _PUBLIC: Final = {
     Family.ANTHROPIC: "https://api.anthropic.com",
@@ -42,7 +46,7 @@ class Provider:
 
     name: Family
     base_url: str
-    key: str | None = field(repr=False)
+    key: Key | None = field(repr=False)
     ours: frozenset[bytes] = frozenset()
     """Further headers that are for us, by their lower-case names."""
 
@@ -52,7 +56,7 @@ class Provider:
         return f"{self.base_url}{dialect.path}{asked and '?'}{asked}"
 
     def headers(
-        self, given: Iterable[tuple[bytes, bytes]], added: Mapping[str, str]
+        self, given: Iterable[tuple[bytes, bytes]], added: Mapping[str, str], secret: str | None
     ) -> list[tuple[bytes, bytes]]:
         """Those of the caller's that are for providers, and the real key. Encoded replies couldn't be
         observed."""
@@ -63,26 +67,44 @@ class Provider:
         ]
         kept.append((b"content-type", b"application/json"))
         kept.append((b"accept-encoding", b"identity"))
-        if self.key is not None and self.name is Family.ANTHROPIC:
-            kept.append((b"x-api-key", self.key.encode()))
-        elif self.key is not None:
-            kept.append((b"authorization", b"Bearer " + self.key.encode()))
+        kept += self.shown(secret)
         return [*kept, *((name.encode(), value.encode()) for name, value in added.items())]
 
+    def shown(self, secret: str | None) -> list[tuple[bytes, bytes]]:
+        if secret is None:
+            return []
+        if self.name is Family.ANTHROPIC:
+            return [(b"x-api-key", secret.encode())]
+        return [(b"authorization", b"Bearer " + secret.encode())]
 
-def providers_of(settings: Settings) -> Mapping[Family, Provider]:
+
+def providers_of(settings: Settings, redactor: Redactor) -> Mapping[Family, Provider]:
+    """The redactor learns each key that a command prints."""
     found = {
-        Family.ANTHROPIC: (settings.anthropic_api_key, settings.anthropic_base_url),
-        Family.OPENAI: (settings.openai_api_key, settings.openai_base_url),
+        Family.ANTHROPIC: (
+            _key(settings.anthropic_api_key, settings.anthropic_api_key_command, redactor),
+            settings.anthropic_base_url,
+        ),
+        Family.OPENAI: (
+            _key(settings.openai_api_key, settings.openai_api_key_command, redactor),
+            settings.openai_base_url,
+        ),
     }
     ours = frozenset(
         name.lower().encode() for name in (*settings.task_id_headers, *settings.timestamp_headers)
     )
     return {
-        name: Provider(name, _root(url or _PUBLIC[name]), key.get_secret_value() if key else None, ours)
+        name: Provider(name, _root(url or _PUBLIC[name]), key, ours)
         for name, (key, url) in found.items()
-        if (key and key.get_secret_value()) or url
+        if key or url
     }
+
+
+def _key(secret: SecretStr | None, command: str | None, redactor: Redactor) -> Key | None:
+    """A command comes before a key that is set as well."""
+    if command:
+        return CommandKey(command, redactor)
+    return FixedKey(secret.get_secret_value()) if secret and secret.get_secret_value() else None
 
 
 def _root(url: str) -> str:

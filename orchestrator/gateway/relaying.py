@@ -1,6 +1,7 @@
 """A call that was admitted: sent once with the real key, streamed back as it comes, settled.
 
-Nothing is ever sent twice. Bytes go on to the caller before they are looked at.
+Nothing is ever done twice: only what a provider refused because its key has expired is sent again. Bytes go
+on to the caller before they are looked at.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from orchestrator.gateway.refusals import Answer, refuse
 from orchestrator.gateway.room import Room
 
 _OK: Final = 200
+_KEY_REFUSED: Final = 401
 _THROTTLED: Final = frozenset({429, 503, 529})
 _LEFT: Final = frozenset({"provider-timeout", "reply-too-long"})
 """Ends of a reply that are ours, not the provider's."""
@@ -76,6 +78,9 @@ class Call:
     outgoing: httpx2.Request
     expected: tuple[int, int]
     observer: Observer
+    provider: Provider
+    secret: str | None = field(repr=False)
+    """What it shows the provider."""
     sent: bool = False
     status: int | None = None
     error: str | None = None
@@ -168,7 +173,7 @@ class Relay:
                 min(last, self._started + deadlines.first_byte.total_seconds())
             ) as deadline:
                 call.sent = True
-                response = await self._passage.client.send(self._call.outgoing, stream=True)
+                response = await self._answered()
                 try:
                     async for chunk in self._reply(response):
                         now = self._loop.time()
@@ -193,6 +198,23 @@ class Relay:
         call.cut = False
         call.tried = self._judged()
         return True
+
+    async def _answered(self) -> httpx2.Response:
+        """A key that has expired is refused before anything is done: only then, and only if there is
+        another one, the call is sent once more, with that."""
+        call, client = self._call, self._passage.client
+        response = await client.send(call.outgoing, stream=True)
+        if response.status_code != _KEY_REFUSED or call.provider.key is None or call.secret is None:
+            return response
+        secret = await call.provider.key.renewed(call.secret)
+        if secret is None:
+            return response
+        await response.aclose()
+        again = client.build_request(
+            "POST", call.outgoing.url, headers=call.outgoing.headers, content=call.request.body
+        )
+        again.headers.update(call.provider.shown(secret))
+        return await client.send(again, stream=True)
 
     async def _reply(self, response: httpx2.Response) -> AsyncIterator[bytes]:
         """Its bytes, after its head."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from orchestrator.gateway.dialects import MESSAGES, RESPONSES, Family
+from orchestrator.gateway.keys import FixedKey
 from orchestrator.gateway.providers import Provider
 
 KEY = "the-real-key"
-ANTHROPIC = Provider(Family.ANTHROPIC, "https://a.example", KEY, frozenset({b"x-codex-task"}))
-OPENAI = Provider(Family.OPENAI, "https://o.example", KEY)
+ANTHROPIC = Provider(Family.ANTHROPIC, "https://a.example", FixedKey(KEY), frozenset({b"x-codex-task"}))
+OPENAI = Provider(Family.OPENAI, "https://o.example", FixedKey(KEY))
 
 
 def sent(provider: Provider, **given: str) -> dict[str, str]:
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()]
-    return {name.decode(): value.decode() for name, value in provider.headers(raw, {})}
+    return {name.decode(): value.decode() for name, value in provider.headers(raw, {}, KEY)}
 
 
 def test_what_agents_and_sdks_tell_providers_passes() -> None:
