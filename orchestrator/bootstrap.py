@@ -391,13 +391,6 @@ class Wiring:
         )
         return Workspaces(root, mirrors, sandbox, Bundles(mirrors, self.artifacts))
 
-    @property
-    def known_models(self) -> frozenset[str]:
-        """All that this installation's settings name."""
-        settings = self.settings
-        specialized = (*settings.task_models.values(), *settings.model_rules.values())
-        return frozenset((settings.model, settings.openai_model, *settings.fallback_models, *specialized))
-
     def models_for(self, assignment: Assignment) -> ModelSelection:
         """Which models a run may choose from, and why."""
         settings = self.settings
