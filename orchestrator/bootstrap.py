@@ -116,8 +116,11 @@ class _Providers:
 
     def now(self) -> frozenset[str]:
         settings = self.wiring.settings
-        keys = {"anthropic": settings.anthropic_api_key, "openai": settings.openai_api_key}
-        own = frozenset(name for name, key in keys.items() if key is not None)
+        keys = {
+            "anthropic": settings.anthropic_api_key or settings.anthropic_api_key_command,
+            "openai": settings.openai_api_key or settings.openai_api_key_command,
+        }
+        own = frozenset(name for name, key in keys.items() if key)
         if settings.gateway_url is None or not self.wiring.has_database:
             return own
         if time.monotonic() >= self._until:
@@ -387,13 +390,6 @@ class Wiring:
             bounds=Bounds(memory_bytes=settings.command_memory_bytes),
         )
         return Workspaces(root, mirrors, sandbox, Bundles(mirrors, self.artifacts))
-
-    @property
-    def known_models(self) -> frozenset[str]:
-        """All that this installation's settings name."""
-        settings = self.settings
-        specialized = (*settings.task_models.values(), *settings.model_rules.values())
-        return frozenset((settings.model, settings.openai_model, *settings.fallback_models, *specialized))
 
     def models_for(self, assignment: Assignment) -> ModelSelection:
         """Which models a run may choose from, and why."""

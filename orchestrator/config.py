@@ -114,7 +114,10 @@ class Settings(BaseSettings):
     anthropic_api_key: SecretStr | None = Field(
         default=None, validation_alias=_named("ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY")
     )
-    """The gateway's alone, as is the next one; with neither, recorded models only."""
+    """The gateway's alone, as all that follow; with none of them, recorded models only."""
+    anthropic_api_key_command: str | None = None
+    """In place of a key: what a shell runs in the gateway to print one, when it is first needed and whenever
+    the provider refuses the last one (`vault read -field=key …`); it has 30 seconds."""
     anthropic_base_url: str | None = Field(
         default=None, validation_alias=_named("ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL")
     )
@@ -122,6 +125,7 @@ class Settings(BaseSettings):
     openai_api_key: SecretStr | None = Field(
         default=None, validation_alias=_named("OPENAI_API_KEY", "OPENAI_API_KEY")
     )
+    openai_api_key_command: str | None = None
     openai_base_url: str | None = Field(
         default=None, validation_alias=_named("OPENAI_BASE_URL", "OPENAI_BASE_URL")
     )
@@ -134,6 +138,9 @@ class Settings(BaseSettings):
     gateway_traces: bool = False
     """Whether providers are told the task's id and the time, under the first names of `task_id_headers` and
     `timestamp_headers`; else nothing of the kind leaves the installation."""
+    gateway_provider_tools: bool = False
+    """Whether agents may have a provider do more than answer: search the web, run code, call MCP servers and
+    addresses that they name. It would be a way out of the sandbox, and isn't among the tokens counted."""
     gateway_max_body_bytes: int = 33_554_432
     """Longest request to a model that the gateway reads."""
     gateway_first_byte: timedelta = timedelta(minutes=10)

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 Event = Mapping[str, Any] | str
 """An event as JSON, or raw text to put on the wire."""
+Server = TypeVar("Server", bound="MessagesServer")
 
 
 @dataclass
@@ -42,6 +43,10 @@ class MessagesServer(ThreadingHTTPServer):
         self.speaking = threading.Event()
         self.closing = threading.Event()
 
+    def choose(self, _headers: Mapping[str, str]) -> Answer:
+        """What is answered to the request that was kept last."""
+        return self.answers[min(len(self.requests), len(self.answers)) - 1]
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
@@ -57,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.requests.append((dict(self.headers), body))
-        answer = self.server.answers[min(len(self.server.requests), len(self.server.answers)) - 1]
+        answer = self.server.choose(dict(self.headers))
         self.close_connection = True
         if answer.silent:
             self._hang()
@@ -190,7 +195,12 @@ def closing(stop_reason: str = "tool_use", **usage: int) -> list[Event]:
 
 @contextmanager
 def serving(*answers: Answer) -> Iterator[MessagesServer]:
-    server = MessagesServer(answers)
+    with serving_with(MessagesServer(answers)) as server:
+        yield server
+
+
+@contextmanager
+def serving_with(server: Server) -> Iterator[Server]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -273,6 +273,12 @@ run-token-invalid | Not the token of a run that goes on
 too-many-calls | Too many calls in flight
     One run made more calls of models at once than it may.
     Let it make fewer at a time.
+provider-tools-off | The provider would do more than answer
+    The request names a tool that the provider runs, an address to fetch, or a file that the provider keeps.
+    Leave it out, or set ORCHESTRATOR_GATEWAY_PROVIDER_TOOLS=true where the gateway runs.
+reply-too-long | The model's reply is too long
+    The gateway cuts replies that are longer than any model's: 32 MiB, or 16 MiB in one event.
+    Look at what answers at the provider's address.
 path-unknown | The gateway doesn't pass that on
     It serves /v1/messages, /v1/messages/count_tokens, /v1/responses, /v1/chat/completions and /v1/models.
     Use one of these.

@@ -19,6 +19,7 @@ from orchestrator.db.claims import holds
 from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.journal import FenceLost
 from orchestrator.db.locks import EXCEEDED_SQL
+from orchestrator.db.run_tokens import allows
 from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 
 
@@ -107,10 +108,10 @@ def start(
     *,
     bounds: Bounds,
     agent_types: frozenset[str],
-    models: frozenset[str],
+    models: Sequence[str],
 ) -> tuple[Started, ...]:
-    """Makes a task of each request whose call has none yet: all of them or none. `agent_types`, `models`:
-    what an agent may ask for, besides what its own step has.
+    """Makes a task of each request whose call has none yet: all of them or none. `agent_types`: what an
+    agent may ask for, besides its own; `models`: what its own run may use, as its token says it.
 
     They inherit what the parent was asked with: repository, priority, agent, model, who asked, the policy
     for questions and approvals; they are never pushed. Raises FenceLost, NotStarted.
@@ -172,14 +173,14 @@ def _check(parent: Mapping[str, Any], new: Sequence[SubtaskRequest], bounds: Bou
 
 
 def _check_wishes(
-    parent: Mapping[str, Any], request: SubtaskRequest, agent_types: frozenset[str], models: frozenset[str]
+    parent: Mapping[str, Any], request: SubtaskRequest, agent_types: frozenset[str], models: Sequence[str]
 ) -> None:
     """A model that was talked round must get neither a dearer model nor an agent with fewer bounds."""
     if request.agent_type not in {None, parent["agent_type"], *agent_types}:
         known = ", ".join(sorted(agent_types))
         raise NotStarted(f"a subtask can't have the agent {request.agent_type!r:.80}; there are {known}")
-    if request.model not in {None, parent["model"], *models}:
-        known = ", ".join(sorted(models))
+    if request.model is not None and not allows(models, request.model):
+        known = ", ".join(models)
         raise NotStarted(f"a subtask can't have the model {request.model!r:.80}; there are {known}")
 
 

@@ -44,6 +44,11 @@ class Redactor:
     """Knows the values of one installation's secrets. Redacting twice changes nothing more."""
 
     def __init__(self, values: Iterable[str] = ()) -> None:
+        self._known: tuple[str, ...] = ()
+        self.learn(values)
+
+    def learn(self, values: Iterable[str]) -> None:
+        """Further secrets, known from now on; those that were known stay so."""
         spellings = {
             spelling
             for value in values
@@ -51,7 +56,8 @@ class Redactor:
             for spelling in _spellings(value)
             if spelling not in REDACTED
         }
-        self._known = tuple(sorted(spellings, key=lambda spelling: (-len(spelling), spelling)))
+        longest_first = sorted({*self._known, *spellings}, key=lambda spelling: (-len(spelling), spelling))
+        self._known = tuple(longest_first)
 
     def text(self, text: str) -> str:
         if not text:

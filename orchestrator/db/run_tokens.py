@@ -61,7 +61,12 @@ class Run:
     models: tuple[str, ...]
 
     def may_use(self, model: str) -> bool:
-        return any(fnmatchcase(model, allowed) for allowed in self.models)
+        return allows(self.models, model)
+
+
+def allows(models: Sequence[str], model: str) -> bool:
+    """Whether one of a run's models, which may be patterns of the installation's, is that one."""
+    return any(fnmatchcase(model, allowed) for allowed in models)
 
 
 def issue(

@@ -146,18 +146,14 @@ def reserve(
 
     `of_step`: what one step of another agent than our engine may use.
     """
-    row = one(connection, _ASKED, sha=call.sha256, provider=call.provider, model=call.model)
-    if row is None:
-        return Refusal("run-token-invalid", "This token is not that of a run that goes on.")
-    run = run_of(row)
-    refusal = _refusal(call, run, row, of_step)
-    if refusal is not None:
-        return refusal
-    if row["circuit"] not in {None, BreakerState.CLOSED}:
+    found = _asked(connection, call, of_step)
+    if isinstance(found, Refusal):
+        return found
+    run, circuit = found
+    if circuit is not BreakerState.CLOSED:
         held = breakers.ask(connection, run.step.tenant_id, BreakerKind.PROVIDER, call.provider, rule)
         if held is not None:
-            text = f"{call.provider} has failed again and again; nothing is sent to it for now."
-            return Refusal("circuit-open", text, held.retry_after)
+            return _left_alone(call, held.retry_after)
     _RESERVE.run(
         connection,
         {
@@ -180,6 +176,31 @@ def reserve(
         },
     )
     return run
+
+
+def look(
+    connection: Connection, call: NewCall, rule: CircuitBreaker, of_step: Budget = _UNBOUNDED
+) -> Run | Refusal:
+    """Whether a run that may still spend may make a call that costs nothing. Reserves nothing, and never
+    probes a provider that is left alone."""
+    found = _asked(connection, call, of_step)
+    if isinstance(found, Refusal):
+        return found
+    run, circuit = found
+    return run if circuit is BreakerState.CLOSED else _left_alone(call, rule.recovery_timeout)
+
+
+def _asked(connection: Connection, call: NewCall, of_step: Budget) -> tuple[Run, BreakerState] | Refusal:
+    row = one(connection, _ASKED, sha=call.sha256, provider=call.provider, model=call.model)
+    if row is None:
+        return Refusal("run-token-invalid", "This token is not that of a run that goes on.")
+    run = run_of(row)
+    return _refusal(call, run, row, of_step) or (run, BreakerState(row["circuit"] or BreakerState.CLOSED))
+
+
+def _left_alone(call: NewCall, again_after: timedelta) -> Refusal:
+    text = f"{call.provider} has failed again and again; nothing is sent to it for now."
+    return Refusal("circuit-open", text, again_after)
 
 
 def _refusal(call: NewCall, run: Run, row: dict[str, Any], of_step: Budget) -> Refusal | None:

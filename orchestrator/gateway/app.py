@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 from uuid import uuid4
 
@@ -28,9 +29,12 @@ from orchestrator.engine.prices import with_entered
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import CALLS, CHAT, COUNTING, MESSAGES
 from orchestrator.gateway.evidence import Evidence
-from orchestrator.gateway.passing import HOW_TO_SHOW, Deadlines, Passage, Passing, respond, shown_token
+from orchestrator.gateway.passing import HOW_TO_SHOW, Passing, shown_token
 from orchestrator.gateway.providers import providers_of
+from orchestrator.gateway.reading import Reading
 from orchestrator.gateway.refusals import refuse
+from orchestrator.gateway.relaying import Deadlines, Passage, respond
+from orchestrator.gateway.room import Room
 
 log: Final = structlog.get_logger(__name__)
 _BEAT_SECONDS: Final = 5.0
@@ -63,15 +67,20 @@ def create_gateway(wiring: Wiring) -> Starlette:
         evidence = Evidence(wiring.engine, lambda: wiring.artifacts, wiring.redactor)
         timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
         limits = httpx2.Limits(max_connections=_MOST_CONNECTIONS, keepalive_expiry=30)
-        async with httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False) as client:
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        async with httpx2.AsyncClient(
+            timeout=timeout, limits=limits, follow_redirects=False, cookies=no_cookies
+        ) as client:
             gateway_id = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}"
             life.passage = Passage(
                 gateway_id,
-                providers_of(settings),
+                providers_of(settings, wiring.redactor),
                 books,
                 client,
                 Deadlines(settings.gateway_first_byte, settings.gateway_stall, settings.gateway_call),
                 settings.gateway_max_body_bytes,
+                Room(settings.gateway_max_body_bytes),
+                Reading(provider_tools=settings.gateway_provider_tools),
                 evidence.take,
                 with_entered(settings.prices),
                 _tracing(wiring),
@@ -164,7 +173,8 @@ class _Models:
         if token is None:
             await respond(send, refuse(dialect, "run-token-invalid", HOW_TO_SHOW))
             return
-        found = await self._life.running().books.find(run_token.digest(token))
+        books, sha256 = self._life.running().books, run_token.digest(token)
+        found = await books.let_in(sha256) or await books.find(sha256)
         if not isinstance(found, Run):
             await respond(send, refuse(dialect, found.code, found.message, found.retry_after))
             return

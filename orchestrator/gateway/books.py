@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -12,12 +14,17 @@ import structlog
 from orchestrator.core.assignment import Budget
 from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.db import gateways, run_tokens, spending
-from orchestrator.db.connect import Connection, Engine, SQLAlchemyError
+from orchestrator.db.connect import Connection, Engine, SQLAlchemyError, is_away
 from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import Ended, NewCall, Refusal
 
 log: Final = structlog.get_logger(__name__)
 T = TypeVar("T")
+_KNOWN_SECONDS: Final = 30.0
+_MOST_KNOWN: Final = 10_000
+_STRANGERS: Final = 2
+"""Threads for tokens that nobody has seen yet: strangers can't keep the others from the rows."""
+_MOST_STRANGERS: Final = 200
 _THREADS: Final = 8
 _ANSWER_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = (0.2, 1.0, 5.0)
@@ -37,19 +44,52 @@ class Books:
         self._of_step = of_step
         self._threads = ThreadPoolExecutor(_THREADS, "books")
         self._settling: set[asyncio.Task[None]] = set()
+        self._known: OrderedDict[str, float] = OrderedDict()
+        self._looking = asyncio.Semaphore(_STRANGERS)
+        self._strangers = 0
+
+    async def let_in(self, sha256: str) -> Refusal | None:
+        """Whether more than the head of this token's request may be read: it was good a short while ago. That
+        it still is, is for `reserve` and `find` to say."""
+        now = time.monotonic()
+        if self._known.get(sha256, 0.0) > now:
+            return None
+        if self._strangers >= _MOST_STRANGERS:
+            return Refusal("gateway-unready", "Too many unknown tokens are being looked up.")
+        self._strangers += 1
+        try:
+            async with self._looking:
+                found = await self.find(sha256)
+        finally:
+            self._strangers -= 1
+        if isinstance(found, Refusal):
+            return found
+        self._known[sha256] = time.monotonic() + _KNOWN_SECONDS
+        while len(self._known) > _MOST_KNOWN:
+            self._known.popitem(last=False)
+        return None
 
     async def find(self, sha256: str) -> Run | Refusal:
-        """For what costs nothing. A token that is no good is a refusal."""
+        """Whose token it is; one that is no good is a refusal."""
         try:
             run = await self._bounded(lambda connection: run_tokens.find(connection, sha256))
         except (SQLAlchemyError, TimeoutError) as error:
             return _unready(error)
         return run or Refusal("run-token-invalid", "This token is not that of a run that goes on.")
 
+    async def look(self, call: NewCall) -> Run | Refusal:
+        """For what costs nothing, and is let through as what does."""
+        try:
+            return await self._bounded(
+                lambda connection: spending.look(connection, call, self._rule, self._of_step)
+            )
+        except (SQLAlchemyError, TimeoutError) as error:
+            return _unready(error)
+
     async def reserve(self, call: NewCall) -> Run | Refusal:
         asked = self._begin(lambda connection: spending.reserve(connection, call, self._rule, self._of_step))
         try:
-            return await asyncio.wait_for(asyncio.shield(asked), _ANSWER_SECONDS)
+            found = await asyncio.wait_for(asyncio.shield(asked), _ANSWER_SECONDS)
         except SQLAlchemyError as error:
             return _unready(error)
         except (TimeoutError, asyncio.CancelledError) as late:
@@ -57,10 +97,14 @@ class Books:
             if isinstance(late, asyncio.CancelledError):
                 raise
             return _unready(late)
+        if isinstance(found, Refusal) and found.code == "run-token-invalid":
+            self._known.pop(call.sha256, None)
+        return found
 
-    def settle(self, call_id: str, ended: Ended) -> asyncio.Task[None]:
-        """Goes on until it is written, whatever becomes of who waits for it."""
-        task = asyncio.create_task(self._settle(call_id, ended))
+    def settle(self, call_id: str, ended: Ended, presumed: Ended) -> asyncio.Task[None]:
+        """Goes on until it is written, whatever becomes of who waits for it. `presumed` is written instead if
+        the database will not have `ended`."""
+        task = asyncio.create_task(self._settle(call_id, ended, presumed))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         return task
@@ -99,22 +143,31 @@ class Books:
             return
         self._begin(lambda connection: spending.release(connection, self._tenant_id, call.id))
 
-    async def _settle(self, call_id: str, ended: Ended) -> None:
+    async def _settle(self, call_id: str, ended: Ended, presumed: Ended) -> None:
+        """Tries for ever what a database that is away may take later, and nothing else twice."""
         tries = 0
         while True:
             try:
-                settled = await self._begin(
-                    lambda connection: spending.settle(
-                        connection, self._tenant_id, call_id, ended, self._rule
-                    )
-                )
+                settled = await self._write(call_id, ended)
                 break
-            except SQLAlchemyError as error:
-                log.warning("call_not_settled_yet", call=call_id, error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - also the driver's own, for what it can't spell
+                away = is_away(error)
+                log.warning("call_not_settled_yet", call=call_id, error=type(error).__name__, away=away)
+                if not away and ended is presumed:
+                    log.error("call_not_settled", call=call_id, error=type(error).__name__)  # noqa: TRY400
+                    return
+                if not away:
+                    ended = presumed
+                    continue
                 await asyncio.sleep(_AGAIN_SECONDS[min(tries, len(_AGAIN_SECONDS) - 1)])
                 tries += 1
         if settled is not None and settled.warn:
             await self._warn(settled)
+
+    def _write(self, call_id: str, ended: Ended) -> asyncio.Future[spending.Settled | None]:
+        return self._begin(
+            lambda connection: spending.settle(connection, self._tenant_id, call_id, ended, self._rule)
+        )
 
     async def _warn(self, settled: spending.Settled) -> None:
         try:

@@ -26,7 +26,8 @@ from orchestrator.gateway.observing import joined
 
 log: Final = structlog.get_logger(__name__)
 MOST_WAITING: Final = 64 * 1024 * 1024
-"""Bytes of requests that wait to be written; what comes beyond is let go, and said so."""
+"""Bytes of requests and replies that wait to be written; what comes beyond is let go, and said so."""
+_MOST_CALLS: Final = 10_000
 _RUNS: Final = 1000
 _ONCE: Final = ("system", "instructions", "tools")
 
@@ -45,6 +46,12 @@ class Said:
     dialect: Dialect
     request: Request
     reply: Any
+    reply_bytes: int
+
+    @property
+    def size(self) -> int:
+        """Bytes, as they came; parsed it is more."""
+        return len(self.request.body) + self.reply_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +75,10 @@ class Evidence:
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
     def take(self, said: Said) -> None:
-        size = len(said.request.body)
-        if self._waiting + size > MOST_WAITING:
+        if self._waiting + said.size > MOST_WAITING or self._queue.qsize() >= _MOST_CALLS:
             log.warning("evidence_let_go", call=said.call_id, reason="too much waits to be written")
             return
-        self._waiting += size
+        self._waiting += said.size
         self._queue.put_nowait(said)
 
     async def write(self) -> None:
@@ -84,7 +90,7 @@ class Evidence:
             except Exception as error:  # noqa: BLE001 - one run's request must not end the evidence of all
                 log.warning("evidence_not_kept", call=said.call_id, error=type(error).__name__)
             finally:
-                self._waiting -= len(said.request.body)
+                self._waiting -= said.size
                 self._queue.task_done()
 
     async def written(self, seconds: float) -> None:

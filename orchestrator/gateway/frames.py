@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-LONGEST: Final = 64 * 1024 * 1024
-"""Bytes of one event; of a longer one the rest is let go by unread."""
+LONGEST: Final = 16 * 1024 * 1024
+"""Bytes of one event in memory, where each line is an object of its own."""
+_OBJECT: Final = 64
+
+
+class EventTooLong(Exception):
+    """More than LONGEST came without an event's end."""
 
 
 class Frames:
@@ -22,21 +27,26 @@ class Frames:
         self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+        """Raises EventTooLong."""
         pieces = chunk.split(b"\n")
         for piece in pieces[:-1]:
-            self._line.append(piece + b"\n")
+            self._add(piece + b"\n")
             line = b"".join(self._line)
             self._line.clear()
             self._raw.append(line)
             yield from self._take(line.rstrip(b"\r\n"))
         if pieces[-1]:
-            self._line.append(pieces[-1])
+            self._add(pieces[-1])
+
+    def _add(self, piece: bytes) -> None:
+        self._size += len(piece) + _OBJECT
+        if self._size > LONGEST:
+            raise EventTooLong
+        self._line.append(piece)
 
     def _take(self, line: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         if line.startswith(b"data:"):
-            self._size += len(line)
-            if self._size <= LONGEST:
-                self._data.append(line[5:].removeprefix(b" "))
+            self._data.append(line[5:].removeprefix(b" "))
         elif not line:
             yield b"".join(self._raw), b"\n".join(self._data) if self._data else None
             self._raw.clear()

@@ -6,14 +6,14 @@ Nothing here changes or delays a byte. Replies are a stranger's: whatever can't 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from orchestrator.core.spending import BYTES_PER_TOKEN
 from orchestrator.db.spending import Tokens
-from orchestrator.gateway.dialects import CHAT, MESSAGES, Dialect
-from orchestrator.gateway.frames import LONGEST, Frames
+from orchestrator.gateway.dialects import CHAT, MESSAGES, Dialect, has_too_many_parts
+from orchestrator.gateway.frames import LONGEST, EventTooLong, Frames
 
 _ANTHROPIC_NAMES: Final = {
     "input_tokens": "input",
@@ -52,9 +52,16 @@ def joined(value: Any) -> Any:
     return value
 
 
+LONGEST_REPLY: Final = 32 * 1024 * 1024
+"""Bytes of a streamed reply; one that isn't streamed is a single event."""
+
+
+class ReplyTooLong(Exception):
+    """No model says so much."""
+
+
 class Reader(Protocol):
-    """Takes one event of a stream, or a whole reply. May raise TypeError, KeyError, AttributeError for what
-    it can't read."""
+    """Takes one event of a stream, or a whole reply. May raise anything for what it can't read."""
 
     def event(self, seen: Seen, event: Mapping[str, Any]) -> None: ...
 
@@ -62,27 +69,35 @@ class Reader(Protocol):
 
 
 class Observer:
-    """Watches one reply of `dialect`."""
+    """Watches one reply of `dialect`. `bytes`: of the reply, so far."""
 
     def __init__(self, dialect: Dialect, *, streamed: bool) -> None:
         self.seen = Seen()
+        self.bytes = 0
         self._reader = _reader(dialect)
         self._frames = Frames() if streamed else None
         self._body: list[bytes] = []
-        self._bytes = 0
 
-    def feed(self, chunk: bytes) -> None:
-        """More than LONGEST is not looked at."""
-        self._bytes += len(chunk)
-        if self._bytes > LONGEST:
-            return
+    def feed(self, chunk: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+        """Gives each event that is whole now: as it was sent, and its data. Raises ReplyTooLong."""
+        self.bytes += len(chunk)
+        if self.bytes > (LONGEST if self._frames is None else LONGEST_REPLY):
+            raise ReplyTooLong
         if self._frames is None:
             self._body.append(chunk)
             return
-        for _, data in self._frames.feed(chunk):
-            self.take(data)
+        try:
+            for raw, data in self._frames.feed(chunk):
+                self._take(data)
+                yield raw, data
+        except EventTooLong:
+            raise ReplyTooLong from None
 
-    def take(self, data: bytes | None) -> None:
+    def rest(self) -> bytes:
+        """What came after the last whole event."""
+        return b"" if self._frames is None else self._frames.rest()
+
+    def _take(self, data: bytes | None) -> None:
         """One event's data."""
         event = _object(data)
         if event is None:
@@ -91,28 +106,29 @@ class Observer:
             return
         try:
             self._reader.event(self.seen, event)
-        except (TypeError, KeyError, AttributeError, ValueError):
+        except Exception:  # noqa: BLE001 - whatever a stranger's event does to its reader, the reply goes on
             return
 
     def close(self) -> None:
         """Nothing more comes."""
-        if self._frames is not None:
+        if self._frames is not None or not self._body:
             return
         reply = _object(b"".join(self._body))
+        self._body.clear()
         if reply is None:
             return
         self.seen.ended = True
         self.seen.content = reply
         try:
             self._reader.whole(self.seen, reply)
-        except (TypeError, KeyError, AttributeError, ValueError):
+        except Exception:  # noqa: BLE001 - as above
             return
 
     def tokens(self, input_expected: int, output_expected: int = 0) -> Tokens:
         """As the provider counted; what it didn't say is estimated from lengths. `output_expected`: the least
-        for a reply that nobody saw, and that was perhaps written all the same."""
+        for a reply of which nobody saw the end, and that was perhaps written all the same."""
         seen, counts = self.seen, self.seen.tokens
-        written = seen.written or self._bytes
+        written = seen.written or self.bytes
         estimate = 0 if seen.counted else max(written // BYTES_PER_TOKEN + 1, output_expected)
         return Tokens(
             input=counts.get("input", 0 if seen.counted else input_expected),
@@ -124,7 +140,7 @@ class Observer:
 
 
 def _object(data: bytes | None) -> Mapping[str, Any] | None:
-    if not data or not data.lstrip().startswith(b"{"):
+    if not data or not data.lstrip().startswith(b"{") or has_too_many_parts(data):
         return None
     try:
         found = json.loads(data)
@@ -133,8 +149,8 @@ def _object(data: bytes | None) -> Mapping[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-MOST_TOKENS: Final = 10**9
-"""No reply has more, whatever its provider says."""
+MOST_TOKENS: Final = 5 * 10**8
+"""No reply has more, whatever its provider says; four such counts together fit a column."""
 
 
 def _count(value: object) -> int:
@@ -159,7 +175,7 @@ class _Messages:
                 self._extend(seen, self._blocks[event["index"]], event["delta"])
             case "message_delta":
                 self._use(seen, event.get("usage"))
-                seen.counted = True
+                seen.counted = "output_tokens" in (event.get("usage") or {})
                 seen.content.update(event["delta"])
             case "message_stop":
                 seen.ended = True

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import parse_qsl, urlencode
+
+from pydantic import SecretStr
 
 from orchestrator.config import Settings
+from orchestrator.core.redaction import Redactor
 from orchestrator.gateway.dialects import Dialect, Family
+from orchestrator.gateway.keys import CommandKey, FixedKey, Key
 
 _PUBLIC: Final = {
     Family.ANTHROPIC: "https://api.anthropic.com",
@@ -19,15 +24,18 @@ _HOP_BY_HOP: Final = frozenset(
         *(b"transfer-encoding", b"upgrade", b"proxy-connection", b"expect"),
     }
 )
-_OURS: Final = frozenset(
+_PASSED: Final = frozenset(
     {
-        *(b"host", b"content-length", b"authorization", b"x-api-key", b"cookie", b"accept-encoding"),
-        *(b"openai-organization", b"openai-project"),
-        *(b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"),
+        *(b"accept", b"user-agent", b"idempotency-key", b"x-client-request-id"),
+        *(b"anthropic-version", b"anthropic-beta", b"anthropic-dangerous-direct-browser-access"),
+        *(b"openai-beta", b"originator", b"session-id", b"session_id", b"thread-id", b"agent-session-id"),
+        *(b"x-app", b"x-claude-code-session-id"),
     }
 )
-_OUR_PREFIXES: Final = (b"x-orchestrator-", b"x-kilocode-", b"x-task-", b"x-timestamp-", b"x-run-")
-"""Besides the configured names; they tie calls to runs here, and say nothing to providers."""
+_PASSED_PREFIXES: Final = (b"x-stainless-", b"x-codex-")
+"""What real agents and SDKs tell providers. Nothing else goes out: neither what ties calls to runs here, nor
+what chooses an account, a project, or another reading of the body."""
+_PASSED_QUERY: Final = frozenset({"beta", "api-version"})
 _KEPT_BACK: Final = frozenset({b"set-cookie", b"content-length", b"server", b"date", b"alt-svc"})
 
 
@@ -38,57 +46,75 @@ class Provider:
 
     name: Family
     base_url: str
-    key: str | None = field(repr=False)
+    key: Key | None = field(repr=False)
     ours: frozenset[bytes] = frozenset()
     """Further headers that are for us, by their lower-case names."""
 
     def url(self, dialect: Dialect, query: bytes) -> str:
-        asked = f"?{query.decode('ascii', 'replace')}" if query else ""
-        return f"{self.base_url}{dialect.path}{asked}"
+        given = parse_qsl(query.decode("ascii", "replace"))
+        asked = urlencode([(name, value) for name, value in given if name in _PASSED_QUERY])
+        return f"{self.base_url}{dialect.path}{asked and '?'}{asked}"
 
     def headers(
-        self, given: Iterable[tuple[bytes, bytes]], added: Mapping[str, str]
+        self, given: Iterable[tuple[bytes, bytes]], added: Mapping[str, str], secret: str | None
     ) -> list[tuple[bytes, bytes]]:
-        """The caller's, without those that are for us, and the real key. Encoded replies couldn't be
+        """Those of the caller's that are for providers, and the real key. Encoded replies couldn't be
         observed."""
         kept = [
             (name, value)
             for name, value in given
-            if name not in _HOP_BY_HOP | _OURS | self.ours and not name.startswith(_OUR_PREFIXES)
+            if name not in self.ours and (name in _PASSED or name.startswith(_PASSED_PREFIXES))
         ]
+        kept.append((b"content-type", b"application/json"))
         kept.append((b"accept-encoding", b"identity"))
-        if self.key is not None and self.name is Family.ANTHROPIC:
-            kept.append((b"x-api-key", self.key.encode()))
-        elif self.key is not None:
-            kept.append((b"authorization", b"Bearer " + self.key.encode()))
+        kept += self.shown(secret)
         return [*kept, *((name.encode(), value.encode()) for name, value in added.items())]
 
+    def shown(self, secret: str | None) -> list[tuple[bytes, bytes]]:
+        if secret is None:
+            return []
+        if self.name is Family.ANTHROPIC:
+            return [(b"x-api-key", secret.encode())]
+        return [(b"authorization", b"Bearer " + secret.encode())]
 
-def providers_of(settings: Settings) -> Mapping[Family, Provider]:
+
+def providers_of(settings: Settings, redactor: Redactor) -> Mapping[Family, Provider]:
+    """The redactor learns each key that a command prints."""
     found = {
-        Family.ANTHROPIC: (settings.anthropic_api_key, settings.anthropic_base_url),
-        Family.OPENAI: (settings.openai_api_key, settings.openai_base_url),
+        Family.ANTHROPIC: (
+            _key(settings.anthropic_api_key, settings.anthropic_api_key_command, redactor),
+            settings.anthropic_base_url,
+        ),
+        Family.OPENAI: (
+            _key(settings.openai_api_key, settings.openai_api_key_command, redactor),
+            settings.openai_base_url,
+        ),
     }
     ours = frozenset(
         name.lower().encode() for name in (*settings.task_id_headers, *settings.timestamp_headers)
     )
     return {
-        name: Provider(name, _root(url or _PUBLIC[name]), key.get_secret_value() if key else None, ours)
+        name: Provider(name, _root(url or _PUBLIC[name]), key, ours)
         for name, (key, url) in found.items()
-        if (key and key.get_secret_value()) or url
+        if key or url
     }
+
+
+def _key(secret: SecretStr | None, command: str | None, redactor: Redactor) -> Key | None:
+    """A command comes before a key that is set as well."""
+    if command:
+        return CommandKey(command, redactor)
+    return FixedKey(secret.get_secret_value()) if secret and secret.get_secret_value() else None
 
 
 def _root(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-def passed_back(headers: Iterable[tuple[bytes, bytes]], *, decoded: bool) -> list[tuple[bytes, bytes]]:
-    """Of the provider's headers those that the caller gets."""
+def passed_back(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Of the provider's headers those that the caller gets: none that only we may say."""
     return [
         (name.lower(), value)
         for name, value in headers
-        if name.lower() not in _HOP_BY_HOP
-        and name.lower() not in _KEPT_BACK
-        and not (decoded and name.lower() == b"content-encoding")
+        if name.lower() not in _HOP_BY_HOP | _KEPT_BACK and not name.lower().startswith(b"x-orchestrator-")
     ]

@@ -172,6 +172,8 @@ def _disk(data_dir: Path) -> Finding:
 def _key(settings: Settings) -> Finding:
     if settings.anthropic_api_key:
         return Finding(Level.OK, "ANTHROPIC_API_KEY is set")
+    if settings.anthropic_api_key_command:
+        return Finding(Level.OK, "a command gives the gateway its key for anthropic")
     return Finding(
         Level.WARNING,
         "ANTHROPIC_API_KEY",

@@ -44,8 +44,16 @@ class Report:
         keys = [
             name
             for name, key, url in (
-                ("ANTHROPIC", settings.anthropic_api_key, settings.anthropic_base_url),
-                ("OPENAI", settings.openai_api_key, settings.openai_base_url),
+                (
+                    "ANTHROPIC",
+                    settings.anthropic_api_key or settings.anthropic_api_key_command,
+                    settings.anthropic_base_url,
+                ),
+                (
+                    "OPENAI",
+                    settings.openai_api_key or settings.openai_api_key_command,
+                    settings.openai_base_url,
+                ),
             )
             if key or url
         ]

@@ -21,7 +21,7 @@ PROGRAM: Final = (sys.executable, "-P", "-m", "orchestrator")
 PROVIDER_SETTINGS: Final = tuple(
     f"{prefix}{provider}_{setting}"
     for provider in ("ANTHROPIC", "OPENAI")
-    for setting in ("API_KEY", "BASE_URL")
+    for setting in ("API_KEY", "API_KEY_COMMAND", "BASE_URL")
     for prefix in ("", "ORCHESTRATOR_")
 )
 """What the gateway alone gets: no other process of ours calls a provider."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -75,10 +76,11 @@ class Desk:
         self._origin: str | None = None
         """What the repository itself has: bundles hold what is on top of it."""
 
-    def open_journal(self, assignment: Assignment) -> Journal:  # noqa: ARG002 - a desk is one claim's
+    def open_journal(self, assignment: Assignment) -> Journal:
         claimed = self._claimed
         scope = Scope(claimed.step, claimed.fence, claimed.attempt, claimed.conflicts)
-        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, self._delegate)
+        delegate = partial(self._delegate, models_of(self._wiring, assignment))
+        return PostgresJournal(self._wiring.engine, scope, self._wiring.redactor, delegate)
 
     def open_access(self, assignment: Assignment) -> ModelAccess:
         """A token that is good as long as this claim holds; see `bootstrap.Desk`."""
@@ -217,12 +219,18 @@ class Desk:
         if self._origin and commit != self._origin:
             self._wiring.workspaces.bundles.store(self._mirror, commit, self._origin)
 
-    def _delegate(self, scope: Scope, requests: Sequence[SubtaskRequest], checkpoint: str | None) -> None:
+    def _delegate(
+        self,
+        models: Sequence[str],
+        scope: Scope,
+        requests: Sequence[SubtaskRequest],
+        checkpoint: str | None,
+    ) -> None:
         """Subtasks that start from this workspace's checkpoint, which any machine may need from now on."""
         start = checkpoint or (self._workspace.start if self._workspace else None)
         if start is not None:
             self._store(start)
-        subtasks.start(self._wiring, scope, requests, start)
+        subtasks.start(self._wiring, scope, requests, start, models)
 
     def _trailers(self) -> dict[str, str]:
         step = self._claimed.step

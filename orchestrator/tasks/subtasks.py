@@ -19,15 +19,24 @@ _KINDS: Final = frozenset(name for name, kind in AGENT_TYPES.items() if kind.pre
 """A model may choose among them: those that work in our sandbox, on our budget."""
 
 
-def start(wiring: Wiring, scope: Scope, requests: Sequence[SubtaskRequest], commit: str | None) -> None:
-    """Raises FenceLost, SubtaskRefused. The parent doesn't wait yet: that is its verdict's to say."""
+def start(
+    wiring: Wiring,
+    scope: Scope,
+    requests: Sequence[SubtaskRequest],
+    commit: str | None,
+    models: Sequence[str],
+) -> None:
+    """`models`: see `commands.subtask.start`. The parent doesn't wait yet: that is its verdict's to say.
+
+    Raises FenceLost, SubtaskRefused.
+    """
     settings = wiring.settings
     bounds = Bounds(settings.max_subtask_depth, settings.max_subtasks, settings.max_tree_tasks)
     call = Call(scope.step, scope.fence, scope.conversation, commit)
     try:
         with wiring.engine.begin() as connection:
             started = subtask.start(
-                connection, call, requests, bounds=bounds, agent_types=_KINDS, models=wiring.known_models
+                connection, call, requests, bounds=bounds, agent_types=_KINDS, models=models
             )
     except NotStarted as refused:
         raise SubtaskRefused(str(refused)) from None

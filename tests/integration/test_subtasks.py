@@ -30,7 +30,7 @@ from tests.integration.stack import PATIENCE_SECONDS, Stack, until, worker
 
 WIDE = Bounds(depth=3, children=20, tree=100)
 AGENTS = frozenset({"engine", "replay"})
-MODELS = frozenset({"claude-haiku-4-5"})
+MODELS = ("claude-haiku-4-5", "small-*", "odd[*]")
 
 
 def asked(*calls: str, **more: Any) -> list[SubtaskRequest]:
@@ -139,6 +139,7 @@ def test_a_subtask_inherits_what_its_parent_was_asked_with(ledger: Ledger) -> No
     assert list(ledger.steps(child)) == ["work"]
     (other,) = ids(start(ledger, claimed, asked("b", agent_type="engine", model="claude-haiku-4-5")))
     assert (ledger.row(other)["agent_type"], ledger.row(other)["model"]) == ("engine", "claude-haiku-4-5")
+    start(ledger, claimed, [*asked("c", model="small-2"), *asked("d", model="odd*")])
     ledger.assert_consistent(child)
     ledger.assert_consistent("p")
 
@@ -157,6 +158,9 @@ def test_depth_and_number_are_limited_with_words_for_the_agent(ledger: Ledger) -
         start(ledger, ledger.take(ledger.steps(grandchild)["work"]), asked("a"), deep)
     with pytest.raises(NotStarted, match="can't have the model 'dear'; there are claude-haiku-4-5"):
         start(ledger, below, asked("x", model="dear"))
+    for pattern in ("*", "claude-haiku-*", "odd1", "CLAUDE-HAIKU-4-5"):
+        with pytest.raises(NotStarted, match="can't have the model"):
+            start(ledger, below, asked("x", model=pattern))
     with pytest.raises(NotStarted, match="can't have the agent 'genie'; there are engine, replay"):
         start(ledger, below, asked("z", agent_type="genie"))
     assert ledger.rows("SELECT count(*) AS n FROM tasks") == [{"n": 5}]

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.db.spending import Tokens
-from orchestrator.gateway.dialects import CHAT, MESSAGES, RESPONSES, Dialect, read
+from orchestrator.db.spending import Refusal, Tokens
+from orchestrator.gateway.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Request
 from orchestrator.gateway.frames import Frames
 from orchestrator.gateway.observing import Observer, joined
+from orchestrator.gateway.reading import read
 
 ANTHROPIC = [
     {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 9, "output_tokens": 1}}},
@@ -41,7 +42,7 @@ def wire(events: list[Any], end: str = "\n") -> bytes:
 def watch(dialect: Dialect, *pieces: bytes) -> tuple[Tokens, bool, Any]:
     observer = Observer(dialect, streamed=True)
     for piece in pieces:
-        observer.feed(piece)
+        list(observer.feed(piece))
     observer.close()
     return observer.tokens(100), observer.seen.ended, joined(observer.seen.content)
 
@@ -94,8 +95,27 @@ def test_a_reply_without_its_count_is_estimated_by_its_length() -> None:
         '{"model": "a\\u0000b"}',
         '{"model": 1}',
         "[" * 100_000,
+        '{"model": "m", "input": ' + "[" * 100 + "]" * 100 + "}",
+        '{"model": "m", "input": [' + "[]," * 700_000 + "0]}",
+        '{"model": "m", "stream": 1}',
+        '{"model": "m", "n": 2}',
+        '{"model": "m", "service_tier": "priority"}',
+        '{"model": "m", "models": ["dear"]}',
         "\x00",
     ],
 )
 def test_what_a_provider_could_take_for_something_else_is_not_passed_on(body: str) -> None:
-    assert isinstance(read(RESPONSES, body.encode()), str)
+    assert isinstance(read(RESPONSES, body.encode()), Refusal)
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-32", "utf-8-sig", "latin-1"])
+def test_a_body_is_read_as_utf_8_as_every_provider_does(coding: str) -> None:
+    assert isinstance(read(RESPONSES, '{"model": "m", "input": "\xe4"}'.encode(coding)), Refusal)
+
+
+def test_tools_schemas_may_be_nested_as_deep_as_real_ones() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(40):
+        schema = {"type": "object", "properties": {"a": schema}}
+    body = {"model": "m", "tools": [{"type": "function", "name": "a", "parameters": schema}]}
+    assert isinstance(read(RESPONSES, json.dumps(body).encode()), Request)

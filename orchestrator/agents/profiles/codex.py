@@ -72,6 +72,7 @@ def _config(model: str, base_url: str, *, asks: bool) -> str:
         f"model = {json.dumps(model)}",
         f"model_provider = {json.dumps(PROVIDER)}",
         "check_for_update_on_startup = false",
+        'web_search = "disabled"',  # the gateway lets no provider reach out for it
         *([f"developer_instructions = {json.dumps(ESCALATE)}"] if asks else []),
         f"approval_policy = {json.dumps('on-request' if asks else 'never')}",
         f"sandbox_mode = {json.dumps('read-only' if asks else 'danger-full-access')}",

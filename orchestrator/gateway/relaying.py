@@ -1,0 +1,291 @@
+"""A call that was admitted: sent once with the real key, streamed back as it comes, settled.
+
+Nothing is ever done twice: only what a provider refused because its key has expired is sent again. Bytes go
+on to the caller before they are looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from decimal import Decimal
+from typing import Final
+
+import httpx2
+from starlette.types import Message, Send
+
+from orchestrator.db.breakers import Tried
+from orchestrator.db.run_tokens import Run
+from orchestrator.db.spending import Ended, Tokens
+from orchestrator.engine.ports import Usage
+from orchestrator.engine.prices import PRICES, Price, cost
+from orchestrator.engine.untrusted import storable
+from orchestrator.gateway.books import Books
+from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request
+from orchestrator.gateway.evidence import Said
+from orchestrator.gateway.observing import Observer, ReplyTooLong, is_usage_chunk
+from orchestrator.gateway.providers import Provider, passed_back
+from orchestrator.gateway.reading import Reading
+from orchestrator.gateway.refusals import Answer, refuse
+from orchestrator.gateway.room import Room
+
+_OK: Final = 200
+_KEY_REFUSED: Final = 401
+_THROTTLED: Final = frozenset({429, 503, 529})
+_LEFT: Final = frozenset({"provider-timeout", "reply-too-long"})
+"""Ends of a reply that are ours, not the provider's."""
+_SETTLE_SECONDS: Final = 2.0
+"""So long the end of a reply waits for its settling: who reads that end, finds it written down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    first_byte: timedelta
+    stall: timedelta
+    call: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What all calls of one gateway share."""
+
+    gateway_id: str
+    providers: Mapping[Family, Provider]
+    books: Books
+    client: httpx2.AsyncClient
+    deadlines: Deadlines
+    max_body_bytes: int
+    room: Room
+    reading: Reading
+    keep: Callable[[Said], None]
+    """Takes a call's evidence, once it has ended."""
+    prices: Mapping[str, Price] = field(default_factory=lambda: PRICES)
+    trace: Callable[[Run], Mapping[str, str]] = lambda _: {}
+    """Headers that providers are told of a run."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One call on its way."""
+
+    id: str
+    run: Run
+    dialect: Dialect
+    request: Request
+    outgoing: httpx2.Request
+    expected: tuple[int, int]
+    observer: Observer
+    provider: Provider
+    secret: str | None = field(repr=False)
+    """What it shows the provider."""
+    sent: bool = False
+    status: int | None = None
+    error: str | None = None
+    tried: Tried = Tried.ABANDONED
+    cut: bool = True
+    """Until it is known better: nobody waits for the rest."""
+    began_after: timedelta | None = None
+    throttled: timedelta | None = None
+
+    def ended(self, prices: Mapping[str, Price]) -> Ended:
+        self.observer.close()
+        seen, used = self.observer.seen, self._used()
+        if self.cut and seen.ended and self.status == _OK:  # its last event was enough for the caller
+            self.cut, self.tried = False, Tried.SUCCEEDED
+        failed = self.error or seen.error or self.status != _OK
+        outcome = "cut" if self.cut else "failed" if failed else "done"
+        return Ended(
+            outcome=outcome,
+            http_status=self.status,
+            error_code=storable(self.error or seen.error or "")[:80] or None,
+            used=used,
+            cost_usd=None if used is None else cost_of(self.request.model, used, prices),
+            tried=self.tried,
+            first_byte_after=self.began_after,
+            throttled=self.throttled,
+        )
+
+    def presumed(self, ended: Ended, prices: Mapping[str, Price]) -> Ended:
+        """What can be written down in any case: as it was reserved, and nothing of what a provider said."""
+        used = None if ended.used is None else Tokens(*self.expected, estimated=True)
+        price = None if used is None else cost_of(self.request.model, used, prices)
+        return Ended(ended.outcome, None, "count-unusable", used, price, ended.tried)
+
+    def _used(self) -> Tokens | None:
+        """A request that was sent and not refused is paid for, whether or not its reply was read. Of a reply
+        that was left at our end the provider may have written more, and thought more, than we have seen."""
+        if not self.sent or self.status not in {None, _OK}:
+            return None
+        if self.status is None and self.error == "provider-unreachable":
+            return None
+        left = self.cut or self.status is None or self.error in _LEFT
+        return self.observer.tokens(self.expected[0], self.expected[1] if left else 0)
+
+
+def cost_of(model: str, used: Tokens, prices: Mapping[str, Price]) -> Decimal | None:
+    return cost(model, Usage(used.input, used.output, used.cache_read, used.cache_write), prices)
+
+
+class Relay:
+    """Sends a call that was admitted, and what comes of it back."""
+
+    def __init__(self, passage: Passage, call: Call, send: Send) -> None:
+        self._passage = passage
+        self._call = call
+        self._send = send
+        self._begun = False
+        self._passing_on = False
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+
+    async def run(self) -> None:
+        """Settles in any case. A reply that breaks off, breaks off for the caller too."""
+        whole = False
+        try:
+            whole = await self._within_deadlines()
+        finally:
+            settling = self._settle()
+        await asyncio.wait({settling}, timeout=_SETTLE_SECONDS)
+        if whole:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _settle(self) -> asyncio.Task[None]:
+        call = self._call
+        if call.dialect is COUNTING:
+            return self._loop.create_task(asyncio.sleep(0))
+        prices = self._passage.prices
+        ended = call.ended(prices)
+        settling = self._passage.books.settle(call.id, ended, call.presumed(ended, prices))
+        reply = call.observer
+        said = Said(call.run, call.id, call.dialect, call.request, reply.seen.content, reply.bytes)
+        self._passage.keep(said)
+        return settling
+
+    async def _within_deadlines(self) -> bool:
+        """True: the reply was passed on to its end."""
+        call, deadlines = self._call, self._passage.deadlines
+        last = self._started + deadlines.call.total_seconds()
+        try:
+            async with asyncio.timeout_at(
+                min(last, self._started + deadlines.first_byte.total_seconds())
+            ) as deadline:
+                call.sent = True
+                response = await self._answered()
+                try:
+                    async for chunk in self._reply(response):
+                        now = self._loop.time()
+                        deadline.reschedule(min(last, now + deadlines.stall.total_seconds()))
+                        await self._pass_on({"type": "http.response.body", "body": chunk, "more_body": True})
+                finally:
+                    await response.aclose()
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
+            call.sent = False
+            return await self._failed("provider-unreachable", "The provider can't be reached.")
+        except (TimeoutError, httpx2.TimeoutException):
+            if self._passing_on:  # who doesn't read has cut the call, and the provider has not failed
+                call.error = "caller-stalled"
+                return False
+            return await self._failed("provider-timeout", "The provider did not answer in time.")
+        except ReplyTooLong:
+            return await self._failed("reply-too-long", "The provider's reply is longer than any model's.")
+        except httpx2.DecodingError:
+            return await self._failed("provider-unreachable", "The provider's reply is encoded.")
+        except (httpx2.HTTPError, httpx2.StreamError):
+            return await self._failed("provider-unreachable", "The connection to the provider broke.")
+        call.cut = False
+        call.tried = self._judged()
+        return True
+
+    async def _answered(self) -> httpx2.Response:
+        """A key that has expired is refused before anything is done: only then, and only if there is
+        another one, the call is sent once more, with that."""
+        call, client = self._call, self._passage.client
+        response = await client.send(call.outgoing, stream=True)
+        if response.status_code != _KEY_REFUSED or call.provider.key is None or call.secret is None:
+            return response
+        secret = await call.provider.key.renewed(call.secret)
+        if secret is None:
+            return response
+        await response.aclose()
+        again = client.build_request(
+            "POST", call.outgoing.url, headers=call.outgoing.headers, content=call.request.body
+        )
+        again.headers.update(call.provider.shown(secret))
+        return await client.send(again, stream=True)
+
+    async def _reply(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+        """Its bytes, after its head."""
+        call = self._call
+        call.status = response.status_code
+        if call.status in _THROTTLED:
+            call.throttled = _retry_after(response.headers)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise httpx2.DecodingError("encoded, which nobody asked for")
+        streamed = response.headers.get("content-type", "").startswith("text/event-stream")
+        call.observer = Observer(call.dialect, streamed=streamed)
+        headers = passed_back(response.headers.raw)
+        if call.dialect is not COUNTING:
+            headers.append((b"x-orchestrator-call", call.id.encode()))
+        await self._begin(call.status, headers)
+        hides_usage = call.request.hides_usage and call.status == _OK and streamed
+        async for chunk in response.aiter_raw():
+            self._note_first_byte()
+            if not hides_usage:
+                yield chunk
+            for raw, data in call.observer.feed(chunk):
+                if hides_usage and not is_usage_chunk(data):
+                    yield raw
+        if hides_usage and (rest := call.observer.rest()):
+            yield rest
+
+    async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._begun = True
+        await self._pass_on({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _pass_on(self, message: Message) -> None:
+        self._passing_on = True
+        await self._send(message)
+        self._passing_on = False
+
+    def _note_first_byte(self) -> None:
+        if self._call.began_after is None:
+            self._call.began_after = timedelta(seconds=self._loop.time() - self._started)
+
+    async def _failed(self, code: str, message: str) -> bool:
+        """Before the reply began it is a refusal; after, the connection is cut without its end."""
+        call = self._call
+        call.cut, call.error, call.tried = False, code, Tried.FAILED
+        if not self._begun:
+            await respond(self._send, refuse(call.dialect, code, message))
+        return False
+
+    def _judged(self) -> Tried:
+        """How the provider did. Being throttled, or asked for nonsense, is no failure of its own."""
+        call = self._call
+        if call.status is None or call.status >= 500:  # noqa: PLR2004
+            return Tried.FAILED
+        if call.status == 429:  # noqa: PLR2004
+            return Tried.ABANDONED
+        call.observer.close()
+        seen = call.observer.seen
+        if call.status == _OK and (seen.error or not seen.ended):
+            call.error = call.error or seen.error or "stream-truncated"
+            return Tried.FAILED
+        return Tried.SUCCEEDED
+
+
+async def respond(send: Send, answer: Answer) -> None:
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+
+def _retry_after(headers: httpx2.Headers) -> timedelta | None:
+    """In either spelling; a date or nonsense counts as none."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with contextlib.suppress(ValueError, OverflowError):
+            if (seconds := float(headers.get(name, "nan")) / unit) > 0:
+                return timedelta(seconds=seconds)
+    return None
