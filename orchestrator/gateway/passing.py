@@ -18,11 +18,11 @@ from orchestrator.core.spending import tokens_expected
 from orchestrator.db import spending
 from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import NewCall, Refusal, Tokens
-from orchestrator.gateway.dialects import COUNTING, Dialect, Request
+from orchestrator.gateway.dialects import COUNTING, Dialect, Request, parts_of
 from orchestrator.gateway.observing import Observer
 from orchestrator.gateway.refusals import Answer, refuse
 from orchestrator.gateway.relaying import Call, Passage, Relay, cost_of, respond
-from orchestrator.gateway.room import Place
+from orchestrator.gateway.room import PART_BYTES, Place
 
 HOW_TO_SHOW: Final = "Show the run's token: Authorization: Bearer …, or x-api-key."
 _BODY_SECONDS: Final = 60.0
@@ -76,6 +76,8 @@ class Passing:
         body = await _read_body(receive, place, passage.max_body_bytes)
         if isinstance(body, Refusal):
             return body
+        if not place.take(parts_of(body) * PART_BYTES):
+            return _NO_ROOM
         request = await passage.reading.read(dialect, body)
         if isinstance(request, Refusal):
             return request
