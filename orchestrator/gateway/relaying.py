@@ -35,6 +35,8 @@ _OK: Final = 200
 _THROTTLED: Final = frozenset({429, 503, 529})
 _LEFT: Final = frozenset({"provider-timeout", "reply-too-long"})
 """Ends of a reply that are ours, not the provider's."""
+_REMEMBERED: Final = 100_000
+"""Tokens of a conversation that the provider remembers, where it doesn't say how many they were."""
 _SETTLE_SECONDS: Final = 2.0
 """So long the end of a reply waits for its settling: who reads that end, finds it written down."""
 
@@ -117,7 +119,10 @@ class Call:
         if self.status is None and self.error == "provider-unreachable":
             return None
         left = self.cut or self.status is None or self.error in _LEFT
-        return self.observer.tokens(self.expected[0], self.expected[1] if left else 0)
+        read, written = self.expected
+        if self.request.content.get("previous_response_id"):  # it reads all that came before, too
+            read = max(read, _REMEMBERED)
+        return self.observer.tokens(read, written if left else 0)
 
 
 def cost_of(model: str, used: Tokens, prices: Mapping[str, Price]) -> Decimal | None:
