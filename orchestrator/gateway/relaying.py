@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,7 +22,6 @@ from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import Ended, Tokens
 from orchestrator.engine.ports import Usage
 from orchestrator.engine.prices import PRICES, Price, cost
-from orchestrator.engine.untrusted import storable
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request
 from orchestrator.gateway.evidence import Said
@@ -32,11 +32,15 @@ from orchestrator.gateway.refusals import Answer, refuse
 from orchestrator.gateway.room import Room
 
 _OK: Final = 200
+_NO_CODE: Final = re.compile(r"[^A-Za-z0-9_.:/ -]")
 _THROTTLED: Final = frozenset({429, 503, 529})
 _LEFT: Final = frozenset({"provider-timeout", "reply-too-long"})
 """Ends of a reply that are ours, not the provider's."""
 _REMEMBERED: Final = 100_000
 """Tokens of a conversation that the provider remembers, where it doesn't say how many they were."""
+_TOKENS_PER_SECOND: Final = 50
+"""That a model writes or thinks, about; thoughts may pass unseen."""
+_LONGEST_THOUGHT: Final = 128_000
 _SETTLE_SECONDS: Final = 2.0
 """So long the end of a reply waits for its settling: who reads that end, finds it written down."""
 
@@ -85,6 +89,8 @@ class Call:
     cut: bool = True
     """Until it is known better: nobody waits for the rest."""
     began_after: timedelta | None = None
+    lasted: float = 0.0
+    """Seconds."""
     throttled: timedelta | None = None
 
     def ended(self, prices: Mapping[str, Price]) -> Ended:
@@ -97,7 +103,7 @@ class Call:
         return Ended(
             outcome=outcome,
             http_status=self.status,
-            error_code=storable(self.error or seen.error or "")[:80] or None,
+            error_code=_code(self.error or seen.error),
             used=used,
             cost_usd=None if used is None else cost_of(self.request.model, used, prices),
             tried=self.tried,
@@ -120,9 +126,17 @@ class Call:
             return None
         left = self.cut or self.status is None or self.error in _LEFT
         read, written = self.expected
+        if self.cut:
+            most = self.request.max_output or _LONGEST_THOUGHT
+            written = max(written, min(most, int(self.lasted * _TOKENS_PER_SECOND)))
         if self.request.content.get("previous_response_id"):  # it reads all that came before, too
             read = max(read, _REMEMBERED)
         return self.observer.tokens(read, written if left else 0)
+
+
+def _code(said: str | None) -> str | None:
+    """Perhaps a provider's, and shown in terminals."""
+    return _NO_CODE.sub("?", said or "")[:80] or None
 
 
 def cost_of(model: str, used: Tokens, prices: Mapping[str, Price]) -> Decimal | None:
@@ -156,9 +170,10 @@ class Relay:
         call = self._call
         if call.dialect is COUNTING:
             return self._loop.create_task(asyncio.sleep(0))
+        call.lasted = self._loop.time() - self._started
         prices = self._passage.prices
         ended = call.ended(prices)
-        settling = self._passage.books.settle(call.id, ended, call.presumed(ended, prices))
+        settling = self._passage.books.settle(call.run, call.id, ended, call.presumed(ended, prices))
         reply = call.observer
         said = Said(call.run, call.id, call.dialect, call.request, reply.seen.content, reply.bytes)
         self._passage.keep(said)
