@@ -31,7 +31,7 @@ from orchestrator.gateway.reading import Reading
 from orchestrator.gateway.refusals import Answer, refuse
 from orchestrator.gateway.room import Room
 
-_OK: Final = 200
+_OK: Final = range(200, 300)
 _NO_CODE: Final = re.compile(r"[^A-Za-z0-9_.:/ -]")
 _THROTTLED: Final = frozenset({429, 503, 529})
 _LEFT: Final = frozenset({"provider-timeout", "reply-too-long"})
@@ -96,9 +96,9 @@ class Call:
     def ended(self, prices: Mapping[str, Price]) -> Ended:
         self.observer.close()
         seen, used = self.observer.seen, self._used()
-        if self.cut and seen.ended and self.status == _OK:  # its last event was enough for the caller
+        if self.cut and seen.ended and self.status in _OK:  # its last event was enough for the caller
             self.cut, self.tried = False, Tried.SUCCEEDED
-        failed = self.error or seen.error or self.status != _OK
+        failed = self.error or seen.error or self.status not in _OK
         outcome = "cut" if self.cut else "failed" if failed else "done"
         return Ended(
             outcome=outcome,
@@ -120,7 +120,7 @@ class Call:
     def _used(self) -> Tokens | None:
         """A request that was sent and not refused is paid for, whether or not its reply was read. Of a reply
         that was left at our end the provider may have written more, and thought more, than we have seen."""
-        if not self.sent or self.status not in {None, _OK}:
+        if not self.sent or (self.status is not None and self.status not in _OK):
             return None
         if self.status is None and self.error == "provider-unreachable":
             return None
@@ -228,7 +228,7 @@ class Relay:
         if call.dialect is not COUNTING:
             headers.append((b"x-orchestrator-call", call.id.encode()))
         await self._begin(call.status, headers)
-        hides_usage = call.request.hides_usage and call.status == _OK and streamed
+        hides_usage = call.request.hides_usage and call.status in _OK and streamed
         async for chunk in response.aiter_raw():
             self._note_first_byte()
             if not hides_usage:
@@ -269,7 +269,7 @@ class Relay:
             return Tried.ABANDONED
         call.observer.close()
         seen = call.observer.seen
-        if call.status == _OK and (seen.error or not seen.ended):
+        if call.status in _OK and (seen.error or not seen.ended):
             call.error = call.error or seen.error or "stream-truncated"
             return Tried.FAILED
         return Tried.SUCCEEDED
