@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -67,6 +69,15 @@ class Run:
 def allows(models: Sequence[str], model: str) -> bool:
     """Whether one of a run's models, which may be patterns of the installation's, is that one."""
     return any(fnmatchcase(model, allowed) for allowed in models)
+
+
+_ESCAPED: Final = re.compile(r"\[([*?\[])\]")
+
+
+def named(model: str) -> str | None:
+    """The one model that an entry of a run's models stands for; None: it is a pattern."""
+    name = _ESCAPED.sub(r"\1", model)
+    return name if glob.escape(name) == model else None
 
 
 def issue(

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from orchestrator.bootstrap import Wiring
 from orchestrator.core import run_token
 from orchestrator.core.assignment import Budget
+from orchestrator.db import run_tokens
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.run_tokens import Run
 from orchestrator.engine.prices import with_entered
@@ -192,8 +193,8 @@ def _listed(run: Run) -> Response:
             "created_at": "1970-01-01T00:00:00Z",
             "owned_by": "orchestrator",
         }
-        for name in run.models
-        if "*" not in name
+        for name in map(run_tokens.named, run.models)
+        if name is not None
     ]
     first, last = (entries[0]["id"], entries[-1]["id"]) if entries else (None, None)
     return JSONResponse(

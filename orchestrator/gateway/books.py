@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -26,6 +27,8 @@ _STRANGERS: Final = 2
 """Threads for tokens that nobody has seen yet: strangers can't keep the others from the rows."""
 _MOST_STRANGERS: Final = 200
 _THREADS: Final = 8
+_SETTLERS: Final = 3
+"""Threads, and connections, that may wait for the row of a step that somebody keeps for long."""
 _ANSWER_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = (0.2, 1.0, 5.0)
 UNREADY: Final = Refusal(
@@ -43,7 +46,9 @@ class Books:
         self._rule = rule
         self._of_step = of_step
         self._threads = ThreadPoolExecutor(_THREADS, "books")
+        self._settlers = ThreadPoolExecutor(_SETTLERS, "settling")
         self._settling: set[asyncio.Task[None]] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._known: OrderedDict[str, float] = OrderedDict()
         self._looking = asyncio.Semaphore(_STRANGERS)
         self._strangers = 0
@@ -101,10 +106,10 @@ class Books:
             self._known.pop(call.sha256, None)
         return found
 
-    def settle(self, call_id: str, ended: Ended, presumed: Ended) -> asyncio.Task[None]:
+    def settle(self, run: Run, call_id: str, ended: Ended, presumed: Ended) -> asyncio.Task[None]:
         """Goes on until it is written, whatever becomes of who waits for it. `presumed` is written instead if
         the database will not have `ended`."""
-        task = asyncio.create_task(self._settle(call_id, ended, presumed))
+        task = asyncio.create_task(self._settle_in_turn(run, call_id, ended, presumed))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         return task
@@ -125,14 +130,17 @@ class Books:
             log.warning("gateway_left_unheard", error=type(error).__name__)
         for task in self._settling:
             task.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._settlers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+    def _begin(
+        self, work: Callable[[Connection], T], threads: ThreadPoolExecutor | None = None
+    ) -> asyncio.Future[T]:
         def within() -> T:
             with self._engine.begin() as connection:
                 return work(connection)
 
-        return asyncio.get_running_loop().run_in_executor(self._threads, within)
+        return asyncio.get_running_loop().run_in_executor(threads or self._threads, within)
 
     async def _bounded(self, work: Callable[[Connection], T]) -> T:
         return await asyncio.wait_for(self._begin(work), _ANSWER_SECONDS)
@@ -142,6 +150,12 @@ class Books:
         if done.cancelled() or done.exception() is not None or isinstance(done.result(), Refusal):
             return
         self._begin(lambda connection: spending.release(connection, self._tenant_id, call.id))
+
+    async def _settle_in_turn(self, run: Run, call_id: str, ended: Ended, presumed: Ended) -> None:
+        """One of a step after the other, since they wait for the same rows: the others' get on meanwhile."""
+        turn = self._turns.setdefault(run.step.step_id, asyncio.Lock())
+        async with turn:
+            await self._settle(call_id, ended, presumed)
 
     async def _settle(self, call_id: str, ended: Ended, presumed: Ended) -> None:
         """Tries for ever what a database that is away may take later, and nothing else twice."""
@@ -166,12 +180,13 @@ class Books:
 
     def _write(self, call_id: str, ended: Ended) -> asyncio.Future[spending.Settled | None]:
         return self._begin(
-            lambda connection: spending.settle(connection, self._tenant_id, call_id, ended, self._rule)
+            lambda connection: spending.settle(connection, self._tenant_id, call_id, ended, self._rule),
+            self._settlers,
         )
 
     async def _warn(self, settled: spending.Settled) -> None:
         try:
-            await self._begin(lambda connection: spending.warn(connection, settled.root))
+            await self._begin(lambda connection: spending.warn(connection, settled.root), self._settlers)
         except SQLAlchemyError as error:  # the next call that is settled warns
             log.warning("budget_not_warned_of", task=settled.root.task_id, error=type(error).__name__)
 

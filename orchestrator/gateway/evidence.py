@@ -27,6 +27,8 @@ from orchestrator.gateway.observing import joined
 log: Final = structlog.get_logger(__name__)
 MOST_WAITING: Final = 64 * 1024 * 1024
 """Bytes of requests and replies that wait to be written; what comes beyond is let go, and said so."""
+_LONGEST_TEXT: Final = 500_000
+"""Characters; of a longer one, an image as a rule, length and digest are kept."""
 _MOST_CALLS: Final = 10_000
 _RUNS: Final = 1000
 _ONCE: Final = ("system", "instructions", "tools")
@@ -106,8 +108,8 @@ class Evidence:
                 "fence": said.run.fence,
                 "agent_type": said.run.agent_type,
                 "dialect": said.dialect.name,
-                "request": self._new(said),
-                "reply": joined(said.reply),
+                "request": _without_longest(self._new(said)),
+                "reply": _without_longest(joined(said.reply)),
             }
         )
         key = f"calls/{said.run.step.task_id}/{said.call_id}.json"
@@ -143,6 +145,18 @@ class Evidence:
 def digest(value: Any) -> str:
     """The same wherever the mark stands up to which a provider may cache."""
     return hashlib.sha256(json.dumps(_unmarked(value), sort_keys=True).encode()).hexdigest()
+
+
+def _without_longest(value: Any) -> Any:
+    """What cleans texts holds up all else meanwhile, and what was half cut off would not be cleaned."""
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        found = hashlib.sha256(value.encode(errors="replace")).hexdigest()
+        return f"[{len(value):,} characters, sha256 {found}]"
+    if isinstance(value, dict):
+        return {name: _without_longest(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_longest(inner) for inner in value]
+    return value
 
 
 def _unmarked(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from orchestrator.core.spending import BYTES_PER_TOKEN
 from orchestrator.db.spending import Tokens
-from orchestrator.gateway.dialects import CHAT, MESSAGES, Dialect, has_too_many_parts
+from orchestrator.gateway.dialects import CHAT, MESSAGES, MOST_PARTS, Dialect, parts_of
 from orchestrator.gateway.frames import LONGEST, EventTooLong, Frames
 
 _ANTHROPIC_NAMES: Final = {
@@ -140,7 +140,7 @@ class Observer:
 
 
 def _object(data: bytes | None) -> Mapping[str, Any] | None:
-    if not data or not data.lstrip().startswith(b"{") or has_too_many_parts(data):
+    if not data or not data.lstrip().startswith(b"{") or parts_of(data) > MOST_PARTS:
         return None
     try:
         found = json.loads(data)

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -18,12 +19,12 @@ from orchestrator.core.spending import tokens_expected
 from orchestrator.db import spending
 from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import NewCall, Refusal, Tokens
-from orchestrator.gateway.dialects import COUNTING, Dialect, Request
+from orchestrator.gateway.dialects import COUNTING, Dialect, Request, parts_of
 from orchestrator.gateway.keys import KeyUnavailable
 from orchestrator.gateway.observing import Observer
 from orchestrator.gateway.refusals import Answer, refuse
 from orchestrator.gateway.relaying import Call, Passage, Relay, cost_of, respond
-from orchestrator.gateway.room import Place
+from orchestrator.gateway.room import PART_BYTES, Place
 
 HOW_TO_SHOW: Final = "Show the run's token: Authorization: Bearer …, or x-api-key."
 _BODY_SECONDS: Final = 60.0
@@ -78,6 +79,8 @@ class Passing:
         body = await _read_body(receive, place, passage.max_body_bytes)
         if isinstance(body, Refusal):
             return body
+        if not place.take(parts_of(body) * PART_BYTES):
+            return _NO_ROOM
         request = await passage.reading.read(dialect, body)
         if isinstance(request, Refusal):
             return request
@@ -101,7 +104,16 @@ class Passing:
             content=request.body,
         )
         observer = Observer(dialect, streamed=request.streamed)
-        return Call(call_id, run, dialect, request, outgoing, expected, observer, provider, secret)
+        return Call(
+            call_id,
+            run,
+            dialect,
+            request,
+            outgoing,
+            expected,
+            observer,
+            partial(provider.again, outgoing, secret),
+        )
 
     async def _ask(
         self, passage: Passage, call_id: str, request: Request, expected: tuple[int, int], sha256: str

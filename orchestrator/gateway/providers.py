@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, urlencode
 
+import httpx2
 from pydantic import SecretStr
 
 from orchestrator.config import Settings
@@ -69,6 +70,22 @@ class Provider:
         kept.append((b"accept-encoding", b"identity"))
         kept += self.shown(secret)
         return [*kept, *((name.encode(), value.encode()) for name, value in added.items())]
+
+    async def again(self, refused: httpx2.Request, secret: str | None) -> httpx2.Request | None:
+        """The same request with another key than the one that was refused; None: there is no other."""
+        renewed = None if self.key is None or secret is None else await self.key.renewed(secret)
+        if renewed is None:
+            return None
+        again = httpx2.Request(
+            refused.method,
+            refused.url,
+            headers=refused.headers,
+            content=refused.content,
+            extensions=refused.extensions,
+        )
+        for name, value in self.shown(renewed):
+            again.headers[name.decode()] = value.decode()
+        return again
 
     def shown(self, secret: str | None) -> list[tuple[bytes, bytes]]:
         if secret is None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from orchestrator.db.spending import Refusal
-from orchestrator.gateway.dialects import CHAT, Dialect, Request, has_too_many_parts
+from orchestrator.gateway.dialects import CHAT, MOST_PARTS, Dialect, Request, parts_of
 from orchestrator.gateway.reach import reaches_out
 
 LONGEST_NAME: Final = 200
@@ -40,7 +40,7 @@ class Reading:
 def read(dialect: Dialect, body: bytes, *, provider_tools: bool = False) -> Request | Refusal:
     """What a body asks for, or what is wrong with it: also whatever a provider could read otherwise than we
     do, or do without being counted."""
-    if has_too_many_parts(body):
+    if parts_of(body) > MOST_PARTS:
         return _malformed("The body has too many parts.")
     try:
         content = json.loads(body.decode(), object_pairs_hook=_once_each)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
@@ -22,7 +23,6 @@ from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import Ended, Tokens
 from orchestrator.engine.ports import Usage
 from orchestrator.engine.prices import PRICES, Price, cost
-from orchestrator.engine.untrusted import storable
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request
 from orchestrator.gateway.evidence import Said
@@ -32,11 +32,17 @@ from orchestrator.gateway.reading import Reading
 from orchestrator.gateway.refusals import Answer, refuse
 from orchestrator.gateway.room import Room
 
-_OK: Final = 200
+_OK: Final = range(200, 300)
 _KEY_REFUSED: Final = 401
+_NO_CODE: Final = re.compile(r"[^A-Za-z0-9_.:/ -]")
 _THROTTLED: Final = frozenset({429, 503, 529})
 _LEFT: Final = frozenset({"provider-timeout", "reply-too-long"})
 """Ends of a reply that are ours, not the provider's."""
+_REMEMBERED: Final = 100_000
+"""Tokens of a conversation that the provider remembers, where it doesn't say how many they were."""
+_TOKENS_PER_SECOND: Final = 50
+"""That a model writes or thinks, about; thoughts may pass unseen."""
+_LONGEST_THOUGHT: Final = 128_000
 _SETTLE_SECONDS: Final = 2.0
 """So long the end of a reply waits for its settling: who reads that end, finds it written down."""
 
@@ -67,6 +73,10 @@ class Passage:
     """Headers that providers are told of a run."""
 
 
+async def _never() -> None:
+    return None
+
+
 @dataclass(slots=True)
 class Call:
     """One call on its way."""
@@ -78,9 +88,8 @@ class Call:
     outgoing: httpx2.Request
     expected: tuple[int, int]
     observer: Observer
-    provider: Provider
-    secret: str | None = field(repr=False)
-    """What it shows the provider."""
+    again: Callable[[], Awaitable[httpx2.Request | None]] = _never
+    """The same with another key, after its own was refused; None: there is no other."""
     sent: bool = False
     status: int | None = None
     error: str | None = None
@@ -88,19 +97,21 @@ class Call:
     cut: bool = True
     """Until it is known better: nobody waits for the rest."""
     began_after: timedelta | None = None
+    lasted: float = 0.0
+    """Seconds."""
     throttled: timedelta | None = None
 
     def ended(self, prices: Mapping[str, Price]) -> Ended:
         self.observer.close()
         seen, used = self.observer.seen, self._used()
-        if self.cut and seen.ended and self.status == _OK:  # its last event was enough for the caller
+        if self.cut and seen.ended and self.status in _OK:  # its last event was enough for the caller
             self.cut, self.tried = False, Tried.SUCCEEDED
-        failed = self.error or seen.error or self.status != _OK
+        failed = self.error or seen.error or self.status not in _OK
         outcome = "cut" if self.cut else "failed" if failed else "done"
         return Ended(
             outcome=outcome,
             http_status=self.status,
-            error_code=storable(self.error or seen.error or "")[:80] or None,
+            error_code=_code(self.error or seen.error),
             used=used,
             cost_usd=None if used is None else cost_of(self.request.model, used, prices),
             tried=self.tried,
@@ -117,12 +128,23 @@ class Call:
     def _used(self) -> Tokens | None:
         """A request that was sent and not refused is paid for, whether or not its reply was read. Of a reply
         that was left at our end the provider may have written more, and thought more, than we have seen."""
-        if not self.sent or self.status not in {None, _OK}:
+        if not self.sent or (self.status is not None and self.status not in _OK):
             return None
         if self.status is None and self.error == "provider-unreachable":
             return None
         left = self.cut or self.status is None or self.error in _LEFT
-        return self.observer.tokens(self.expected[0], self.expected[1] if left else 0)
+        read, written = self.expected
+        if self.cut:
+            most = self.request.max_output or _LONGEST_THOUGHT
+            written = max(written, min(most, int(self.lasted * _TOKENS_PER_SECOND)))
+        if self.request.content.get("previous_response_id"):  # it reads all that came before, too
+            read = max(read, _REMEMBERED)
+        return self.observer.tokens(read, written if left else 0)
+
+
+def _code(said: str | None) -> str | None:
+    """Perhaps a provider's, and shown in terminals."""
+    return _NO_CODE.sub("?", said or "")[:80] or None
 
 
 def cost_of(model: str, used: Tokens, prices: Mapping[str, Price]) -> Decimal | None:
@@ -156,9 +178,10 @@ class Relay:
         call = self._call
         if call.dialect is COUNTING:
             return self._loop.create_task(asyncio.sleep(0))
+        call.lasted = self._loop.time() - self._started
         prices = self._passage.prices
         ended = call.ended(prices)
-        settling = self._passage.books.settle(call.id, ended, call.presumed(ended, prices))
+        settling = self._passage.books.settle(call.run, call.id, ended, call.presumed(ended, prices))
         reply = call.observer
         said = Said(call.run, call.id, call.dialect, call.request, reply.seen.content, reply.bytes)
         self._passage.keep(said)
@@ -204,16 +227,9 @@ class Relay:
         another one, the call is sent once more, with that."""
         call, client = self._call, self._passage.client
         response = await client.send(call.outgoing, stream=True)
-        if response.status_code != _KEY_REFUSED or call.provider.key is None or call.secret is None:
-            return response
-        secret = await call.provider.key.renewed(call.secret)
-        if secret is None:
+        if response.status_code != _KEY_REFUSED or (again := await call.again()) is None:
             return response
         await response.aclose()
-        again = client.build_request(
-            "POST", call.outgoing.url, headers=call.outgoing.headers, content=call.request.body
-        )
-        again.headers.update(call.provider.shown(secret))
         return await client.send(again, stream=True)
 
     async def _reply(self, response: httpx2.Response) -> AsyncIterator[bytes]:
@@ -230,7 +246,7 @@ class Relay:
         if call.dialect is not COUNTING:
             headers.append((b"x-orchestrator-call", call.id.encode()))
         await self._begin(call.status, headers)
-        hides_usage = call.request.hides_usage and call.status == _OK and streamed
+        hides_usage = call.request.hides_usage and call.status in _OK and streamed
         async for chunk in response.aiter_raw():
             self._note_first_byte()
             if not hides_usage:
@@ -271,7 +287,7 @@ class Relay:
             return Tried.ABANDONED
         call.observer.close()
         seen = call.observer.seen
-        if call.status == _OK and (seen.error or not seen.ended):
+        if call.status in _OK and (seen.error or not seen.ended):
             call.error = call.error or seen.error or "stream-truncated"
             return Tried.FAILED
         return Tried.SUCCEEDED

@@ -8,9 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-MOST_BYTES: Final = 256 * 1024 * 1024
-"""Of bodies, from the first byte that is read to the end of the call; parsed, they take a few times that. A
-run may have a quarter."""
+from orchestrator.gateway.dialects import MOST_PARTS
+
+MOST_BYTES: Final = 512 * 1024 * 1024
+"""Of bodies, and of what is made of them, from the first byte that is read to the end of the call."""
+PART_BYTES: Final = 64
+"""Of each value in a body, once it is read."""
+_SHARES: Final = 8
+"""A run may have one of them."""
 
 
 @dataclass(slots=True)
@@ -27,11 +32,11 @@ class Place:
 
 
 class Room:
-    """`longest`: bytes of the longest body; there is always room for four of them, one of each of four
-    runs."""
+    """`longest`: bytes of the longest body, for one of which each share has room, whatever is in it."""
 
     def __init__(self, longest: int, most: int = MOST_BYTES) -> None:
-        self._most = max(most, 4 * longest)
+        self._share = max(most // _SHARES, longest + MOST_PARTS * PART_BYTES)
+        self._most = self._share * _SHARES
         self._held = 0
         self._of_run: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
@@ -54,7 +59,7 @@ class Room:
 
     def take(self, place: Place, size: int) -> bool:
         """See `Place`."""
-        if self._held + size > self._most or self._of_run[place.whose] + size > self._most // 4:
+        if self._held + size > self._most or self._of_run[place.whose] + size > self._share:
             return False
         self._add(place.whose, size)
         place.held += size

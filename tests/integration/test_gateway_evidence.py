@@ -24,12 +24,13 @@ class Store:
     def __init__(self, error: Exception) -> None:
         self.error = error
         self.keys: list[str | None] = []
+        self.documents: list[str] = []
 
     def put(self, data: bytes, key: str | None = None) -> object:
-        del data
         if key == "calls/t/broken.json":
             raise self.error
         self.keys.append(key)
+        self.documents.append(data.decode())
         return None
 
 
@@ -82,3 +83,12 @@ def test_what_waits_is_bounded_by_requests_and_replies_together(
     monkeypatch.setattr(evidence, "MOST_WAITING", 100)
     keys = written(ledger, Store(OSError()), said("a", reply_bytes=90), said("b", reply_bytes=90), said("c"))
     assert keys == ["calls/t/a.json", "calls/t/c.json"]
+
+
+def test_of_a_text_that_is_too_long_to_be_cleaned_its_digest_is_kept(ledger: Ledger) -> None:
+    store = Store(OSError())
+    written(ledger, store, said("a", content=[{"type": "image", "data": "x" * 600_000}, {"text": "short"}]))
+    (document,) = store.documents
+    assert "short" in document
+    assert "[600,000 characters, sha256 " in document
+    assert "xxxx" not in document

@@ -178,14 +178,15 @@ def test_without_a_known_price_a_budget_in_dollars_lets_nothing_through(
 def test_a_run_uses_its_own_models_alone(ledger: Ledger, tmp_path: Path, claim: Callable[..., Any]) -> None:
     claimed = claim()
     with serving(Answer(STREAM)) as provider, gateway_to(ledger, provider.url, tmp_path) as gateway:
-        access = gateway.access(ledger, claimed, MODEL, "claude-haiku-*")
+        access = gateway.access(ledger, claimed, MODEL, "claude-haiku-*", "odd-?", "odd[*]")
         refused = post(access, model="claude-opus-4-6")
         assert (refused.status_code, code(refused)) == (403, "model-not-allowed")
+        assert code(post(access, model="odd*1")) == "model-not-allowed"
         assert post(access, model="claude-haiku-4-5").status_code == 200
         with openai.OpenAI(api_key=access.token, base_url=f"{access.base_url}/v1", max_retries=0) as client:
-            assert [model.id for model in client.models.list()] == [MODEL]
+            assert [model.id for model in client.models.list()] == [MODEL, "odd*"]
         with anthropic.Anthropic(api_key=access.token, base_url=access.base_url, max_retries=0) as speaker:
-            assert [model.id for model in speaker.models.list()] == [MODEL]
+            assert [model.id for model in speaker.models.list()] == [MODEL, "odd*"]
     assert len(provider.requests) == 1
 
 

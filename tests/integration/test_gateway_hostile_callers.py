@@ -71,6 +71,23 @@ def test_who_leaves_calls_early_meets_the_budget_all_the_same(
     assert all(row["output_tokens"] == 4096 for row in ledger.rows("SELECT * FROM usage"))
 
 
+def test_a_call_that_is_left_has_read_what_its_provider_remembers(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any]
+) -> None:
+    """Nobody but the provider knows how much that is, and it hasn't said so yet."""
+    begun = 'data: {"type": "response.created", "response": {"usage": null}}\n\n'
+    with (
+        serving(Answer([begun], then="hang")) as provider,
+        gateway_to(ledger, provider.url, tmp_path) as gateway,
+    ):
+        with opened(
+            gateway.access(ledger, claim()), "/v1/responses", previous_response_id="resp_1"
+        ) as response:
+            next(response.iter_raw())
+        (call,) = until(lambda: ledger.rows(ENDED))
+    assert (call["input_tokens"], call["reserved_tokens"] < 10_000) == (100_000, True)
+
+
 def test_who_doesn_t_read_has_cut_the_call_and_the_provider_has_not_failed(
     ledger: Ledger, tmp_path: Path, claim: Callable[..., Any]
 ) -> None:

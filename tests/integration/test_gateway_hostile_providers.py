@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,24 @@ def test_whatever_a_reply_says_its_call_is_settled(
     assert min(call["input_tokens"], call["output_tokens"]) >= 0
     (budget,) = ledger.rows("SELECT spent_tokens, calls FROM budgets")
     assert budget["calls"] == 2
+
+
+@pytest.mark.parametrize("status", [101, 199, 204, 206, 304, 307, 599, 999])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
+def test_an_odd_status_ends_its_call_and_no_other(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], status: int, path: str
+) -> None:
+    odd = Answer(["x"], status=status, headers={"location": "http://127.0.0.1:1/", "upgrade": "h2c"})
+    with (
+        serving(odd, Answer(STREAM)) as provider,
+        gateway_to(ledger, provider.url, tmp_path, gateway_first_byte=timedelta(seconds=1)) as gateway,
+    ):
+        access = gateway.access(ledger, claim())
+        with contextlib.suppress(httpx2.HTTPError):
+            assert post(access, path).status_code in {status, 502, 504}
+        until(lambda: ledger.rows(ENDED))
+        assert len(ledger.rows("SELECT 1 FROM usage")) == (status in {204, 206}), (
+            "what may have been paid for"
+        )
+        assert post(access).status_code == 200
+        assert len(provider.requests) == 2

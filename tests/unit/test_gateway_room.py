@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from orchestrator.gateway.room import Room
+import itertools
+from contextlib import ExitStack
+
+from orchestrator.gateway.dialects import MOST_PARTS
+from orchestrator.gateway.room import PART_BYTES, Place, Room
+
+SHARE = 64 * 1024 * 1024
+RUNS = 8
 
 
-def test_a_run_gets_a_quarter_of_the_room_and_gives_it_back() -> None:
-    room = Room(longest=10, most=100)
-    with room.enter("a", 9) as first, room.enter("a", 9) as second:
-        assert first is not None
-        assert second is not None
-        assert first.take(20)
-        assert not second.take(6), "25 are the run's"
+def entered(stack: ExitStack, room: Room, whose: str) -> Place:
+    place = stack.enter_context(room.enter(whose, 9))
+    assert place is not None
+    return place
+
+
+def test_a_run_gets_its_share_of_the_room_and_gives_it_back() -> None:
+    room = Room(longest=10)
+    with ExitStack() as stack:
+        first, second = entered(stack, room, "a"), entered(stack, room, "a")
+        assert first.take(SHARE - 5)
+        assert not second.take(6)
         assert second.take(5)
-    with room.enter("a", 9) as again:
-        assert again is not None
-        assert again.take(25)
+    with ExitStack() as stack:
+        assert entered(stack, room, "a").take(SHARE)
 
 
 def test_all_runs_together_get_the_room_and_no_more() -> None:
-    room = Room(longest=10, most=100)
-    with room.enter("a", 9) as a, room.enter("b", 9) as b, room.enter("c", 9) as c, room.enter("d", 9) as d:
-        for place in (a, b, c, d):
-            assert place is not None
-            assert place.take(25)
-        with room.enter("e", 9) as late:
-            assert late is not None
-            assert not late.take(1)
+    room = Room(longest=10)
+    with ExitStack() as stack:
+        assert all(entered(stack, room, str(number)).take(SHARE) for number in range(RUNS))
+        assert not entered(stack, room, "late").take(1)
 
 
 def test_a_run_has_so_many_requests_under_way() -> None:
@@ -40,7 +47,11 @@ def test_a_run_has_so_many_requests_under_way() -> None:
         assert again is not None
 
 
-def test_there_is_room_for_the_longest_body_that_is_allowed() -> None:
-    with Room(longest=1000, most=100).enter("a", 9) as place:
-        assert place is not None
-        assert place.take(1000)
+def test_each_share_has_room_for_the_longest_body_whatever_is_in_it() -> None:
+    longest = 1024**3
+    with ExitStack() as stack:
+        room = Room(longest)
+        for whose in itertools.islice("abcdefghij", RUNS):
+            place = entered(stack, room, whose)
+            assert place.take(longest)
+            assert place.take(MOST_PARTS * PART_BYTES)
