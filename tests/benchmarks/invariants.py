@@ -175,7 +175,7 @@ SQL: Final[Mapping[str, Mapping[str, str]]] = {
         "slot of a step that doesn't run": """
             SELECT a.id, a.step_id, s.status FROM agents a JOIN steps s ON s.id = a.step_id
             WHERE s.status <> 'running' AND a.status NOT IN ('offline', 'released')
-              AND a.heartbeat_at > clock_timestamp() - interval '2 seconds'""",  # one killed is not yet offline
+              AND a.heartbeat_at > clock_timestamp() - interval '2 s'""",  # one killed is not yet offline
         "lease of one that doesn't run": """
             SELECT id FROM steps WHERE lease_until IS NOT NULL AND status <> 'running'""",
     },
