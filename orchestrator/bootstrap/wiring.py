@@ -1,208 +1,41 @@
-"""Wiring: reads the settings once and hands the shells what they work with.
-
-Nothing here connects before it is used, and each part is imported only by the process that uses it: a
-producer that calls `.delay()` loads neither a model's SDK nor a web framework.
-"""
+"""One process's parts, each made when it is first used."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping, MutableMapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING
 
-from orchestrator.agents.programs import Program, find
-from orchestrator.agents.readiness import Readiness, Surroundings, readiness
+from orchestrator.agents.readiness import Readiness
 from orchestrator.agents.types import AGENT_TYPES
+from orchestrator.bootstrap.agents import AgentMaker, agent_by_type, agents_here
+from orchestrator.bootstrap.providers import Providers
 from orchestrator.config import DEFAULT_TENANT, Settings
-from orchestrator.core.assignment import Agent, Assignment, ModelAccess, Stop
+from orchestrator.core.assignment import Assignment, ModelAccess
 from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.model_choice import ModelSelection, select
 from orchestrator.core.redaction import Redactor
-from orchestrator.db import connect, gateways
+from orchestrator.db import connect
 from orchestrator.db.connect import Engine
-from orchestrator.engine.ports import Journal, Model, Workspace as EngineWorkspace
+from orchestrator.engine.ports import Model
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from orchestrator.agents.external import Adapter
-    from orchestrator.agents.ports import Sessions, Transcripts
     from orchestrator.commands.submit import Policy
-    from orchestrator.core.mcp_server import McpServer
-    from orchestrator.engine.tools.policy import McpTools, ToolPolicy
-    from orchestrator.engine.web import HostPolicy
+    from orchestrator.engine.tools.policy import ToolPolicy
     from orchestrator.queues.topology import Topology
     from orchestrator.workspaces.artifacts import Artifacts
     from orchestrator.workspaces.checkouts import Workspaces
     from orchestrator.workspaces.credentials import Credentials
-    from orchestrator.workspaces.workspace import Workspace
 
 _LOCAL_REDIS = "redis://127.0.0.1:6379/0"
-_PROVIDERS_SECONDS: Final = 5.0
-
-
-class Desk(Protocol):
-    """What one claim gives its agent, each when it is first needed: a journal, a workspace, models."""
-
-    def open_journal(self, assignment: Assignment) -> Journal: ...
-
-    def open_sessions(self, assignment: Assignment) -> Sessions: ...
-
-    def open_transcripts(self, assignment: Assignment) -> Transcripts: ...
-
-    def open_workspace(self, assignment: Assignment) -> AbstractContextManager[Workspace]: ...
-
-    def open_access(self, assignment: Assignment) -> ModelAccess:
-        """Raises Unavailable `gateway-missing`, or LeaseLost."""
-
-
-AgentMaker = Callable[["Wiring", Desk], Agent]
-
-
-def engine_agent(wiring: Wiring, desk: Desk) -> Agent:
-    """Our own engine, on a live or on a recorded model."""
-    from orchestrator.agents.engine import EngineAgent
-    from orchestrator.agents.models import Models
-    from orchestrator.engine.prices import with_entered
-
-    def live(assignment: Assignment) -> Model:
-        return wiring.live_model(desk.open_access(assignment), assignment)
-
-    models = Models(Path(__file__).parent / "data" / "recordings", live)
-    return EngineAgent(
-        models.choose,
-        desk.open_journal,
-        desk.open_workspace,
-        wiring.settings.command_timeout,
-        wiring.tool_policy,
-        _open_servers,
-        with_entered(wiring.settings.prices),
-    )
-
-
-def _open_servers(
-    servers: Mapping[str, McpServer], workspace: EngineWorkspace, hosts: HostPolicy, stop: Stop
-) -> AbstractContextManager[McpTools]:
-    """MCP's library takes a second to load: claims that start no server go without."""
-    from orchestrator.engine.tools.mcp import opened
-
-    return opened(servers, workspace, hosts, stop)
-
-
-def agents_here(settings: Settings, providers: frozenset[str]) -> tuple[Readiness, ...]:
-    """Which kinds of agent this machine can run with these providers' models, and what is missing for the
-    others."""
-    return readiness(Surroundings(providers, settings.agentapi_url, settings.agents_dir))
-
-
-@dataclass
-class _Providers:
-    """Whose models can be reached: with a key of this process's own, as the gateway has it, or through a
-    gateway that lives. That is looked up anew every few seconds, and when nobody can say, it stays as it was.
-    """
-
-    wiring: Wiring
-    _seen: frozenset[str] = frozenset()
-    _until: float = 0.0
-
-    def now(self) -> frozenset[str]:
-        settings = self.wiring.settings
-        keys = {
-            "anthropic": settings.anthropic_api_key or settings.anthropic_api_key_command,
-            "openai": settings.openai_api_key or settings.openai_api_key_command,
-        }
-        own = frozenset(name for name, key in keys.items() if key)
-        if settings.gateway_url is None or not self.wiring.has_database:
-            return own
-        if time.monotonic() >= self._until:
-            with contextlib.suppress(connect.SQLAlchemyError), self.wiring.engine.connect() as connection:
-                self._seen = gateways.providers(connection, self.wiring.tenant_id)
-            self._until = time.monotonic() + _PROVIDERS_SECONDS
-        return own | self._seen
-
-
-def external_agent(wiring: Wiring, desk: Desk, adapter: Adapter) -> Agent:
-    """An agent that is a program of its own."""
-    from orchestrator.agents.external import ExternalAgent
-
-    return ExternalAgent(
-        adapter,
-        desk.open_access,
-        desk.open_sessions,
-        desk.open_workspace,
-        lambda: wiring.workspaces.homes,
-        lambda assignment: wiring.models_for(assignment).primary,
-    )
-
-
-def adapter(settings: Settings, name: str, open_transcripts: Callable[[Assignment], Transcripts]) -> Adapter:
-    """How the program of that kind of agent is driven. Raises Unavailable `agent-program-missing`."""
-    from orchestrator.agents.acp import AcpAdapter
-    from orchestrator.agents.aider import Aider
-    from orchestrator.agents.profiles.codex import Codex
-    from orchestrator.agents.profiles.goose import Goose
-
-    installed = partial(find, root=settings.agents_dir)
-    match name:
-        case "codex":
-            return AcpAdapter(Codex(settings.openai_model), installed)
-        case "goose":
-            return AcpAdapter(Goose(settings.model), installed)
-        case "aider":
-            return Aider(_installed(settings, name), settings.model)
-    program = _installed(settings, name)
-    from orchestrator.agents.claude_code import ClaudeCode  # its SDK may be missing
-
-    return ClaudeCode(program, settings.model, open_transcripts)
-
-
-def _program(name: str, wiring: Wiring, desk: Desk) -> Agent:
-    return external_agent(wiring, desk, adapter(wiring.settings, name, desk.open_transcripts))
-
-
-def _agentapi(wiring: Wiring, desk: Desk) -> Agent:
-    from orchestrator.agents.agentapi import AgentApi
-
-    settings = wiring.settings
-    key = settings.agentapi_key.get_secret_value() if settings.agentapi_key else None
-    url = settings.agentapi_url or "http://localhost:3284"
-    return AgentApi(url, key, desk.open_sessions, desk.open_workspace)
-
-
-def _installed(settings: Settings, name: str) -> Program:
-    """Raises Unavailable `agent-program-missing`."""
-    found = find(name, settings.agents_dir)
-    if found is None:
-        raise Unavailable(
-            "agent-program-missing",
-            f"The program of {name} is not installed on this worker.",
-            f"Install it: orchestrator agent install {name}",
-        )
-    return found
-
-
-EXTERNAL: Final[Mapping[str, AgentMaker]] = {
-    **{name: partial(_program, name) for name in ("claude-code", "codex", "goose", "aider")},
-    "agentapi": _agentapi,
-}
-"""By agent type."""
-
-
-def agent_by_type(wiring: Wiring, desk: Desk) -> Agent:
-    """Our own engine, or the program that the assignment's type names."""
-    from orchestrator.agents.by_type import AgentByType
-
-    makers = {name: partial(make, wiring, desk) for name, make in EXTERNAL.items()}
-    return AgentByType(makers, lambda: engine_agent(wiring, desk))
 
 
 @dataclass(frozen=True)
@@ -298,8 +131,8 @@ class Wiring:
         return {}
 
     @cached_property
-    def _providers(self) -> _Providers:
-        return _Providers(self)
+    def _providers(self) -> Providers:
+        return Providers(self)
 
     @cached_property
     def unbroken_agents(self) -> dict[str, float]:
@@ -422,28 +255,6 @@ class Wiring:
             ),
         )
         return make_selected(self.models_for(assignment), access, making)
-
-
-def redact_logs(redactor: Redactor) -> None:
-    """Before anything is logged: one line an event, on stderr, secrets taken out. Safe to call again."""
-    import structlog
-
-    def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {
-            key: redactor.text(value) if isinstance(value, str) else value for key, value in event.items()
-        }
-
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            redact,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:
