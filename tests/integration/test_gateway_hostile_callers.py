@@ -161,6 +161,26 @@ def test_a_run_that_sends_halves_of_requests_keeps_nobody_but_itself_from_callin
         until(lambda: status(flooding) == 200)
 
 
+@pytest.mark.parametrize("inner", [b"[]," * 3_000_000, b"[" * 200], ids=["wide", "deep"])
+def test_a_body_that_would_fill_the_memory_as_objects_is_refused_for_good(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], inner: bytes
+) -> None:
+    content = b'{"model": "%b", "messages": [%b1%b]}' % (
+        MODEL.encode(),
+        inner,
+        b"]" * (200 * (inner[1:2] == b"[")),
+    )
+    with gateway_to(ledger, "http://127.0.0.1:1", tmp_path) as gateway:
+        answer = httpx2.post(
+            f"{gateway.url}/v1/messages",
+            content=content,
+            headers={"x-api-key": gateway.access(ledger, claim()).token},
+            timeout=20,
+            trust_env=False,
+        )
+    assert (answer.status_code, answer.headers["x-orchestrator-code"]) == (400, "request-malformed")
+
+
 # --- counting tokens ----------------------------------------------------------------------------------------
 
 
