@@ -111,6 +111,27 @@ def test_who_doesn_t_read_has_cut_the_call_and_the_provider_has_not_failed(
         assert ledger.rows("SELECT 1 FROM breakers WHERE failures > 0") == []
 
 
+@pytest.mark.parametrize(
+    ("answer", "more"),
+    [
+        (Answer(silent=True), {"stream": False}),
+        (Answer([opening(), *text_block(0, "on and on")], then="ping"), {"stream": True}),
+    ],
+    ids=["whole", "streamed"],
+)
+def test_who_asks_for_more_than_fits_in_the_time_opens_nobody_s_circuit(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], answer: Answer, more: dict[str, Any]
+) -> None:
+    quick = {"gateway_first_byte": timedelta(seconds=0.5), "gateway_call": timedelta(seconds=0.5)}
+    with serving(answer) as provider, gateway_to(ledger, provider.url, tmp_path, **quick) as gateway:
+        access = gateway.access(ledger, claim())
+        with contextlib.suppress(httpx2.RemoteProtocolError), opened(access, **more) as response:
+            response.read()
+        (call,) = until(lambda: ledger.rows(ENDED))
+    assert (call["outcome"], call["error_code"]) == ("failed", "provider-timeout")
+    assert ledger.rows("SELECT 1 FROM breakers WHERE failures > 0") == []
+
+
 # --- bodies -------------------------------------------------------------------------------------------------
 
 
