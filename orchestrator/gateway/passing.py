@@ -19,7 +19,7 @@ from orchestrator.core.spending import tokens_expected
 from orchestrator.db import spending
 from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import NewCall, Refusal, Tokens
-from orchestrator.gateway.dialects import COUNTING, Dialect, Request, parts_of
+from orchestrator.gateway.dialects import COUNTING, MOST_PARTS, Dialect, Request, parts_of
 from orchestrator.gateway.keys import KeyUnavailable
 from orchestrator.gateway.observing import Observer
 from orchestrator.gateway.refusals import Answer, refuse
@@ -79,7 +79,7 @@ class Passing:
         body = await _read_body(receive, place, passage.max_body_bytes)
         if isinstance(body, Refusal):
             return body
-        if not place.take(parts_of(body) * PART_BYTES):
+        if not place.take(min(parts_of(body), MOST_PARTS) * PART_BYTES):  # with more it is refused unread
             return _NO_ROOM
         request = await passage.reading.read(dialect, body)
         if isinstance(request, Refusal):

@@ -211,7 +211,8 @@ class Relay:
             if self._passing_on:  # who doesn't read has cut the call, and the provider has not failed
                 call.error = "caller-stalled"
                 return False
-            return await self._failed("provider-timeout", "The provider did not answer in time.")
+            tried = Tried.ABANDONED if self._asked_for_long(last) else Tried.FAILED
+            return await self._failed("provider-timeout", "The provider did not answer in time.", tried)
         except ReplyTooLong:
             return await self._failed("reply-too-long", "The provider's reply is longer than any model's.")
         except httpx2.DecodingError:
@@ -270,10 +271,16 @@ class Relay:
         if self._call.began_after is None:
             self._call.began_after = timedelta(seconds=self._loop.time() - self._started)
 
-    async def _failed(self, code: str, message: str) -> bool:
+    def _asked_for_long(self, last: float) -> bool:
+        """A caller can ask for so much that no provider has done it in time, and must not get all others'
+        calls refused by that."""
+        call = self._call
+        return not call.request.streamed or (self._loop.time() >= last and call.observer.seen.written > 0)
+
+    async def _failed(self, code: str, message: str, tried: Tried = Tried.FAILED) -> bool:
         """Before the reply began it is a refusal; after, the connection is cut without its end."""
         call = self._call
-        call.cut, call.error, call.tried = False, code, Tried.FAILED
+        call.cut, call.error, call.tried = False, code, tried
         if not self._begun:
             await respond(self._send, refuse(call.dialect, code, message))
         return False

@@ -111,6 +111,27 @@ def test_who_doesn_t_read_has_cut_the_call_and_the_provider_has_not_failed(
         assert ledger.rows("SELECT 1 FROM breakers WHERE failures > 0") == []
 
 
+@pytest.mark.parametrize(
+    ("answer", "more"),
+    [
+        (Answer(silent=True), {"stream": False}),
+        (Answer([opening(), *text_block(0, "on and on")], then="ping"), {"stream": True}),
+    ],
+    ids=["whole", "streamed"],
+)
+def test_who_asks_for_more_than_fits_in_the_time_opens_nobody_s_circuit(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], answer: Answer, more: dict[str, Any]
+) -> None:
+    quick = {"gateway_first_byte": timedelta(seconds=0.5), "gateway_call": timedelta(seconds=0.5)}
+    with serving(answer) as provider, gateway_to(ledger, provider.url, tmp_path, **quick) as gateway:
+        access = gateway.access(ledger, claim())
+        with contextlib.suppress(httpx2.RemoteProtocolError), opened(access, **more) as response:
+            response.read()
+        (call,) = until(lambda: ledger.rows(ENDED))
+    assert (call["outcome"], call["error_code"]) == ("failed", "provider-timeout")
+    assert ledger.rows("SELECT 1 FROM breakers WHERE failures > 0") == []
+
+
 # --- bodies -------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +180,26 @@ def test_a_run_that_sends_halves_of_requests_keeps_nobody_but_itself_from_callin
             assert status(flooding) == 429
             assert status(other) == 200
         until(lambda: status(flooding) == 200)
+
+
+@pytest.mark.parametrize("inner", [b"[]," * 3_000_000, b"[" * 200], ids=["wide", "deep"])
+def test_a_body_that_would_fill_the_memory_as_objects_is_refused_for_good(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], inner: bytes
+) -> None:
+    content = b'{"model": "%b", "messages": [%b1%b]}' % (
+        MODEL.encode(),
+        inner,
+        b"]" * (200 * (inner[1:2] == b"[")),
+    )
+    with gateway_to(ledger, "http://127.0.0.1:1", tmp_path) as gateway:
+        answer = httpx2.post(
+            f"{gateway.url}/v1/messages",
+            content=content,
+            headers={"x-api-key": gateway.access(ledger, claim()).token},
+            timeout=20,
+            trust_env=False,
+        )
+    assert (answer.status_code, answer.headers["x-orchestrator-code"]) == (400, "request-malformed")
 
 
 # --- counting tokens ----------------------------------------------------------------------------------------
