@@ -114,8 +114,9 @@ async def numbered(
                 yield frame("reset", asdict(await run_in_threadpool(snapshot)))
             for row in found:
                 yield frame(row.type if isinstance(row, TaskEvent) else "log", asdict(row), row.seq)
-            # A filter leaves rows out: what was looked through has been seen.
-            seen = found[-1].seq if len(found) == BATCH else reach(mark)
+            # A filter leaves rows out: what was looked through is seen. Some may be newer than the mark.
+            last = found[-1].seq if found else seen
+            seen = last if len(found) == BATCH else max(last, reach(mark))
         if mark.ended:
             yield frame("end", {"task_id": ref.task_id, "status": mark.status, "seq": seen}, seen)
             return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final
 
 from orchestrator.cli.terminal import line
+from orchestrator.core.spending import dollars
 
 _MARKS: Final = {
     "succeed": "✓",
@@ -31,6 +33,8 @@ def told(kind: str, event: Mapping[str, Any]) -> str | None:
             return _step(event, data)
         case "status":
             return _status(data)
+        case "progress" if event["name"] == "budget":
+            return f"! {_nearly_spent(data)}"
         case "progress":
             activity = doing(event)
             return f"{_place(event)} {activity}" if activity else None
@@ -53,6 +57,19 @@ def doing(event: Mapping[str, Any]) -> str | None:
     if isinstance(arguments, Mapping):
         about = next((str(arguments[name]) for name in _SHOWN if arguments.get(name)), "")
     return _short(f"{data.get('name', 'tool')} {about}".strip())
+
+
+def _nearly_spent(data: Mapping[str, Any]) -> str:
+    """Four fifths of a budget are gone: which, and how much."""
+    spent, budget = data.get("spent") or {}, data.get("budget") or {}
+    parts = [
+        f"{int(spent.get(unit) or 0):,} of {int(most):,} {unit}"
+        for unit in ("tokens", "turns")
+        if (most := budget.get(f"max_{unit}"))
+    ]
+    if most := budget.get("max_cost_usd"):
+        parts.insert(0, f"${Decimal(spent.get('cost_usd') or 0):.2f} of {dollars(Decimal(most))}")
+    return f"the budget is nearly used up: {', '.join(parts)}"
 
 
 def clock(event: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from orchestrator.commands.request import BudgetRequest
 from orchestrator.core.assignment import Budget
 from orchestrator.core.errors import Refused
+from orchestrator.core.spending import dollars
 
 MAX_ANSWER: Final = 20_000
 APPROVE: Final = "Approve"
@@ -104,7 +105,7 @@ def _check_rise(name: str, wanted: Decimal | int, now: Mapping[str, Any]) -> Non
 def shown(raised: Budget) -> str:
     """In words, for the record and for the agent."""
     parts = (
-        raised.cost_usd is not None and f"${raised.cost_usd}",
+        raised.cost_usd is not None and dollars(raised.cost_usd),
         raised.tokens is not None and f"{raised.tokens:,} tokens",
         raised.turns is not None and f"{raised.turns:,} turns",
     )

@@ -68,7 +68,14 @@ def _parts(budget: Budget, taken: Spending) -> list[tuple[Decimal, Decimal, str]
 
 
 def _shown(bound: Decimal, what: str) -> str:
-    return f"${bound}" if what.startswith("$") else f"{bound:,}"
+    return dollars(bound) if what.startswith("$") else f"{bound:,}"
+
+
+def dollars(amount: Decimal) -> str:
+    """As people write it: $0.50, $12.00; and $0.0125 where cents don't suffice."""
+    exact = amount.normalize()
+    places = max(2, -int(exact.as_tuple().exponent))
+    return f"${exact:.{places}f}"
 
 
 def tokens_expected(body_bytes: int, max_output: int | None) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Final
 
 from orchestrator.core.assignment import Budget, Limits
 from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.spending import dollars
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Ask, Broke, NeedsInput, Verdict, Waits
 from orchestrator.engine.dialogue import Dialogue
@@ -44,7 +45,7 @@ def exceeded(limits: Limits, dialogue: Dialogue, since_last_turn: timedelta) -> 
         (
             dialogue.cost_usd >= max(limits.cost_usd, _NEXT_TO_NOTHING),
             "cost",
-            f"${dialogue.cost_usd:.4f} spent, ${limits.cost_usd} allowed",
+            f"${dialogue.cost_usd:.4f} spent, {dollars(limits.cost_usd)} allowed",
         ),
         (worked >= limits.wall_time, "wall-time", f"at work for {worked.total_seconds():.0f} seconds"),
     )
@@ -63,7 +64,7 @@ def exhausted(budget: Budget, dialogue: Dialogue, elsewhere: Spending) -> tuple[
     if budget.tokens is not None and tokens >= budget.tokens:
         return f"{tokens:,} tokens are used, {budget.tokens:,} allowed.", Budget(tokens=budget.tokens)
     if budget.cost_usd is not None and cost >= budget.cost_usd:
-        return f"${cost:.4f} are spent, ${budget.cost_usd} allowed.", Budget(cost_usd=budget.cost_usd)
+        return f"${cost:.4f} are spent, {dollars(budget.cost_usd)} allowed.", Budget(cost_usd=budget.cost_usd)
     return None
 
 
@@ -83,7 +84,7 @@ def _doubled(budget: Budget) -> str:
     return ", ".join(
         amount
         for amount in (
-            budget.cost_usd is not None and f"${2 * budget.cost_usd}",
+            budget.cost_usd is not None and dollars(2 * budget.cost_usd),
             budget.tokens is not None and f"{2 * budget.tokens} tokens",
             budget.turns is not None and f"{2 * budget.turns} turns",
         )

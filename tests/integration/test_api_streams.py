@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,9 +12,14 @@ from typing import Any
 import httpx2
 import pytest
 
+from orchestrator.api.streams import BATCH, numbered
+from orchestrator.api.wakeups import Wakeups
 from orchestrator.commands.retention import archive
 from orchestrator.db.effects import LogChunk, append_logs
 from orchestrator.db.sql import TaskRef
+from orchestrator.queries.events import Mark, TaskEvent, events, marks
+from orchestrator.queries.progress import Progress, progress
+from orchestrator.queries.reading import glance
 from tests.integration.api_server import Door, migrated, served, wired
 from tests.servers import PostgresServer
 
@@ -82,6 +88,35 @@ def test_a_listener_that_comes_back_misses_nothing_and_hears_nothing_twice(door:
             break
         with listening(door, f"{task['id']}/events", **{"Last-Event-ID": last}) as heard:
             assert [one for one in heard if one.event != "end"] == everything[cut + 1 :]
+
+
+def test_what_comes_between_a_look_and_the_reading_is_heard_once(door: Door) -> None:
+    task = door.create()["id"]
+    ref, engine = TaskRef("default", task), door.wiring.engine
+    reads: list[int] = []
+
+    def read(after: int) -> tuple[TaskEvent, ...]:
+        if not reads:
+            cancel(door, task)  # its events are newer than the look that led here
+        reads.append(after)
+        with glance(engine) as connection:
+            return events(connection, "default", task, after=after, limit=BATCH)
+
+    def look(wanted: Collection[TaskRef]) -> Mapping[TaskRef, Mark]:
+        with glance(engine) as connection:
+            return marks(connection, wanted)
+
+    def stands() -> Progress:
+        with glance(engine) as connection:
+            return progress(connection, "default", task)
+
+    async def hear() -> list[str]:
+        heard = numbered(Wakeups(look), ref, 0, read, lambda mark: mark.event, stands)
+        return [frame async for frame in heard if frame.startswith("id: ")]
+
+    numbers = [frame.split()[1] for frame in asyncio.run(hear())]
+    assert len(numbers) > 2
+    assert numbers == [*map(str, range(1, len(numbers))), numbers[-2]], "the end has the last one's number"
 
 
 def test_a_listener_behind_what_was_archived_is_told_how_the_task_stands_instead(door: Door) -> None:

@@ -131,6 +131,17 @@ def test_events_that_say_nothing_to_people_are_not_told() -> None:
     assert told("of a later version", event) is None
 
 
+def test_a_budget_that_is_nearly_used_up_is_told_part_by_part() -> None:
+    spent = {"cost_usd": "0.42", "tokens": 202000, "turns": 2}
+    event = {
+        "name": "budget",
+        "data": {"spent": spent, "budget": {"max_cost_usd": "0.5", "max_tokens": 250000}},
+    }
+
+    expected = "! the budget is nearly used up: $0.42 of $0.50, 202,000 of 250,000 tokens"
+    assert told("progress", event) == expected
+
+
 def test_a_tool_call_is_told_with_what_it_works_on_and_in_one_line() -> None:
     data = {"name": "run_command", "state": "started", "arguments": {"command": "pytest\x1b[2J -q\nrm"}}
     event = {"name": "tool", "at": "", "step_number": 2, "step_key": "test", "data": data}
