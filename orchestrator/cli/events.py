@@ -19,7 +19,7 @@ _MARKS: Final = {
     "expire": "↻",
     "pause": "‖",
 }
-_SHOWN: Final = ("path", "command", "pattern", "query", "question")
+_SHOWN: Final = ("path", "command", "pattern", "query", "question", "url", "objective")
 _LONGEST: Final = 140
 
 
@@ -99,9 +99,23 @@ def _step(event: Mapping[str, Any], data: Mapping[str, Any]) -> str:
             said = f"cancelled: {data.get('reason', '')}"
         case "expire":
             said = "the worker was lost; another attempt goes on from the last finished turn"
+        case "answer":
+            said = f"answered by {data.get('by')}"
+        case "wait" | "yield" | "wake":
+            said = _moved(str(name), data)
         case _:
             said = str(name)
     return _short(f"{_place(event)} {_MARKS.get(name, '·')} {said}")
+
+
+def _moved(name: str, data: Mapping[str, Any]) -> str:
+    """To a wait, or back from one."""
+    if waiting_on := str(data.get("waiting_on") or "").replace("_", " "):
+        said, why = f"waits for {waiting_on}", data.get("message")
+    else:
+        said = "is ready to go on" if name == "wake" else "gives its place back"
+        why = data.get("why")
+    return f"{said}: {why}" if why else said
 
 
 def _status(data: Mapping[str, Any]) -> str:

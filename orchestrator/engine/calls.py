@@ -21,6 +21,7 @@ from orchestrator.engine.ports import Block, Call, Conversation, Corrected, Subt
 from orchestrator.engine.tools.tool import Outcome, Risk, Tool
 from orchestrator.engine.untrusted import cut, storable
 
+_SUBTASK: Final = "start_subtask"
 INTERRUPTED: Final = ToolResult(
     "interrupted, outcome unknown: the agent was stopped while this call ran, and it was not run again. "
     "Look at the state of things before you go on.",
@@ -168,7 +169,8 @@ class Calls:
     ) -> Outcome:
         means = self._means
         noted = {"name": tool.name, "call_id": call_id, "risk": tool.risk.value}
-        means.link.note("tool", {**noted, "state": "started", "arguments": arguments})
+        if not self._was_left_open(call_id):
+            means.link.note("tool", {**noted, "state": "started", "arguments": arguments})
         outcome = self._early.take(call_id, arguments)
         if outcome is None:
             outcome = tool.run(means.workspace, arguments, means.context(call_id))
@@ -185,6 +187,11 @@ class Calls:
         result = self._finish(turn, call_id, given, checkpoint)
         means.link.note("tool", {**noted, "state": "finished", "is_error": result.is_error})
         return outcome
+
+    def _was_left_open(self, call_id: str) -> bool:
+        """An earlier claim began it, and left it to a person or to subtasks."""
+        told = self._conversation
+        return call_id in told.subtasks or (call_id in told.answers and call_id not in told.digests)
 
     def _finish(
         self, turn: Turn, call_id: str, result: ToolResult, checkpoint: str | None = None
@@ -224,7 +231,7 @@ class Calls:
         workspace, conflict, checkpoint = self._means.workspace, None, None
         if end.commit is not None:
             conflict = workspace.adopt(end.commit)
-            checkpoint = workspace.checkpoint("start_subtask") if conflict is None else None
+            checkpoint = workspace.checkpoint(_SUBTASK) if conflict is None else None
         failed = conflict is not None or end.status is not Status.COMPLETED
         self._told(turn, request, ToolResult(prompt.subtask(end, conflict), is_error=failed), checkpoint)
 
@@ -232,6 +239,8 @@ class Calls:
         self, turn: Turn, request: SubtaskRequest, result: ToolResult, checkpoint: str | None = None
     ) -> None:
         self._finish(turn, request.call_id, result, checkpoint)
+        noted = {"name": _SUBTASK, "call_id": request.call_id, "risk": Risk.DELEGATE.value}
+        self._means.link.note("tool", {**noted, "state": "finished", "is_error": result.is_error})
         self._dialogue.add_result(request.call_id, result)
 
 

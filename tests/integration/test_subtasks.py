@@ -675,6 +675,12 @@ def test_the_engine_hands_out_two_parts_and_goes_on_with_both(stack: Stack) -> N
     assert "Wrote two.txt." in second
     assert [shown(stack, "p", f"{name}.txt") for name in ("parent", "one", "two")] == ["parent", "one", "two"]
     assert turns(stack, "p") == [1, 2, 3], "the wait cost no request"
+    told = """
+        SELECT data ->> 'state' AS state FROM events
+        WHERE task_id = 'p' AND data ->> 'name' = 'start_subtask' ORDER BY number
+    """
+    states = [row["state"] for row in stack.ledger.rows(told)]
+    assert states == ["started", "started", "finished", "finished"], "each is told of once"
     for task in ("p", *children(stack)):
         stack.ledger.assert_consistent(task)
 

@@ -398,7 +398,7 @@ def test_each_limit_ends_the_step_for_good(world: World, limits: Limits, code: s
     [
         (Budget(turns=12), Budget(turns=13), "24 turns"),
         (Budget(tokens=1020), Budget(tokens=1021), "2040 tokens"),
-        (Budget(cost_usd=Decimal(27)), Budget(cost_usd=Decimal(28)), "$54"),
+        (Budget(cost_usd=Decimal(27)), Budget(cost_usd=Decimal(28)), "$54.00"),
     ],
 )
 def test_a_budget_that_the_whole_task_has_used_up_parks_until_it_is_raised(
