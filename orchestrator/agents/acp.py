@@ -28,7 +28,7 @@ from acp.schema import (
 
 from orchestrator.agents.acp_client import Client
 from orchestrator.agents.acp_pipes import AcpPipes
-from orchestrator.agents.external import AgentBroke, Leave, Talk, TurnEnd
+from orchestrator.agents.external import AgentBroke, Leave, Talk, TurnEnd, flooded, multiplied
 from orchestrator.agents.launch import Enclosure
 from orchestrator.agents.oversight import Cut, Overseer
 from orchestrator.agents.programs import Program, find
@@ -265,7 +265,7 @@ class _AcpTalk:
             if cut is not None:
                 break
             if self._running.too_many():
-                raise AgentBroke(_multiplies(self._profile.name))
+                raise AgentBroke(multiplied(self._profile.name))
             await asyncio.wait(
                 (task, *client.wished()), timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
@@ -309,7 +309,7 @@ class _AcpTalk:
 
     def _gone(self) -> Broke:
         if self._pipes is not None and self._pipes.fault is not None:
-            return Broke("agent-flooded", f"{self._profile.name} {self._pipes.fault}", ErrorClass.AGENT)
+            return flooded(self._profile.name, self._pipes.fault)
         code = self._running.wait(1.0)
         ended = "closed its output" if code is None else f"ended with code {code}"
         text = f"{self._profile.name} {ended} in the middle of its work."
@@ -352,11 +352,6 @@ def _missing(profile: Profile) -> Broke:
         f"orchestrator agent install {profile.program}"
     )
     return Broke("agent-program-missing", text, ErrorClass.DEPENDENCY)
-
-
-def _multiplies(name: str) -> Broke:
-    text = f"{name} started more processes than a step may have."
-    return Broke("limit-processes", text, ErrorClass.LIMIT, retryable=False)
 
 
 def _against_protocol(name: str) -> Broke:

@@ -20,7 +20,7 @@ from typing import IO, Final
 
 from orchestrator.agents import home_files
 from orchestrator.agents.aider_words import last_words
-from orchestrator.agents.external import Leave, TurnEnd
+from orchestrator.agents.external import Leave, TurnEnd, flooded, multiplied
 from orchestrator.agents.launch import Enclosure
 from orchestrator.agents.oversight import Cut, Overseer
 from orchestrator.agents.pipes import MEGABYTE, MOST_AT_ONCE
@@ -31,6 +31,7 @@ from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Broke
 from orchestrator.workspaces.programs import Running
 
+_NAME: Final = "Aider"
 _LOOK_SECONDS: Final = 0.2
 _END_SECONDS: Final = 5.0
 _LINGER_SECONDS: Final = 2.0
@@ -183,18 +184,16 @@ class _Output:
 
 def _excess(running: Running, output: _Output) -> Broke | None:
     if running.too_many():
-        why = "the agent started more processes than the sandbox allows."
-        return Broke("limit-processes", why, ErrorClass.LIMIT)
+        return multiplied(_NAME)
     if output.taken > MOST_AT_ONCE:
-        why = f"aider sent more than {MOST_AT_ONCE // MEGABYTE} MB in one prompt."
-        return Broke("agent-flooded", why, ErrorClass.AGENT)
+        return flooded(_NAME, f"sent more than {MOST_AT_ONCE // MEGABYTE} MB in one prompt.")
     return None
 
 
 def _fault(output: str, cut: Cut | None) -> Broke | None:
     if cut is not None or not (fault := _FAULTS.search(output)):
         return None
-    return Broke("agent-failed", f"Aider could not go on: {fault.group()[:300]}", ErrorClass.AGENT)
+    return Broke("agent-failed", f"{_NAME} could not go on: {fault.group()[:300]}", ErrorClass.AGENT)
 
 
 def _write(stream: IO[bytes], data: bytes) -> None:

@@ -35,7 +35,7 @@ from claude_agent_sdk import (
 from orchestrator.agents.claude_leave import Gate
 from orchestrator.agents.claude_pipe import Pipe
 from orchestrator.agents.claude_transcripts import Mirror, restore
-from orchestrator.agents.external import AgentBroke, Leave, TurnEnd
+from orchestrator.agents.external import AgentBroke, Leave, TurnEnd, flooded, multiplied
 from orchestrator.agents.launch import Enclosure
 from orchestrator.agents.oversight import Cut, Overseer
 from orchestrator.agents.pipes import Flooded
@@ -45,6 +45,7 @@ from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Broke
 
+_NAME: Final = "Claude Code"
 _LOOK_SECONDS: Final = 0.2
 _INTERRUPT_SECONDS: Final = 3.0
 _START_SECONDS: Final = 60.0
@@ -138,10 +139,10 @@ async def _connected(client: ClaudeSDKClient, pipe: Pipe) -> None:
 
 def _died(pipe: Pipe, what: str, error: Exception) -> Broke:
     if isinstance(error, Flooded):
-        return Broke("agent-flooded", f"Claude Code {error}", ErrorClass.AGENT)
+        return flooded(_NAME, error)
     code, what = pipe.code(), f"{what}: {type(error).__name__} {str(error)[:300]}".strip()
     ended = "" if code is None else f" (exit code {code})"
-    return Broke("agent-died", f"Claude Code: {what}{ended}.", ErrorClass.AGENT)
+    return Broke("agent-died", f"{_NAME}: {what}{ended}.", ErrorClass.AGENT)
 
 
 class Talk:
@@ -206,7 +207,7 @@ class Talk:
                 self._pipe.look()
                 cut = self._overseer.look()
                 if self._pipe.too_many():
-                    return TurnEnd(self._text, problem=_TOO_MANY)
+                    return TurnEnd(self._text, problem=multiplied(_NAME))
                 if cut is not None:
                     return await self._interrupted(cut, arriving, messages)
         finally:
@@ -285,11 +286,6 @@ async def _next(messages: AsyncIterator[Message]) -> Message:
         raise ClaudeSDKError(type(error).__name__) from error
 
 
-_TOO_MANY: Final = Broke(
-    "limit-processes", "the agent started more processes than the sandbox allows.", ErrorClass.LIMIT
-)
-
-
 def _problem(result: ResultMessage) -> Broke:
     said = (result.errors or [result.result or ""])[0][:500]
     why = result.terminal_reason or result.subtype
@@ -299,7 +295,7 @@ def _problem(result: ResultMessage) -> Broke:
         case "error_max_budget_usd":
             return Broke("limit-cost", f"not done: {why}", ErrorClass.LIMIT, retryable=False)
     status = f" (status {result.api_error_status})" if result.api_error_status else ""
-    return Broke("agent-failed", f"Claude Code could not go on{status}: {why}. {said}", ErrorClass.AGENT)
+    return Broke("agent-failed", f"{_NAME} could not go on{status}: {why}. {said}", ErrorClass.AGENT)
 
 
 def _output(content: Any) -> str:

@@ -43,6 +43,16 @@ class AgentBroke(Exception):
         self.verdict = verdict
 
 
+def multiplied(name: str) -> Broke:
+    text = f"{name} started more processes than the sandbox allows."
+    return Broke("limit-processes", text, ErrorClass.LIMIT, retryable=False)
+
+
+def flooded(name: str, how: object) -> Broke:
+    """`how` follows its name."""
+    return Broke("agent-flooded", f"{name} {how}", ErrorClass.AGENT)
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What the agent asks of a person; `digest` for leave that is bound to exactly what was shown."""

@@ -19,7 +19,7 @@ BURST: Final = 400
 """Events that may come at once."""
 PER_SECOND: Final = 10.0
 """And so many after that."""
-MOST_LOG: Final = 16 * 1024**2
+MOST_LOG: Final = 8 * 1024**2
 """Characters of one claim's log that come from the agent and its program."""
 MOST_OPEN: Final = 1000
 """Tool calls at a time whose ends are waited for."""

@@ -17,6 +17,7 @@ from tests.agents_installed import installed
 from tests.engine_world import Wire
 from tests.integration.repositories import installation
 from tests.model_server import RunningModel, model_server
+from tests.refusing_gateway import refusing_gateway
 
 EDIT = """add() subtracts. This repairs it:
 
@@ -102,6 +103,16 @@ def test_a_provider_that_refuses_is_told_of_in_its_own_words(
     assert isinstance(verdict, Broke), verdict
     assert (verdict.code, verdict.retryable) == (code, False)
     assert verdict.message.endswith(words)
+
+
+def test_what_the_gateway_refuses_for_good_ends_it_in_the_gateways_words(tmp_path: Path) -> None:
+    adapter = Aider(installed("aider"), CLAUDE)
+    with refusing_gateway("price-unknown", "nobody knows what this model costs") as gateway:
+        verdict = AgentWorld(installation(tmp_path / "root"), tmp_path, adapter, gateway.url, CLAUDE).work()
+        assert gateway.calls <= 2
+    assert isinstance(verdict, Broke), verdict
+    assert (verdict.code, verdict.retryable) == ("price-unknown", False)
+    assert "nobody knows what this model costs" in verdict.message
 
 
 def test_a_cancel_in_the_middle_of_a_reply_leaves_no_process(

@@ -26,6 +26,7 @@ from tests.agents_installed import installed
 from tests.engine_world import Wire
 from tests.integration.repositories import installation, without_bubblewrap
 from tests.model_server import RunningModel, model_server
+from tests.refusing_gateway import refusing_gateway
 
 PATIENCE = 30.0
 CODEX, GOOSE = "gpt-5.2-codex", "claude-sonnet-4-6"
@@ -266,6 +267,16 @@ def test_a_model_that_fails_is_told_from_an_agent_that_is_done_and_in_its_provid
     assert isinstance(verdict, Broke), verdict
     assert (verdict.code, verdict.error) == (code, error)
     assert re.search(words, verdict.message)
+
+
+def test_what_the_gateway_refuses_is_told_in_its_own_words(kind: Kind, tmp_path: Path) -> None:
+    words = "nobody knows what this model costs"
+    with refusing_gateway("price-unknown", words) as gateway:
+        workspaces = installation(tmp_path / "root")
+        verdict = AgentWorld(workspaces, tmp_path, AcpAdapter(kind.profile), gateway.url, kind.model).work()
+    assert isinstance(verdict, Broke), verdict
+    assert (verdict.code, verdict.retryable) == ("price-unknown", False)
+    assert words in verdict.message
 
 
 def test_an_agent_that_changed_nothing_is_told_once_and_then_not_believed(world: World) -> None:
