@@ -507,7 +507,10 @@ def _since(text: str | None) -> str | None:
 def _waits(task: dict[str, Any]) -> str:
     if not task["waiting_on"]:
         return ""
-    return f"{task['waiting_on'].replace('_', ' ')} · {since(task['waiting_since'])}"
+    missing = (task["waiting_detail"] or {}).get("missing") or {}
+    lacks = "; ".join(f"{name} {gaps[0].split(':')[0]}" for name, gaps in missing.items() if gaps)
+    said = task["waiting_on"].replace("_", " ") + (f" ({_cut(lacks, 60)})" if lacks else "")
+    return f"{said} · {since(task['waiting_since'])}"
 
 
 def _cut(text: str, most: int) -> str:
@@ -518,7 +521,9 @@ def _cut(text: str, most: int) -> str:
 def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
     replay = "  REPLAY (recorded model)" if task["model"]["kind"] == "recorded" else ""
     out(f"{task['id']}  {line(task['title'])}{replay}")
-    out(f"  {task['display']['label']}: {line(task['display']['why'])}")
+    waits = task["waiting_on"] and task["status"] == task["display"]["label"]
+    said = f" (waits for {_AWAITED.get(task['waiting_on'], task['waiting_on'])})" if waits else ""
+    out(f"  {task['display']['label']}{said}: {line(task['display']['why'])}")
     out(
         f"  {task['priority']} · {task['execution_mode']} · phase {task['phase']}"
         f" · created {since(task['created_at'])} ago by {line(task['created_by'])}"
@@ -558,6 +563,7 @@ def _ways_on(task: dict[str, Any]) -> list[str]:
     return [word for word, on in _WAYS.items() if waits & on]
 
 
+_AWAITED: Final = {"agent": "an agent", "circuit_breaker": "what failed to recover", "slot": "a slot"}
 _WAYS: Final = {"answer": {"question", "tool_approval", "budget"}, "resume": {"paused", "escalation"}}
 
 
