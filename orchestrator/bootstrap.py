@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from orchestrator.agents.programs import Program, find
 from orchestrator.agents.readiness import Readiness, Surroundings, readiness
+from orchestrator.agents.selection import misfit
 from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Agent, Assignment, ModelAccess, Stop
@@ -277,6 +278,7 @@ class Wiring:
             allow_local_repositories=self.settings.allow_local_repositories,
             agent_types=frozenset(AGENT_TYPES),
             allow_private_addresses=self.settings.allow_private_addresses,
+            misfit=misfit,
         )
 
     @property

@@ -144,6 +144,9 @@ repository-unreachable | The repository can't be reached
 agent-unknown | There is no such kind of agent
     This version doesn't know the agent type that the request names.
     Leave it out, and one is chosen by rule, or take a name from `orchestrator agent types`.
+agent-unfit | That agent never does it with that model
+    The kind of agent that is named can't use the model that is named, or can't ask the leave that is wanted.
+    Leave the agent or the model out, or take an agent that the message names.
 agent-program-unknown | There is no such agent program
     Only programs of orchestrator/data/agents.toml can be installed.
     See them: orchestrator agent install --list

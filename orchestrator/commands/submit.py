@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection
 
@@ -28,14 +28,24 @@ from orchestrator.db.transitions import step_event
 PUSH_KEY: Final = "push"
 
 
+class Misfit(Protocol):
+    def __call__(
+        self, name: str, model: str | None, /, *, approvals: bool
+    ) -> tuple[str, Sequence[str]] | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What this installation lets a request ask for."""
+    """What this installation lets a request ask for.
+
+    `misfit(agent, model, approvals=…)`: why they never go together, and the agents that would do.
+    """
 
     max_attempts: int
     allow_local_repositories: bool
     agent_types: frozenset[str]
     allow_private_addresses: bool = False
+    misfit: Misfit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +110,8 @@ def submit(
     """Accepts a task: after the COMMIT it will end in exactly one terminal state.
 
     Raises Refused (`request-invalid` for an id that can't be one, `plan-…`, `repository-forbidden`,
-    `agent-unknown`, `mode-unavailable`) or Conflict (`task-exists`: the id is taken by another request).
+    `agent-unknown`, `agent-unfit`, `mode-unavailable`) or Conflict (`task-exists`: the id is
+    taken by another request).
     """
     ref = TaskRef(tenant_id, request.id or task_id)
     check_id(ref.task_id)
@@ -232,6 +243,7 @@ def _repository(request: TaskRequest, policy: Policy) -> str | None:
 def _plan(request: TaskRequest, policy: Policy) -> Plan:
     steps = request.plan_steps()
     _agents(request, steps, policy)
+    _fits(request, steps, policy)
     if request.repository and request.repository.push:
         needed = {need for step in steps for need in step.needs}
         ends = tuple(step.key for step in steps if step.key not in needed)
@@ -256,6 +268,26 @@ def _agents(request: TaskRequest, steps: list[PlanStep], policy: Policy) -> None
                 "Leave it out and one is chosen, or see: orchestrator agent types",
                 problems=(Problem(pointer, "agent-unknown", detail),),
             )
+
+
+def _fits(request: TaskRequest, steps: list[PlanStep], policy: Policy) -> None:
+    """An agent and a model that never go together would wait for each other for ever."""
+    for number, step in enumerate(steps):
+        name, model = step.agent_type or request.agent.type, step.model or request.model
+        if name is None or policy.misfit is None:
+            continue
+        found = policy.misfit(name, model, approvals=bool(request.agent.tool_approval))
+        if found is None:
+            continue
+        lacking, others = found
+        pointer = f"/steps/{number}/agent" if step.agent_type else "/agent/type"
+        fits = f"Take one of {', '.join(others)}, or leave the agent out" if others else "Leave the agent out"
+        raise Refused(
+            "agent-unfit",
+            f"{name} can't do it: {lacking}.",
+            f"{fits}.",
+            problems=(Problem(pointer, "agent-unfit", lacking),),
+        )
 
 
 _INSERT_WORKFLOW: Final = Prepared(
