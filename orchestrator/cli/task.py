@@ -16,6 +16,7 @@ import typer
 
 from orchestrator.cli import answers, session
 from orchestrator.cli.codes import ExitCode, code_of_task
+from orchestrator.cli.money import spent
 from orchestrator.cli.request import build
 from orchestrator.cli.session import segment
 from orchestrator.cli.spans import seconds
@@ -190,7 +191,8 @@ def list_tasks(
             f"{task['steps_done']}/{task['steps_total']}",
             _waits(task),
             since(task["created_at"]),
-            f"${task['cost']['amount'][:-2]}" + (" REPLAY" if task["model"]["kind"] == "recorded" else ""),
+            spent(task["cost"], is_complete=task["is_cost_complete"], places=2)
+            + (" REPLAY" if task["model"]["kind"] == "recorded" else ""),
         )
         for task in found
     ]
@@ -321,7 +323,7 @@ def calls(
                 one["agent_type"],
                 f"{one['input_tokens'] + one['cache_read_tokens'] + one['cache_write_tokens']:,}",
                 f"{one['output_tokens']:,}",
-                f"${one['cost']['amount']}" if one["cost"] else "",
+                spent(one["cost"], is_complete=True) if one["cost"] else _unpriced(one),
                 since(one["started_at"]),
             )
             for one in found
@@ -346,13 +348,16 @@ def costs(task_id: TaskId, json: Json = False) -> None:
                 str(one["calls"]),
                 f"{one['input_tokens'] + one['cache_read_tokens'] + one['cache_write_tokens']:,}",
                 f"{one['output_tokens']:,}",
-                f"${one['cost']['amount']}" + (" and more" if one["unpriced_calls"] else ""),
+                spent(one["cost"], is_complete=one["recorded"] or not one["unpriced_calls"]),
             )
             for one in found["lines"]
         ],
     )
     bound = found["budget"].get("max_cost_usd")
-    say(f"${found['cost']['amount']} in all" + (f" of ${bound}" if bound else ""))
+    in_all = spent(found["cost"], is_complete=found["is_cost_complete"])
+    say(f"{in_all} in all" + (f" of ${bound}" if bound else ""))
+    if not found["is_cost_complete"]:
+        say('Enter what is missing: ORCHESTRATOR_PRICES=\'{"MODEL": {"input": "0.2", "output": "0.6"}}\'')
 
 
 @app.command()
@@ -504,6 +509,10 @@ def _since(text: str | None) -> str | None:
     return (datetime.now(UTC) - timedelta(seconds=seconds(text))).isoformat() if text else None
 
 
+def _unpriced(call: dict[str, Any]) -> str:
+    return "price unknown" if call["input_tokens"] + call["output_tokens"] else ""
+
+
 def _waits(task: dict[str, Any]) -> str:
     if not task["waiting_on"]:
         return ""
@@ -527,7 +536,7 @@ def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
     out(
         f"  {task['priority']} · {task['execution_mode']} · phase {task['phase']}"
         f" · created {since(task['created_at'])} ago by {line(task['created_by'])}"
-        f" · ${task['usage']['cost']['amount']}"
+        f" · {spent(task['usage']['cost'], is_complete=task['usage']['is_cost_complete'])}"
     )
     if task["parent_id"]:
         out(f"  started by an agent of {task['parent_id']}")

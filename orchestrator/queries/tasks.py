@@ -49,6 +49,8 @@ class TaskLine:
     steps_total: int
     open_questions: int
     cost: Money
+    is_cost_complete: bool
+    """False: models were used whose price isn't known; `cost` is without them."""
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None
@@ -80,7 +82,8 @@ _LIST: Final = f"""
     SELECT t.id, t.parent_id, t.external_id, t.title, t.status, t.waiting_on, t.waiting_since,
         t.waiting_detail, t.outcome, t.priority, t.execution_mode, t.agent_type, t.model,
         t.repository_url, t.open_questions, t.created_at, t.updated_at, t.started_at,
-        t.finished_at, t.cancel_requested_at, u.cost_usd, u.recorded_calls, c.*, o.*
+        t.finished_at, t.cancel_requested_at, u.cost_usd, u.recorded_calls,
+        u.unpriced_tokens, c.*, o.*
     FROM (SELECT * FROM tasks t WHERE {{where}} ORDER BY created_at DESC, id DESC LIMIT :limit) t
     CROSS JOIN LATERAL ({COST_SQL}) u CROSS JOIN LATERAL ({STEP_COUNT_SQL}) c
     CROSS JOIN LATERAL ({WAIT_SQL}) o
@@ -180,5 +183,6 @@ def _line(row: Mapping[str, Any]) -> TaskLine:
         display=shown({**row, **waits}),
         model=model(row),
         cost=money(row["cost_usd"]),
+        is_cost_complete=row["unpriced_tokens"] == 0,
         **{name: row[name] for name in same.split()},
     )
