@@ -272,6 +272,9 @@ class Wiring:
     @cached_property
     def policy(self) -> Policy:
         from orchestrator.commands.submit import Policy
+        from orchestrator.engine.prices import price, with_entered
+
+        prices = with_entered(self.settings.prices)
 
         return Policy(
             max_attempts=self.settings.max_attempts,
@@ -279,6 +282,7 @@ class Wiring:
             agent_types=frozenset(AGENT_TYPES),
             allow_private_addresses=self.settings.allow_private_addresses,
             misfit=misfit,
+            is_priced=lambda model: price(model, prices) is not None,
         )
 
     @property

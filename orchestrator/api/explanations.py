@@ -263,7 +263,7 @@ run-limit-reached | The step used up what one step may use
     Split the step, or raise the limit where the gateway runs.
 price-unknown | The model's price is not known
     The task has a budget in dollars, and nobody knows what a call of this model costs.
-    Use a model whose price is known, or bound the task by tokens or turns instead.
+    Enter it where the gateway runs, or bound the task by tokens or turns instead.
 model-not-allowed | The run may not use that model
     A run may use its own model and those in ORCHESTRATOR_RUN_MODELS.
     Name the model with the task (--model), or allow it in ORCHESTRATOR_RUN_MODELS.
@@ -341,7 +341,7 @@ model-not-allowed | The run may not use this model
     Name the model with the task, or allow it for all runs, then: orchestrator task retry <id>
 price-unknown | The model's price isn't known
     A budget in USD can't be kept with a model whose price nobody has entered.
-    Enter it in ORCHESTRATOR_PRICES, or give the task no budget in USD.
+    Set ORCHESTRATOR_PRICES='{"MODEL": {"input": "0.2", "output": "0.6"}}', or bound by tokens or turns.
 provider-missing | The gateway has no way to this model's provider
     Neither a key nor an address of it is configured.
     Set ANTHROPIC_API_KEY or OPENAI_API_KEY where the gateway runs and restart it.

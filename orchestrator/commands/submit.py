@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from orchestrator.core.flow import Flow, compile_plan
 from orchestrator.core.plan import Plan, PlanStep, validate
 from orchestrator.core.priority import Priority
 from orchestrator.core.redaction import LOOKS
+from orchestrator.core.spending import price_missing
 from orchestrator.core.states import Event
 from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.publishing import Publishable
@@ -39,6 +40,7 @@ class Policy:
     """What this installation lets a request ask for.
 
     `misfit(agent, model, approvals=…)`: why they never go together, and the agents that would do.
+    `is_priced(model)`: whether a budget in dollars can be kept with it.
     """
 
     max_attempts: int
@@ -46,6 +48,7 @@ class Policy:
     agent_types: frozenset[str]
     allow_private_addresses: bool = False
     misfit: Misfit | None = None
+    is_priced: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def submit(
     url = _repository(request, policy)
     plan = _plan(request, policy)
     stored = LOOKS.value(request.model_dump(mode="json", exclude_unset=True))
-    warnings = tuple(_warnings(request, now))
+    warnings = tuple(_warnings(request, policy, now))
     written = one(
         connection,
         _INSERT_TASK,
@@ -216,7 +219,7 @@ def title_of(description: str) -> str:
     return first if len(first) <= 80 else f"{first[:79]}…"  # noqa: PLR2004 - as wide as a terminal
 
 
-def _warnings(request: TaskRequest, now: datetime) -> list[dict[str, str]]:
+def _warnings(request: TaskRequest, policy: Policy, now: datetime) -> list[dict[str, str]]:
     found = []
     if request.deadline is not None and request.deadline < now:
         detail = f"The deadline {request.deadline} had passed when the task was created: it doesn't bind."
@@ -225,7 +228,18 @@ def _warnings(request: TaskRequest, now: datetime) -> list[dict[str, str]]:
         found.append(
             {"code": "repository-defaulted", "detail": "No repository was named: it works in an empty one."}
         )
+    if request.budget.max_cost_usd is not None and policy.is_priced is not None:
+        models = {model for _, model in _runs(request) if model is not None}
+        unpriced = sorted(model for model in models if not policy.is_priced(model))
+        found += [{"code": "price-unknown", "detail": price_missing(model)} for model in unpriced]
     return found
+
+
+def _runs(request: TaskRequest) -> list[tuple[str | None, str | None]]:
+    """The agent and the model that are named for each step."""
+    steps = request.plan_steps()
+    named = [(step.agent_type or request.agent.type, step.model or request.model) for step in steps]
+    return [(agent, None if agent == "replay" else model) for agent, model in named]
 
 
 def _repository(request: TaskRequest, policy: Policy) -> str | None:
