@@ -149,6 +149,8 @@ def test_a_path_that_is_there_is_a_repository_on_this_machine(door: Door, tmp_pa
         (("task", "list"), {"ORCHESTRATOR_API_URL": "nonsense"}, 7, "api-unreachable"),
         (("agent", "drain", "nobody"), {}, 5, "agent-unknown"),
         (("explain", "no-such-code"), {}, 5, "code-unknown"),
+        (("up", "--ephemeral", "--data", "kept"), {}, 2, "option-invalid"),
+        (("demo", "--ephemeral", "--data", "kept"), {}, 2, "option-invalid"),
     ],
 )
 def test_an_error_says_what_to_do_and_ends_with_its_codes(
