@@ -17,7 +17,7 @@ import typer
 from orchestrator.cli import answers, session
 from orchestrator.cli.codes import ExitCode, code_of_task
 from orchestrator.cli.money import spent
-from orchestrator.cli.request import build
+from orchestrator.cli.request import build, by_option
 from orchestrator.cli.session import segment
 from orchestrator.cli.spans import seconds
 from orchestrator.cli.system import Json
@@ -99,40 +99,40 @@ def create(
     json: Json = False,
 ) -> None:
     """Creates a task."""
-    body = build(
-        file,
-        {
-            "description": description,
-            "steps": steps,
-            "repo": repo,
-            "branch": branch,
-            "push": push,
-            "credential": credential,
-            "question_timeout": question_timeout,
-            "on_silence": on_silence,
-            "ask_before": ask_before,
-            "gates": gate,
-            "depends_on": depends_on,
-            "project": project,
-            "validate_only": validate_only,
-            "title": title,
-            "priority": priority,
-            "mode": mode,
-            "agent": agent,
-            "model": model,
-            "requirements": requirements,
-            "deadline": deadline,
-            "stakeholders": stakeholder,
-            "labels": label,
-            "budget": budget,
-            "timeout": timeout,
-            "external_id": external_id,
-            "id": task_id,
-            "hold": hold,
-        },
-    )
+    given = {
+        "description": description,
+        "steps": steps,
+        "repo": repo,
+        "branch": branch,
+        "push": push,
+        "credential": credential,
+        "question_timeout": question_timeout,
+        "on_silence": on_silence,
+        "ask_before": ask_before,
+        "gates": gate,
+        "depends_on": depends_on,
+        "project": project,
+        "validate_only": validate_only,
+        "title": title,
+        "priority": priority,
+        "mode": mode,
+        "agent": agent,
+        "model": model,
+        "requirements": requirements,
+        "deadline": deadline,
+        "stakeholders": stakeholder,
+        "labels": label,
+        "budget": budget,
+        "timeout": timeout,
+        "external_id": external_id,
+        "id": task_id,
+        "hold": hold,
+    }
     client = session.client()
-    task = client.post("/api/v1/tasks", body)
+    try:
+        task = client.post("/api/v1/tasks", build(file, given))
+    except Refused as error:
+        raise by_option(error, given) from None
     for warning in task["warnings"]:
         say(f"! {warning['detail']}")
     if watch:

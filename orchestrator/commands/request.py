@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from orchestrator.commands.faults import in_words
 from orchestrator.core import leave, priority, repository_url, task_id
 from orchestrator.core.errors import Problem, Refused
 from orchestrator.core.plan import PlanStep
@@ -300,7 +301,7 @@ def refused(error: ValidationError) -> Refused:
         Problem(
             pointer="".join(f"/{part}" for part in found["loc"]),
             code=found["type"].replace("_", "-"),
-            detail=found["msg"].removeprefix("Value error, "),
+            detail=in_words(found),
         )
         for found in error.errors(include_url=False, include_input=False, include_context=False)
     )
