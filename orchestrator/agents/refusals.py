@@ -33,7 +33,15 @@ _CODES: Final[Mapping[str, tuple[ErrorClass, bool, str]]] = MappingProxyType(
             False,
             "the agent asked for a model that it may not use",
         ),
-        "price-unknown": (ErrorClass.VALIDATION, False, "the model's price is not known, so it has no limit"),
+        "price-unknown": (
+            ErrorClass.VALIDATION,
+            False,
+            (
+                "the task has a budget in dollars, and the model's price is not known: enter it "
+                """(ORCHESTRATOR_PRICES='{"MODEL": {"input": "0.2", "output": "0.6"}}'), or bound the """
+                "task by tokens or turns"
+            ),
+        ),
         "provider-missing": (ErrorClass.AUTH, False, "the gateway has no key for the model's provider"),
         "run-limit-reached": (ErrorClass.LIMIT, False, "the agent used up what one step may use"),
         "gateway-unready": (ErrorClass.NETWORK, True, "the gateway was not ready"),

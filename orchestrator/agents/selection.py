@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from orchestrator.agents.readiness import Readiness
-from orchestrator.agents.types import AgentType, Capability
+from orchestrator.agents.types import AGENT_TYPES, AgentType, Capability
 
 _SPECIALTY: Final = 0.5
 _LANGUAGE: Final = 0.25
@@ -100,10 +100,24 @@ def _lacking(one: Readiness, wanted: Wanted, tags: frozenset[str]) -> Iterable[s
     for word in wanted.capabilities:
         if not one.kind.offers(word) and word not in tags:
             yield f"it doesn't offer {word!r}, and neither does this worker"
-    if wanted.approvals and Capability.APPROVALS not in one.kind.capabilities:
+    yield from _never(one.kind, wanted.model, approvals=wanted.approvals)
+
+
+def _never(kind: AgentType, model: str | None, *, approvals: bool) -> Iterable[str]:
+    """What no installation changes."""
+    if approvals and Capability.APPROVALS not in kind.capabilities:
         yield "it asks nobody's leave, which this task requires: take another kind, or no tool_approval"
-    if not speaks_to(one.kind, wanted.model):
-        yield f"it doesn't speak to {provider_of(wanted.model)}, whose model {wanted.model} is"
+    if not speaks_to(kind, model):
+        yield f"it doesn't speak to {provider_of(model)}, whose model {model} is"
+
+
+def misfit(name: str, model: str | None, *, approvals: bool) -> tuple[str, Sequence[str]] | None:
+    """Why no agent of that kind will ever do a step with this model, and the kinds that would."""
+    lacking = next(iter(_never(AGENT_TYPES[name], model, approvals=approvals)), None)
+    if lacking is None:
+        return None
+    others = [kind for kind in AGENT_TYPES.values() if kind.preference >= 0]
+    return lacking, [kind.name for kind in others if not list(_never(kind, model, approvals=approvals))]
 
 
 def speaks_to(kind: AgentType, model: str | None) -> bool:

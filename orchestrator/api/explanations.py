@@ -144,6 +144,9 @@ repository-unreachable | The repository can't be reached
 agent-unknown | There is no such kind of agent
     This version doesn't know the agent type that the request names.
     Leave it out, and one is chosen by rule, or take a name from `orchestrator agent types`.
+agent-unfit | That agent never does it with that model
+    The kind of agent that is named can't use the model that is named, or can't ask the leave that is wanted.
+    Leave the agent or the model out, or take an agent that the message names.
 agent-program-unknown | There is no such agent program
     Only programs of orchestrator/data/agents.toml can be installed.
     See them: orchestrator agent install --list
@@ -263,7 +266,7 @@ run-limit-reached | The step used up what one step may use
     Split the step, or raise the limit where the gateway runs.
 price-unknown | The model's price is not known
     The task has a budget in dollars, and nobody knows what a call of this model costs.
-    Use a model whose price is known, or bound the task by tokens or turns instead.
+    Enter it where the gateway runs, or bound the task by tokens or turns instead.
 model-not-allowed | The run may not use that model
     A run may use its own model and those in ORCHESTRATOR_RUN_MODELS.
     Name the model with the task (--model), or allow it in ORCHESTRATOR_RUN_MODELS.
@@ -347,7 +350,7 @@ model-not-allowed | The run may not use this model
     Name the model with the task, or allow it for all runs, then: orchestrator task retry <id>
 price-unknown | The model's price isn't known
     A budget in USD can't be kept with a model whose price nobody has entered.
-    Enter it in ORCHESTRATOR_PRICES, or give the task no budget in USD.
+    Set ORCHESTRATOR_PRICES='{"MODEL": {"input": "0.2", "output": "0.6"}}', or bound by tokens or turns.
 provider-missing | The gateway has no way to this model's provider
     Neither a key nor an address of it is configured.
     Set ANTHROPIC_API_KEY or OPENAI_API_KEY where the gateway runs and restart it.

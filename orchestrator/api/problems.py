@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from orchestrator.api.explanations import EXPLANATIONS
+from orchestrator.commands.faults import in_words
 from orchestrator.core.errors import (
     Conflict,
     Denied,
@@ -111,7 +112,7 @@ def install(app: FastAPI) -> None:
     def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
         faults = tuple(
-            Problem("/" + "/".join(map(str, fault["loc"])), fault["type"].replace("_", "-"), fault["msg"])
+            Problem("/" + "/".join(map(str, fault["loc"])), fault["type"].replace("_", "-"), in_words(fault))
             for fault in error.errors()
         )
         message = f"{faults[0].pointer.lstrip('/')}: {faults[0].detail}"

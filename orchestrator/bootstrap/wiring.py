@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.agents.readiness import Readiness
+from orchestrator.agents.selection import misfit
 from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.bootstrap.agents import AgentMaker, agent_by_type, agents_here
 from orchestrator.bootstrap.providers import Providers
@@ -107,12 +108,17 @@ class Wiring:
     @cached_property
     def policy(self) -> Policy:
         from orchestrator.commands.submit import Policy
+        from orchestrator.engine.prices import price, with_entered
+
+        prices = with_entered(self.settings.prices)
 
         return Policy(
             max_attempts=self.settings.max_attempts,
             allow_local_repositories=self.settings.allow_local_repositories,
             agent_types=frozenset(AGENT_TYPES),
             allow_private_addresses=self.settings.allow_private_addresses,
+            misfit=misfit,
+            is_priced=lambda model: price(model, prices) is not None,
         )
 
     @property

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from orchestrator.cli.local import AsJson, Data, ready, settings
+from orchestrator.cli.local import AsJson, Data, ready, settings, whole_or_nothing
 from orchestrator.cli.terminal import out, print_line, say
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def demo(
     from orchestrator.local.interrupts import StopAsked
     from orchestrator.local.stack import Options, Stack
 
+    whole_or_nothing(data, ephemeral=ephemeral)
     found = settings(data)
     speak = say if as_json else typer.echo
     show = _print_events if as_json else _show

@@ -11,9 +11,11 @@ import typer
 
 from orchestrator.cli import session
 from orchestrator.cli.terminal import print_json, print_line, say
+from orchestrator.core.errors import Refused
 
 if TYPE_CHECKING:
     from orchestrator.config import Settings
+    from orchestrator.local.stack import Stack
 
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder; its own installation each.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
@@ -47,6 +49,7 @@ def up(
     from orchestrator.local.interrupts import StopAsked
     from orchestrator.local.stack import Options, Stack
 
+    whole_or_nothing(data, ephemeral=ephemeral)
     options = Options(
         workers=workers, concurrency=concurrency, flower=not no_flower, ephemeral=ephemeral, listen=listen
     )
@@ -57,8 +60,11 @@ def up(
             stack.start()
             if as_json:
                 print_line(ready(stack.data_dir, time.monotonic() - began))
-            speak(f'\n Submit a task    orchestrator task create -d "…" --repo . --watch{_where(data)}')
-            speak(" Ctrl-C stops everything; what is running goes on at the next start.\n")
+            speak(
+                f'\n Submit a task    orchestrator task create -d "…" --repo . --watch{_where(data, stack)}'
+            )
+            after = " and removes it" if ephemeral else "; what is running goes on at the next start"
+            speak(f" Ctrl-C stops everything{after}.\n")
             code = stack.run()
     except StopAsked:
         code = 130
@@ -76,8 +82,21 @@ def ready(data_dir: Path, seconds: float) -> dict[str, Any]:
     return {"event": "ready", "seconds": round(seconds, 3), "data_dir": str(data_dir), "urls": dict(urls)}
 
 
-def _where(data: Path | None) -> str:
-    return "" if data is None else f"   (with ORCHESTRATOR_DATA_DIR={data})"
+def whole_or_nothing(data: Path | None, *, ephemeral: bool) -> None:
+    """Raises Refused: a folder that is named is kept, and one that is kept isn't ephemeral."""
+    if ephemeral and data is not None:
+        raise Refused(
+            "option-invalid",
+            f"--ephemeral keeps nothing, and --data {data} is a folder to keep.",
+            "Leave one of the two out; an ephemeral stack makes a folder of its own and removes it.",
+        )
+
+
+def _where(data: Path | None, stack: Stack) -> str:
+    """What a client must know to find this stack."""
+    if stack.data_dir == session.settings().data_dir:
+        return ""
+    return f"   (with ORCHESTRATOR_DATA_DIR={data or stack.data_dir})"
 
 
 def down(data: Data = None, as_json: AsJson = False) -> None:

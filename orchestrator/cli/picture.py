@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.money import spent
 from orchestrator.cli.terminal import TONES, line, span
 
 _MARKS: Final = {
@@ -55,7 +56,7 @@ def _bar(task: Mapping[str, Any]) -> RenderableType:
     facts = [
         f"step {task['steps_done']} of {task['steps_total']}",
         span((until - datetime.fromisoformat(began)).total_seconds()),
-        f"${used['cost']['amount']}",
+        spent(used["cost"], is_complete=used["is_cost_complete"]),
         f"{(used['input_tokens'] + used['output_tokens']) / 1000:.1f} k tokens",
     ]
     mark, colour = _MARKS[task["status"]]

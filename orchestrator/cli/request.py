@@ -16,6 +16,31 @@ _SAME: Final = (
 )
 
 
+_OPTIONS: Final = {
+    "budget.max_cost_usd": "budget",
+    "budget.max_duration": "timeout",
+    "on_question_timeout.after": "question_timeout",
+    "on_question_timeout.then": "on_silence",
+    "agent.tool_approval": "ask_before",
+    "repository.credential": "credential",
+    "execution_mode": "mode",
+    **{name: name for name in ("priority", "deadline", "title", "model", "external_id", "id")},
+}
+"""Fields as the server names them → the options that filled them."""
+
+
+def by_option(error: Refused, given: Mapping[str, Any]) -> Refused:
+    """The server's words about a field, said of the option that it came from."""
+    place, colon, said = error.message.partition(": ")
+    field = place.rstrip("0123456789").rstrip(".")
+    option = _OPTIONS.get(field, "")
+    if not colon or not given.get(option):
+        return error
+    others = tuple(fault for fault in error.problems if fault.detail != said)
+    flag = f"--{option.replace('_', '-')}"
+    return Refused(error.code, f"{flag}: {said}", "Correct it and send it again.", others, error.retryable)
+
+
 def build(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """What options say goes before what `file` says. Whether it is valid is the server's to say."""
     body: dict[str, Any] = _object(file) if file else {}

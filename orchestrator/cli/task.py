@@ -16,7 +16,8 @@ import typer
 
 from orchestrator.cli import answers, session
 from orchestrator.cli.codes import ExitCode, code_of_task
-from orchestrator.cli.request import build
+from orchestrator.cli.money import spent
+from orchestrator.cli.request import build, by_option
 from orchestrator.cli.session import segment
 from orchestrator.cli.spans import seconds
 from orchestrator.cli.system import Json
@@ -98,40 +99,40 @@ def create(
     json: Json = False,
 ) -> None:
     """Creates a task."""
-    body = build(
-        file,
-        {
-            "description": description,
-            "steps": steps,
-            "repo": repo,
-            "branch": branch,
-            "push": push,
-            "credential": credential,
-            "question_timeout": question_timeout,
-            "on_silence": on_silence,
-            "ask_before": ask_before,
-            "gates": gate,
-            "depends_on": depends_on,
-            "project": project,
-            "validate_only": validate_only,
-            "title": title,
-            "priority": priority,
-            "mode": mode,
-            "agent": agent,
-            "model": model,
-            "requirements": requirements,
-            "deadline": deadline,
-            "stakeholders": stakeholder,
-            "labels": label,
-            "budget": budget,
-            "timeout": timeout,
-            "external_id": external_id,
-            "id": task_id,
-            "hold": hold,
-        },
-    )
+    given = {
+        "description": description,
+        "steps": steps,
+        "repo": repo,
+        "branch": branch,
+        "push": push,
+        "credential": credential,
+        "question_timeout": question_timeout,
+        "on_silence": on_silence,
+        "ask_before": ask_before,
+        "gates": gate,
+        "depends_on": depends_on,
+        "project": project,
+        "validate_only": validate_only,
+        "title": title,
+        "priority": priority,
+        "mode": mode,
+        "agent": agent,
+        "model": model,
+        "requirements": requirements,
+        "deadline": deadline,
+        "stakeholders": stakeholder,
+        "labels": label,
+        "budget": budget,
+        "timeout": timeout,
+        "external_id": external_id,
+        "id": task_id,
+        "hold": hold,
+    }
     client = session.client()
-    task = client.post("/api/v1/tasks", body)
+    try:
+        task = client.post("/api/v1/tasks", build(file, given))
+    except Refused as error:
+        raise by_option(error, given) from None
     for warning in task["warnings"]:
         say(f"! {warning['detail']}")
     if watch:
@@ -190,7 +191,8 @@ def list_tasks(
             f"{task['steps_done']}/{task['steps_total']}",
             _waits(task),
             since(task["created_at"]),
-            f"${task['cost']['amount'][:-2]}" + (" REPLAY" if task["model"]["kind"] == "recorded" else ""),
+            spent(task["cost"], is_complete=task["is_cost_complete"], places=2)
+            + (" REPLAY" if task["model"]["kind"] == "recorded" else ""),
         )
         for task in found
     ]
@@ -321,7 +323,7 @@ def calls(
                 one["agent_type"],
                 f"{one['input_tokens'] + one['cache_read_tokens'] + one['cache_write_tokens']:,}",
                 f"{one['output_tokens']:,}",
-                f"${one['cost']['amount']}" if one["cost"] else "",
+                spent(one["cost"], is_complete=True) if one["cost"] else _unpriced(one),
                 since(one["started_at"]),
             )
             for one in found
@@ -346,13 +348,16 @@ def costs(task_id: TaskId, json: Json = False) -> None:
                 str(one["calls"]),
                 f"{one['input_tokens'] + one['cache_read_tokens'] + one['cache_write_tokens']:,}",
                 f"{one['output_tokens']:,}",
-                f"${one['cost']['amount']}" + (" and more" if one["unpriced_calls"] else ""),
+                spent(one["cost"], is_complete=one["recorded"] or not one["unpriced_calls"]),
             )
             for one in found["lines"]
         ],
     )
     bound = found["budget"].get("max_cost_usd")
-    say(f"${found['cost']['amount']} in all" + (f" of ${bound}" if bound else ""))
+    in_all = spent(found["cost"], is_complete=found["is_cost_complete"])
+    say(f"{in_all} in all" + (f" of ${bound}" if bound else ""))
+    if not found["is_cost_complete"]:
+        say('Enter what is missing: ORCHESTRATOR_PRICES=\'{"MODEL": {"input": "0.2", "output": "0.6"}}\'')
 
 
 @app.command()
@@ -504,10 +509,17 @@ def _since(text: str | None) -> str | None:
     return (datetime.now(UTC) - timedelta(seconds=seconds(text))).isoformat() if text else None
 
 
+def _unpriced(call: dict[str, Any]) -> str:
+    return "price unknown" if call["input_tokens"] + call["output_tokens"] else ""
+
+
 def _waits(task: dict[str, Any]) -> str:
     if not task["waiting_on"]:
         return ""
-    return f"{task['waiting_on'].replace('_', ' ')} · {since(task['waiting_since'])}"
+    missing = (task["waiting_detail"] or {}).get("missing") or {}
+    lacks = "; ".join(f"{name} {gaps[0].split(':')[0]}" for name, gaps in missing.items() if gaps)
+    said = task["waiting_on"].replace("_", " ") + (f" ({_cut(lacks, 60)})" if lacks else "")
+    return f"{said} · {since(task['waiting_since'])}"
 
 
 def _cut(text: str, most: int) -> str:
@@ -518,11 +530,13 @@ def _cut(text: str, most: int) -> str:
 def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
     replay = "  REPLAY (recorded model)" if task["model"]["kind"] == "recorded" else ""
     out(f"{task['id']}  {line(task['title'])}{replay}")
-    out(f"  {task['display']['label']}: {line(task['display']['why'])}")
+    waits = task["waiting_on"] and task["status"] == task["display"]["label"]
+    said = f" (waits for {_AWAITED.get(task['waiting_on'], task['waiting_on'])})" if waits else ""
+    out(f"  {task['display']['label']}{said}: {line(task['display']['why'])}")
     out(
         f"  {task['priority']} · {task['execution_mode']} · phase {task['phase']}"
         f" · created {since(task['created_at'])} ago by {line(task['created_by'])}"
-        f" · ${task['usage']['cost']['amount']}"
+        f" · {spent(task['usage']['cost'], is_complete=task['usage']['is_cost_complete'])}"
     )
     if task["parent_id"]:
         out(f"  started by an agent of {task['parent_id']}")
@@ -558,6 +572,7 @@ def _ways_on(task: dict[str, Any]) -> list[str]:
     return [word for word, on in _WAYS.items() if waits & on]
 
 
+_AWAITED: Final = {"agent": "an agent", "circuit_breaker": "what failed to recover", "slot": "a slot"}
 _WAYS: Final = {"answer": {"question", "tool_approval", "budget"}, "resume": {"paused", "escalation"}}
 
 

@@ -22,7 +22,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from orchestrator.core import priority, repository_url, task_id
+from orchestrator.commands.faults import in_words
+from orchestrator.core import leave, priority, repository_url, task_id
 from orchestrator.core.errors import Problem, Refused
 from orchestrator.core.plan import PlanStep
 from orchestrator.core.priority import Priority
@@ -49,6 +50,12 @@ def _printable(text: str) -> str:
             f"holds the control character U+{ord(found.group()):04X} at position {found.start()}"
         )
     return text
+
+
+def _may_need_leave(name: str) -> str:
+    if said := leave.fault(name):
+        raise ValueError(said)
+    return name
 
 
 def _one_line(text: str) -> str:
@@ -178,7 +185,13 @@ class AgentRequest(_Body):
     type: Line | None = None
     capabilities: Annotated[list[Line], Field(max_length=MAX_ITEMS)] = []
     tool_approval: Annotated[
-        list[Annotated[str, Field(pattern=r"^(\*|[A-Za-z][A-Za-z0-9_.:/-]{0,99})$")]],
+        list[
+            Annotated[
+                str,
+                Field(pattern=r"^(\*|[A-Za-z][A-Za-z0-9_.:/-]{0,99})$"),
+                AfterValidator(_may_need_leave),
+            ]
+        ],
         Field(max_length=MAX_ITEMS),
     ] = []
 
@@ -288,7 +301,7 @@ def refused(error: ValidationError) -> Refused:
         Problem(
             pointer="".join(f"/{part}" for part in found["loc"]),
             code=found["type"].replace("_", "-"),
-            detail=found["msg"].removeprefix("Value error, "),
+            detail=in_words(found),
         )
         for found in error.errors(include_url=False, include_input=False, include_context=False)
     )
@@ -296,7 +309,7 @@ def refused(error: ValidationError) -> Refused:
     where = first.pointer.lstrip("/").replace("/", ".") or "the request"
     return Refused(
         "request-invalid",
-        f"{where}: {first.detail[:300]}",
+        f"{where}: {first.detail[:900]}",
         "Correct the named fields and send it again.",
         problems=problems,
     )

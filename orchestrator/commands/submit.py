@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection
 
@@ -19,6 +19,7 @@ from orchestrator.core.flow import Flow, compile_plan
 from orchestrator.core.plan import Plan, PlanStep, validate
 from orchestrator.core.priority import Priority
 from orchestrator.core.redaction import LOOKS
+from orchestrator.core.spending import price_missing
 from orchestrator.core.states import Event
 from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.publishing import Publishable
@@ -28,14 +29,26 @@ from orchestrator.db.transitions import step_event
 PUSH_KEY: Final = "push"
 
 
+class Misfit(Protocol):
+    def __call__(
+        self, name: str, model: str | None, /, *, approvals: bool
+    ) -> tuple[str, Sequence[str]] | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What this installation lets a request ask for."""
+    """What this installation lets a request ask for.
+
+    `misfit(agent, model, approvals=…)`: why they never go together, and the agents that would do.
+    `is_priced(model)`: whether a budget in dollars can be kept with it.
+    """
 
     max_attempts: int
     allow_local_repositories: bool
     agent_types: frozenset[str]
     allow_private_addresses: bool = False
+    misfit: Misfit | None = None
+    is_priced: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +113,15 @@ def submit(
     """Accepts a task: after the COMMIT it will end in exactly one terminal state.
 
     Raises Refused (`request-invalid` for an id that can't be one, `plan-…`, `repository-forbidden`,
-    `agent-unknown`, `mode-unavailable`) or Conflict (`task-exists`: the id is taken by another request).
+    `agent-unknown`, `agent-unfit`, `mode-unavailable`) or Conflict (`task-exists`: the id is
+    taken by another request).
     """
     ref = TaskRef(tenant_id, request.id or task_id)
     check_id(ref.task_id)
     url = _repository(request, policy)
     plan = _plan(request, policy)
     stored = LOOKS.value(request.model_dump(mode="json", exclude_unset=True))
-    warnings = tuple(_warnings(request, now))
+    warnings = tuple(_warnings(request, policy, now))
     written = one(
         connection,
         _INSERT_TASK,
@@ -205,7 +219,7 @@ def title_of(description: str) -> str:
     return first if len(first) <= 80 else f"{first[:79]}…"  # noqa: PLR2004 - as wide as a terminal
 
 
-def _warnings(request: TaskRequest, now: datetime) -> list[dict[str, str]]:
+def _warnings(request: TaskRequest, policy: Policy, now: datetime) -> list[dict[str, str]]:
     found = []
     if request.deadline is not None and request.deadline < now:
         detail = f"The deadline {request.deadline} had passed when the task was created: it doesn't bind."
@@ -214,7 +228,18 @@ def _warnings(request: TaskRequest, now: datetime) -> list[dict[str, str]]:
         found.append(
             {"code": "repository-defaulted", "detail": "No repository was named: it works in an empty one."}
         )
+    if request.budget.max_cost_usd is not None and policy.is_priced is not None:
+        models = {model for _, model in _runs(request) if model is not None}
+        unpriced = sorted(model for model in models if not policy.is_priced(model))
+        found += [{"code": "price-unknown", "detail": price_missing(model)} for model in unpriced]
     return found
+
+
+def _runs(request: TaskRequest) -> list[tuple[str | None, str | None]]:
+    """The agent and the model that are named for each step."""
+    steps = request.plan_steps()
+    named = [(step.agent_type or request.agent.type, step.model or request.model) for step in steps]
+    return [(agent, None if agent == "replay" else model) for agent, model in named]
 
 
 def _repository(request: TaskRequest, policy: Policy) -> str | None:
@@ -232,6 +257,7 @@ def _repository(request: TaskRequest, policy: Policy) -> str | None:
 def _plan(request: TaskRequest, policy: Policy) -> Plan:
     steps = request.plan_steps()
     _agents(request, steps, policy)
+    _fits(request, steps, policy)
     if request.repository and request.repository.push:
         needed = {need for step in steps for need in step.needs}
         ends = tuple(step.key for step in steps if step.key not in needed)
@@ -256,6 +282,26 @@ def _agents(request: TaskRequest, steps: list[PlanStep], policy: Policy) -> None
                 "Leave it out and one is chosen, or see: orchestrator agent types",
                 problems=(Problem(pointer, "agent-unknown", detail),),
             )
+
+
+def _fits(request: TaskRequest, steps: list[PlanStep], policy: Policy) -> None:
+    """An agent and a model that never go together would wait for each other for ever."""
+    for number, step in enumerate(steps):
+        name, model = step.agent_type or request.agent.type, step.model or request.model
+        if name is None or policy.misfit is None:
+            continue
+        found = policy.misfit(name, model, approvals=bool(request.agent.tool_approval))
+        if found is None:
+            continue
+        lacking, others = found
+        pointer = f"/steps/{number}/agent" if step.agent_type else "/agent/type"
+        fits = f"Take one of {', '.join(others)}, or leave the agent out" if others else "Leave the agent out"
+        raise Refused(
+            "agent-unfit",
+            f"{name} can't do it: {lacking}.",
+            f"{fits}.",
+            problems=(Problem(pointer, "agent-unfit", lacking),),
+        )
 
 
 _INSERT_WORKFLOW: Final = Prepared(

@@ -82,3 +82,14 @@ def tokens_expected(body_bytes: int, max_output: int | None) -> tuple[int, int]:
     """Input and output tokens to reserve for a request of that length."""
     output = OUTPUT_RESERVED if max_output is None else max(1, min(max_output, OUTPUT_RESERVED))
     return min(body_bytes // BYTES_PER_TOKEN, MOST_INPUT_RESERVED) + 1, output
+
+
+def price_missing(model: str) -> str:
+    """Why a budget in dollars can't be kept with this model, and what to do."""
+    name = "".join(letter for letter in model[:80] if letter.isprintable() and letter not in "\"'\\{}")
+    example = f'{{"{name}": {{"input": "0.2", "output": "0.6"}}}}'
+    return (
+        f"The task has a budget in dollars, and the price of {name} is not known. Enter it, in USD per "
+        f"million tokens, where gateway and API run: ORCHESTRATOR_PRICES='{example}'; or bound the task by "
+        "tokens or turns instead."
+    )

@@ -208,8 +208,7 @@ def _refusal(call: NewCall, run: Run, row: dict[str, Any], of_step: Budget) -> R
         return Refusal("model-not-allowed", f"This run may not use {call.model[:80]!r}.")
     budget = spending.budget_of(row["budget"])
     if budget.cost_usd is not None and call.cost_usd is None:
-        text = f"The task has a budget in dollars, and the price of {call.model[:80]!r} is not known."
-        return Refusal("price-unknown", text)
+        return Refusal("price-unknown", spending.price_missing(call.model))
     spent = Spending(row["spent_usd"], row["spent_tokens"], row["calls"])
     held = Spending(row["held_usd"], int(row["held_tokens"]), row["held_calls"])
     used_up = spending.exhausted(budget, spent, held)

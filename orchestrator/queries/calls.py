@@ -60,12 +60,16 @@ class CostLine:
 
 @dataclass(frozen=True, slots=True)
 class TreeCosts:
-    """Of a task and all that it belongs to: `root_id` with all subtasks. `budget` is the root's."""
+    """Of a task and all that it belongs to: `root_id` with all subtasks. `budget` is the root's.
+
+    `is_cost_complete` False: the price of some calls isn't known, and `cost` is without them.
+    """
 
     task_id: str
     root_id: str
     budget: dict[str, Any]
     cost: Money
+    is_cost_complete: bool
     lines: tuple[CostLine, ...]
 
 
@@ -129,7 +133,8 @@ def tree_costs(connection: Connection, tenant_id: str, task_id: str) -> TreeCost
     found = rows(connection, _COSTS, tenant=tenant_id, root=root["root_id"])
     lines = tuple(CostLine(**_priced(row)) for row in found)
     total = sum((row["cost_usd"] for row in found), Decimal(0))
-    return TreeCosts(task_id, root["root_id"], root["budget"], money(total), lines)
+    complete = all(line.recorded or not line.unpriced_calls for line in lines)
+    return TreeCosts(task_id, root["root_id"], root["budget"], money(total), complete, lines)
 
 
 def _priced(row: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the models of a task used so far. `recorded_calls` cost nothing."""
+    """What the models of a task used so far. `recorded_calls` cost nothing.
+
+    `is_cost_complete` False: `unpriced_tokens` were used of models whose price nobody has entered, and
+    `cost` is without them.
+    """
 
     calls: int
     recorded_calls: int
@@ -36,6 +40,8 @@ class Usage:
     cache_read_tokens: int
     cache_write_tokens: int
     cost: Money
+    is_cost_complete: bool
+    unpriced_tokens: int
 
 
 COST_SQL: Final = """
@@ -43,7 +49,9 @@ COST_SQL: Final = """
         count(*) FILTER (WHERE recorded) AS recorded_calls,
         coalesce(sum(input_tokens), 0) AS input_tokens, coalesce(sum(output_tokens), 0) AS output_tokens,
         coalesce(sum(cache_read_tokens), 0) AS cache_read_tokens,
-        coalesce(sum(cache_write_tokens), 0) AS cache_write_tokens
+        coalesce(sum(cache_write_tokens), 0) AS cache_write_tokens,
+        coalesce(sum(input_tokens + output_tokens + cache_read_tokens + cache_write_tokens)
+            FILTER (WHERE cost_usd IS NULL AND NOT recorded), 0) AS unpriced_tokens
     FROM usage WHERE tenant_id = t.tenant_id AND task_id = t.id
 """
 STEP_COUNT_SQL: Final = """
@@ -73,4 +81,6 @@ def usage(row: Mapping[str, Any]) -> Usage:
         row["cache_read_tokens"],
         row["cache_write_tokens"],
         money(row["cost_usd"]),
+        row["unpriced_tokens"] == 0,
+        row["unpriced_tokens"],
     )

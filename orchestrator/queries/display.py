@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from orchestrator.core.states import Status, WaitingOn
+from orchestrator.core.states import WAITS_QUEUED, Status, WaitingOn
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,8 @@ _WAITS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     }
 )
 _PERSON: Final = "attention"
+_BEFORE_A_RUN: Final = WAITS_QUEUED - {WaitingOn.RETRY_BACKOFF}
+"""A task that has begun isn't called queued again, though its steps are."""
 
 
 def display(
@@ -78,7 +80,8 @@ def display(
             icon = "pause" if waiting_on == WaitingOn.PAUSED else "question"
             return Display(label, _PERSON, icon, why)
         case Status.RUNNING if waiting_on:
-            return Display(*_waits(waiting_on, "active", "clock"))
+            shown = Display(*_waits(waiting_on, "active", "clock", detail))
+            return replace(shown, label="running") if waiting_on in _BEFORE_A_RUN else shown
         case Status.RUNNING:
             return Display(
                 "running", "active", "play", "An agent is at work, or the next step is about to start."

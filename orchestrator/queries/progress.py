@@ -13,6 +13,7 @@ from orchestrator.core.states import TERMINAL, Status
 from orchestrator.db.sql import one, statement
 from orchestrator.queries.display import Display, shown
 from orchestrator.queries.steps import current_step, fraction
+from orchestrator.queries.waits import WAIT_SQL, awaited
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,9 @@ class Progress:
 
 
 _PROGRESS: Final = statement(
-    """
-    SELECT t.id, t.status, t.waiting_on, t.outcome, t.open_questions, t.event_number, t.started_at,
+    f"""
+    SELECT t.id, t.status, t.waiting_on, t.waiting_since, t.waiting_detail, o.*, t.outcome,
+        t.open_questions, t.event_number, t.started_at,
         t.finished_at, t.cancel_requested_at, s.steps
     FROM tasks t
     CROSS JOIN LATERAL (
@@ -52,6 +54,7 @@ _PROGRESS: Final = statement(
         FROM workflows w JOIN steps s ON s.tenant_id = w.tenant_id AND s.workflow_id = w.id
         WHERE w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
     ) s
+    CROSS JOIN LATERAL ({WAIT_SQL}) o
     WHERE t.tenant_id = :tenant AND t.id = :task
     """
 )
@@ -67,6 +70,7 @@ def progress(connection: Connection, tenant_id: str, task_id: str) -> Progress:
             "List those that there are: orchestrator task list",
         )
     steps = row["steps"]
+    waits = awaited(row)
     done = sum(status == Status.COMPLETED for _, status, _ in steps)
     share = fraction(row["status"], done, len(steps))
     return Progress(
@@ -76,8 +80,8 @@ def progress(connection: Connection, tenant_id: str, task_id: str) -> Progress:
         progress_fraction=share,
         progress_percent=round(share * 100),
         status=row["status"],
-        waiting_on=row["waiting_on"],
-        display=shown(row),
+        waiting_on=waits["waiting_on"],
+        display=shown({**row, **waits}),
         current_steps=tuple(key for _, status, key in steps if status == Status.RUNNING),
         steps_done=done,
         steps_total=len(steps),

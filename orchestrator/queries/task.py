@@ -16,6 +16,7 @@ from orchestrator.queries.costs import COST_SQL, STEP_COUNT_SQL, Model, Usage, m
 from orchestrator.queries.display import Display, shown
 from orchestrator.queries.questions import LONGEST_ID, QuestionLine, open_questions
 from orchestrator.queries.steps import StepLine, current_step, fraction, steps
+from orchestrator.queries.waits import WAIT_SQL, awaited
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +146,11 @@ def resolve(connection: Connection, tenant_id: str, given: str) -> str:
 _DETAIL: Final = statement(
     f"""
     SELECT t.*, w.id AS workflow_id, w.phase, w.started_at AS workflow_started_at,
-        w.ended_at AS workflow_ended_at, u.*, c.*
+        w.ended_at AS workflow_ended_at, u.*, c.*, o.*
     FROM tasks t
     JOIN workflows w ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
     CROSS JOIN LATERAL ({COST_SQL}) u CROSS JOIN LATERAL ({STEP_COUNT_SQL}) c
+    CROSS JOIN LATERAL ({WAIT_SQL}) o
     WHERE t.tenant_id = :tenant AND t.id = :task
     """
 )
@@ -161,7 +163,7 @@ _HISTORY: Final = statement(
 
 
 _BELOW: Final = statement(
-    """
+    f"""
     WITH RECURSIVE below AS (
         SELECT c.*, ARRAY[to_char(c.created_at, 'YYYYMMDDHH24MISSUS') || c.id] AS place FROM tasks c
         WHERE c.tenant_id = :tenant AND c.parent_id = :task
@@ -169,18 +171,24 @@ _BELOW: Final = statement(
         SELECT c.*, b.place || (to_char(c.created_at, 'YYYYMMDDHH24MISSUS') || c.id)
         FROM tasks c JOIN below b ON c.tenant_id = b.tenant_id AND c.parent_id = b.id
     )
-    SELECT id, parent_id, parent_step_id AS step_id, parent_call_id AS call_id, depth, title, status,
-        waiting_on, outcome, cancel_requested_at, created_at, finished_at
-    FROM below ORDER BY place
+    SELECT t.id, t.parent_id, t.parent_step_id AS step_id, t.parent_call_id AS call_id, t.depth, t.title,
+        t.status, t.waiting_on, t.waiting_since, t.waiting_detail, t.outcome, t.cancel_requested_at,
+        t.created_at, t.finished_at, o.*
+    FROM below t CROSS JOIN LATERAL ({WAIT_SQL}) o ORDER BY t.place
     """
 )
 
 
 def _below(connection: Connection, tenant_id: str, task_id: str) -> tuple[SubtaskLine, ...]:
-    same = "id parent_id step_id call_id depth title status waiting_on created_at finished_at"
+    same = "id parent_id step_id call_id depth title status created_at finished_at"
     return tuple(
-        SubtaskLine(display=shown(row), **{name: row[name] for name in same.split()})
+        SubtaskLine(
+            waiting_on=waits["waiting_on"],
+            display=shown({**row, **waits}),
+            **{name: row[name] for name in same.split()},
+        )
         for row in rows(connection, _BELOW, tenant=tenant_id, task=task_id)
+        for waits in (awaited(row),)
     )
 
 
@@ -194,18 +202,20 @@ def task(connection: Connection, tenant_id: str, task_id: str) -> TaskDetail:
             "List those that there are: orchestrator task list",
         )
     workflow = {"tenant": tenant_id, "workflow": row["workflow_id"]}
+    waits = awaited(row)
     plan = steps(connection, tenant_id, row["workflow_id"])
     history = tuple(PhaseChange(**change) for change in rows(connection, _HISTORY, **workflow))
     asked = open_questions(connection, tenant_id, task_id) if row["open_questions"] else ()
     same = (
-        "id external_id title description status waiting_on waiting_since waiting_detail outcome result phase"
+        "id external_id title description status outcome result phase"
         " priority execution_mode on_step_failure agent_type repository_url repository_branch base_commit"
         " labels budget deadline steps_done steps_total created_by created_at updated_at started_at"
         " finished_at parent_id root_id depth"
     )
     return TaskDetail(
         **{name: row[name] for name in same.split()},
-        display=shown(row),
+        **waits,
+        display=shown({**row, **waits}),
         model=model(row),
         branch=branch(row["id"]) if row["tip_commit"] else None,
         commit=row["tip_commit"],

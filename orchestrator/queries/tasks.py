@@ -16,6 +16,7 @@ from orchestrator.db.sql import rows, statement
 from orchestrator.queries.costs import COST_SQL, STEP_COUNT_SQL, Model, Money, model, money
 from orchestrator.queries.cursor import decode, encode
 from orchestrator.queries.display import Display, shown
+from orchestrator.queries.waits import WAIT_SQL, WAITS_FOR_SQL, awaited
 
 MOST_PER_PAGE: Final = 200
 MOST_QUERY: Final = 200
@@ -37,6 +38,7 @@ class TaskLine:
     status: str
     waiting_on: str | None
     waiting_since: datetime | None
+    waiting_detail: Mapping[str, Any] | None
     display: Display
     priority: str
     execution_mode: str
@@ -47,6 +49,8 @@ class TaskLine:
     steps_total: int
     open_questions: int
     cost: Money
+    is_cost_complete: bool
+    """False: models were used whose price isn't known; `cost` is without them."""
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None
@@ -75,12 +79,14 @@ class TaskFilter:
 
 
 _LIST: Final = f"""
-    SELECT t.id, t.parent_id, t.external_id, t.title, t.status, t.waiting_on, t.waiting_since, t.outcome,
-        t.priority, t.execution_mode, t.agent_type, t.model, t.repository_url, t.open_questions, t.created_at,
-        t.updated_at, t.started_at, t.finished_at, t.cancel_requested_at, u.cost_usd,
-        u.recorded_calls, c.*
-    FROM (SELECT * FROM tasks WHERE {{where}} ORDER BY created_at DESC, id DESC LIMIT :limit) t
+    SELECT t.id, t.parent_id, t.external_id, t.title, t.status, t.waiting_on, t.waiting_since,
+        t.waiting_detail, t.outcome, t.priority, t.execution_mode, t.agent_type, t.model,
+        t.repository_url, t.open_questions, t.created_at, t.updated_at, t.started_at,
+        t.finished_at, t.cancel_requested_at, u.cost_usd, u.recorded_calls,
+        u.unpriced_tokens, c.*, o.*
+    FROM (SELECT * FROM tasks t WHERE {{where}} ORDER BY created_at DESC, id DESC LIMIT :limit) t
     CROSS JOIN LATERAL ({COST_SQL}) u CROSS JOIN LATERAL ({STEP_COUNT_SQL}) c
+    CROSS JOIN LATERAL ({WAIT_SQL}) o
     ORDER BY t.created_at DESC, t.id DESC
 """
 
@@ -125,7 +131,7 @@ def _where(wanted: TaskFilter) -> tuple[list[str], dict[str, Any]]:
         conditions.append(f"({' OR '.join(alternatives)})")
     if wanted.waiting_on:
         values["waits"] = [_one_of(value, WaitingOn, "waiting_on") for value in wanted.waiting_on]
-        conditions.append("waiting_on = ANY(:waits)")
+        conditions.append(WAITS_FOR_SQL)
     if wanted.needs_person:
         values["person"] = sorted(WAITS_FOR_PERSON)
         conditions.append("(waiting_on = ANY(:person) OR open_questions > 0)")
@@ -168,12 +174,15 @@ def _one_of(text: str, kind: type[Status | WaitingOn], name: str) -> str:
 
 def _line(row: Mapping[str, Any]) -> TaskLine:
     same = (
-        "id parent_id external_id title status waiting_on waiting_since priority execution_mode agent_type"
+        "id parent_id external_id title status priority execution_mode agent_type"
         " steps_done steps_total open_questions created_at updated_at started_at finished_at repository_url"
     )
+    waits = awaited(row)
     return TaskLine(
-        display=shown(row),
+        **waits,
+        display=shown({**row, **waits}),
         model=model(row),
         cost=money(row["cost_usd"]),
+        is_cost_complete=row["unpriced_tokens"] == 0,
         **{name: row[name] for name in same.split()},
     )

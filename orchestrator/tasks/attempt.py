@@ -19,6 +19,7 @@ from orchestrator.bootstrap import Wiring
 from orchestrator.core import run_token, task_id as task_ids
 from orchestrator.core.assignment import Assignment, Budget, Limits, ModelAccess
 from orchestrator.core.errors import OrchestratorError, Unavailable
+from orchestrator.core.leave import RISKS
 from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.redaction import Redactor
 from orchestrator.core.subtask import SubtaskRequest
@@ -288,10 +289,6 @@ def assignment_of(wiring: Wiring, claimed: Claimed, agent_type: str) -> Assignme
         context=_context(claimed),
         approvals=_approvals(claimed.approvals or ()),
     )
-
-
-RISKS: Final = ("read", "write", "execute", "network", "delegate")
-"""The classes that `*` stands for."""
 
 
 def _approvals(asked: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,19 @@ def test_every_program_is_pinned_to_one_version_and_its_needs_are_known() -> Non
     assert {"node", "codex", "goose", "aider", "claude-code"} == set(pins)
     for pin in pins.values():
         assert set(pin.needs) <= set(pins)
-        assert any(pin.version in package for package in pin.packages)
+        if pin.source != "extra":
+            assert any(pin.version in package for package in pin.packages)
+
+
+def test_the_version_that_is_listed_is_what_the_program_itself_says() -> None:
+    """`agent types` asks the program, `agent install --list` the pins: both name the same one."""
+    spec = find_spec("claude_agent_sdk")
+    if spec is None or spec.origin is None:
+        pytest.skip("claude-code is an extra that isn't installed")
+    bundled = (Path(spec.origin).parent / "_cli_version.py").read_text()
+    assert f'"{programs.pins()["claude-code"].version}"' in bundled
+    (found,) = [one for one in agent_programs.listed() if one.pin.name == "claude-code"]
+    assert found.state == "installed"
 
 
 def test_a_program_that_there_is_not_is_told_the_choice(tmp_path: Path) -> None:

@@ -56,6 +56,18 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "agent-unknown",
         "/steps/0/agent",
     ),
+    ({"description": "x", "agent": {"type": "claude-code"}, "model": "gpt-5"}, "agent-unfit", "/agent/type"),
+    ({"description": "x", "agent": {"type": "aider", "tool_approval": ["write"]}}, "agent-unfit", ""),
+    (
+        {
+            "description": "x",
+            "model": "claude-sonnet-4-5",
+            "steps": [{"id": "a", "description": "A", "agent": "codex"}],
+        },
+        "agent-unfit",
+        "/steps/0/agent",
+    ),
+    ({"description": "x", "agent": {"tool_approval": ["exectue"]}}, "request-invalid", ""),
 ]
 
 

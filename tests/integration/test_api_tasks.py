@@ -56,6 +56,19 @@ def test_a_new_task_is_answered_with_all_of_it_and_where_it_is(door: Door) -> No
     assert body == door.get(f"/tasks/{body['id']}")
 
 
+def test_a_budget_in_dollars_for_a_model_without_a_price_is_warned_of_at_once(door: Door) -> None:
+    budget = {"max_cost_usd": "5"}
+    warned = door.create(model="some-model", budget=budget)["warnings"]
+    (said,) = [each["detail"] for each in warned if each["code"] == "price-unknown"]
+    assert """ORCHESTRATOR_PRICES='{"some-model": {"input":""" in said
+    for fine in (
+        {"model": "some-model"},
+        {"model": "claude-sonnet-4-5", "budget": budget},
+        {"model": "some-model", "budget": budget, "agent": {"type": "replay"}},
+    ):
+        assert "price-unknown" not in {each["code"] for each in door.create(**fine)["warnings"]}
+
+
 def test_a_dead_broker_delays_no_task_and_loses_none(door: Door) -> None:
     created = door.create()  # no broker listens at all in this file
 

@@ -6,14 +6,19 @@ from typing import Any
 
 import pytest
 
+from orchestrator.agents.claude_leave import QUESTION, RISKS as CLAUDE_RISKS
 from orchestrator.commands import answer, request, subtask
 from orchestrator.commands.subtask import Bounds, Call
+from orchestrator.core import leave
 from orchestrator.core.errors import Conflict, Refused
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Ask
 from orchestrator.db import effects
 from orchestrator.db.sql import StepRef
+from orchestrator.engine.tools import toolbox
+from orchestrator.engine.tools.policy import ToolPolicy
+from orchestrator.engine.web import HostPolicy
 from orchestrator.tasks.attempt import _approvals
 from tests.integration.ledger import TENANT, Ledger
 
@@ -108,10 +113,33 @@ def test_a_star_means_every_class_of_risk() -> None:
     assert _approvals(("run_command", "*", "read")) == ("run_command", *every)
 
 
-@pytest.mark.parametrize("wrong", ["", "a b", "rm -rf", "\u202eread", ["read"]])
+@pytest.mark.parametrize(
+    "wrong", ["", "a b", "rm -rf", "\u202eread", ["read"], "exectue", "bash", "run_comand"]
+)
 def test_a_name_that_no_tool_has_is_refused(wrong: Any) -> None:
     with pytest.raises(Refused, match=r"agent\.tool_approval"):
         request.parse({"description": "x", "agent": {"tool_approval": [wrong]}})
+
+
+def test_a_misspelt_name_is_told_which_there_are_and_a_servers_tool_may_have_any() -> None:
+    with pytest.raises(Refused, match="did you mean execute") as found:
+        request.parse({"description": "x", "agent": {"tool_approval": ["exectue"]}})
+    assert all(
+        name in found.value.message for name in ("network", "run_command", "Bash", "mcp__server__tool")
+    )
+    asked = ["*", "Bash", "apply_patch", "mcp__docs__search", "forge__push", "forge.push"]
+    parsed = request.parse({"description": "x", "agent": {"tool_approval": asked}})
+    assert parsed.agent.tool_approval == asked
+
+
+def test_each_tool_of_ours_and_of_claude_code_may_need_leave() -> None:
+    hosts = HostPolicy(("docs.test",))
+    ours = [
+        tool.name for tool in toolbox(ToolPolicy(hosts, subtasks=True)).values() if not tool.touches_nothing
+    ]
+    assert set(ours) <= set(leave.ENGINE_TOOLS)
+    assert set(leave.ENGINE_TOOLS) <= set(toolbox(ToolPolicy(hosts, subtasks=True)))
+    assert set(CLAUDE_RISKS) - {QUESTION} <= set(leave.CLAUDE_CODE_TOOLS)
 
 
 # --- more budget --------------------------------------------------------------------------------------------

@@ -149,6 +149,8 @@ def test_a_path_that_is_there_is_a_repository_on_this_machine(door: Door, tmp_pa
         (("task", "list"), {"ORCHESTRATOR_API_URL": "nonsense"}, 7, "api-unreachable"),
         (("agent", "drain", "nobody"), {}, 5, "agent-unknown"),
         (("explain", "no-such-code"), {}, 5, "code-unknown"),
+        (("up", "--ephemeral", "--data", "kept"), {}, 2, "option-invalid"),
+        (("demo", "--ephemeral", "--data", "kept"), {}, 2, "option-invalid"),
     ],
 )
 def test_an_error_says_what_to_do_and_ends_with_its_codes(
@@ -161,6 +163,19 @@ def test_an_error_says_what_to_do_and_ends_with_its_codes(
     last = done.stderr.strip().splitlines()[-1]
     assert last == f"  code {code} · exit {exit_code} · orchestrator explain {code}"
     assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_option_is_named_as_the_option_that_it_is_and_said_once(door: Door) -> None:
+    done = run(door, "task", "create", "-d", "x", "--budget", "abc")
+
+    assert done.returncode == 2
+    first = "✗ --budget: must be an amount of US dollars above 0: write 2 or 0.50"
+    assert done.stderr.splitlines()[0] == first
+    assert done.stderr.count("write 2 or 0.50") == 1
+    unfit = run(door, "task", "create", "-d", "x", "--ask-before", "exectue").stderr
+    assert unfit.startswith(
+        "✗ --ask-before: 'exectue' is no class of risk and no tool; did you mean execute?"
+    )
 
 
 def test_a_command_that_there_is_not_is_a_usage_error(door: Door) -> None:

@@ -105,3 +105,26 @@ def test_health_tells_a_gateway_that_died_from_none_at_all(
     assert gateway()["alive"] == 0, "it left in order"
     ledger.run("INSERT INTO gateways (id, url, heartbeat_at) VALUES ('g', 'u', now() - interval '1 hour')")
     assert gateway() == {"status": "degraded", "alive": 0, "providers": []}
+
+
+def test_what_has_no_known_price_is_never_shown_as_free(ledger: Ledger, tmp_path: Path, door: Door) -> None:
+    free, both = ledger.take(ledger.task("free")["work"]), ledger.take(ledger.task("both")["work"])
+    with serving(Answer(STREAM)) as provider, gateway_to(ledger, provider.url, tmp_path) as gateway:
+        for claimed, model in ((free, "some-model"), (both, "some-model"), (both, MODEL)):
+            assert post(gateway.access(ledger, claimed, model), model=model).status_code == 200
+        until(lambda: len(ledger.rows("SELECT 1 FROM model_calls WHERE ended_at IS NOT NULL")) == 3)
+
+    for task, said in (("free", "price unknown"), ("both", "at least $0.0")):
+        usage = door.get(f"/tasks/{task}")["usage"]
+        assert not usage["is_cost_complete"]
+        assert usage["unpriced_tokens"] > 0
+        costs = door.get(f"/tasks/{task}/costs")
+        assert (costs["is_cost_complete"], door.get("/tasks")["data"][0]["is_cost_complete"]) == (
+            False,
+            False,
+        )
+        assert f"· {said}" in orchestrator(door, "task", "status", task)
+        (row,) = [each for each in orchestrator(door, "task", "list").splitlines() if each.startswith(task)]
+        assert said in row
+    assert "price unknown" in orchestrator(door, "task", "calls", "free")
+    assert "price unknown" in orchestrator(door, "task", "costs", "both")

@@ -168,6 +168,9 @@ def test_without_a_known_price_a_budget_in_dollars_lets_nothing_through(
     with serving(Answer(STREAM)) as provider, gateway_to(ledger, provider.url, tmp_path) as gateway:
         refused = post(gateway.access(ledger, bounded, "some-model"), model="some-model")
         assert (refused.status_code, code(refused)) == (403, "price-unknown")
+        assert (
+            """ORCHESTRATOR_PRICES='{"some-model": {"input": "0.2",""" in refused.json()["error"]["message"]
+        )
         assert post(gateway.access(ledger, free, "some-model"), model="some-model").status_code == 200
     assert len(provider.requests) == 1
 

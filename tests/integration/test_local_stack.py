@@ -20,7 +20,7 @@ from redis import Redis
 
 from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.local import control, credentials, ports, postgres, processes, roster
-from tests.acceptance.running import READY, Doors, Program
+from tests.acceptance.running import Doors, Program
 from tests.integration.repositories import path_without_bubblewrap
 
 if TYPE_CHECKING:
@@ -359,7 +359,8 @@ def test_two_whole_stacks_that_start_at_once_get_ports_of_their_own(tmp_path: Pa
     programs = [Program(words, tmp_path / name) for name in ("one", "other")]
     try:
         for program in programs:
-            program.until_said(READY)
+            said = program.until_said("Ctrl-C stops everything and removes it.")
+            assert f"ORCHESTRATOR_DATA_DIR={program.data})" in said, "where a client finds it"
         doors = [Doors(program.data) for program in programs]
         for name in ("api", "flower"):
             assert len({door.urls[name] for door in doors}) == 2, [door.urls for door in doors]

@@ -158,7 +158,7 @@ def test_what_the_gateway_refuses_keeps_its_code(api: str, code: str) -> None:
             status=status,
             retry_after=21,
             headers={"x-orchestrator-code": code},
-            message="The gateway's own words.",
+            message=f"The gateway's own words. [{code}]",
         )
         with pytest.raises(ModelError) as raised:
             reply_of(APIS[api](server, SECONDS))
@@ -167,6 +167,7 @@ def test_what_the_gateway_refuses_keeps_its_code(api: str, code: str) -> None:
     assert (found.error, found.code, found.retryable) == (error, code, retryable)
     assert found.retry_after == timedelta(seconds=21)
     assert "The gateway's own words." in found.message
+    assert str(found.message).count(code) == 0, "the code is said beside the message"
 
 
 # ---- previous_response_id

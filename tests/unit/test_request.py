@@ -187,3 +187,27 @@ def test_whatever_is_sent_is_accepted_or_refused_in_our_own_words(body: dict[str
         return
     assert said.code
     assert said.hint
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            {"budget": {"max_cost_usd": "abc"}},
+            "must be an amount of US dollars above 0: write 2 or 0.50",
+        ),
+        ({"budget": {"max_cost_usd": -1}}, "must be an amount of US dollars above 0: write 2 or 0.50"),
+        ({"budget": {"max_tokens": "many"}}, "must be a number of tokens above 0: write 500000"),
+        ({"budget": {"max_duration": "soon"}}, "must be a span of time of at most 30 days: write 30m,"),
+        ({"deadline": "tomorrow"}, "must be a date or a time: write 2030-01-31 or"),
+        ({"execution_mode": "fast"}, "must be 'auto', 'strict' or 'dry_run'"),
+        ({"on_question_timeout": {"after": "2h", "then": "ask"}}, "must be 'wait', 'fail' or 'default'"),
+        ({"title": 7}, "must be a text"),
+        ({"agent": {"tool_approval": ["a b"]}}, "must be the name of a class of risk or a tool: write"),
+    ],
+)
+def test_a_fault_is_told_in_a_persons_words_with_an_example(body: dict[str, Any], said: str) -> None:
+    error = refused({**FINE, **body})
+    assert said in error.message
+    assert "nput" not in error.message + error.problems[0].detail
+    assert "valid" not in error.message

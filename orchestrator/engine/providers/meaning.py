@@ -121,6 +121,5 @@ def of_status(status: int, headers: Mapping[str, str]) -> Meaning:
 
 def failure(meaning: Meaning, said: str | None = None) -> ModelError:
     """`said`: the server's own words, for people."""
-    return ModelError(
-        meaning.error, meaning.code, (said or meaning.says)[:_SHOWN], retryable=meaning.retryable
-    )
+    words = (said or meaning.says)[:_SHOWN].removesuffix(f" [{meaning.code}]")
+    return ModelError(meaning.error, meaning.code, words, retryable=meaning.retryable)
