@@ -27,7 +27,13 @@ def start(wiring: Wiring, scope: Scope, requests: Sequence[SubtaskRequest], comm
     try:
         with wiring.engine.begin() as connection:
             started = subtask.start(
-                connection, call, requests, bounds=bounds, agent_types=_KINDS, models=wiring.known_models
+                connection,
+                call,
+                requests,
+                bounds=bounds,
+                agent_types=_KINDS,
+                models=wiring.known_models,
+                misfit=wiring.policy.misfit,
             )
     except NotStarted as refused:
         raise SubtaskRefused(str(refused)) from None
