@@ -294,7 +294,8 @@ NEW_TASK = {
     "steps": "a plan: a list of `id`, `description`, `needs` (ids), `agent`, `model`, `estimate`, `spec` (an "
     "object of at most 65,536 bytes)",
     "on_step_failure": "`stop` (the default), or `continue` with what doesn't need the failed step",
-    "agent": f"`type`: {_named(AGENT_TYPES)}, one that can use the task's model; `capabilities` that it must have; "
+    "agent": f"`type`: {_named(AGENT_TYPES)}, one that can use the task's model; `capabilities` that it must "
+    "have; "
     f"`tool_approval`: the tools and classes of risk ({_named(RISKS)}; `*`: all) whose calls wait for your "
     "approval, in its subtasks, too; tools of MCP servers are called `mcp__server__tool`",
     "model": "the model of steps that name none",
