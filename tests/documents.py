@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from sqlalchemy import Table
 
 from orchestrator import config
+from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.api.app import create_api
 from orchestrator.api.explanations import EXPLANATIONS
 from orchestrator.bootstrap import load
@@ -24,6 +25,7 @@ from orchestrator.cli.main import app as cli
 from orchestrator.commands.request import TaskRequest
 from orchestrator.config import Settings
 from orchestrator.core.diagram import mermaid
+from orchestrator.core.leave import RISKS
 from orchestrator.core.recovery import BACKOFF
 from orchestrator.core.states import (
     PHASES,
@@ -276,6 +278,10 @@ def rest() -> str:
     )
 
 
+def _named(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
 NEW_TASK = {
     "description": "what is to be done; the only field that is required, at most 100,000 characters",
     "id": "an id of your own: at most 80 letters, digits or any of `_ . : -`, beginning with a letter or "
@@ -288,8 +294,10 @@ NEW_TASK = {
     "steps": "a plan: a list of `id`, `description`, `needs` (ids), `agent`, `model`, `estimate`, `spec` (an "
     "object of at most 65,536 bytes)",
     "on_step_failure": "`stop` (the default), or `continue` with what doesn't need the failed step",
-    "agent": "`type`: `engine` or `replay`; `tool_approval`: the tools and classes of risk (`read`, `write`, "
-    "`execute`, `network`; `*`: all) whose calls wait for your approval, in its subtasks, too",
+    "agent": f"`type`: {_named(AGENT_TYPES)}, one that can use the task's model; `capabilities` that it must "
+    "have; "
+    f"`tool_approval`: the tools and classes of risk ({_named(RISKS)}; `*`: all) whose calls wait for your "
+    "approval, in its subtasks, too; tools of MCP servers are called `mcp__server__tool`",
     "model": "the model of steps that name none",
     "budget": "`max_cost_usd`, `max_tokens`, `max_turns`: of all steps together, in one run of the task (a "
     "retry has it anew), beside the installation's limits of each step. It is asked before each request to "

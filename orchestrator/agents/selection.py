@@ -113,7 +113,8 @@ def _never(kind: AgentType, model: str | None, *, approvals: bool) -> Iterable[s
 
 def misfit(name: str, model: str | None, *, approvals: bool) -> tuple[str, Sequence[str]] | None:
     """Why no agent of that kind will ever do a step with this model, and the kinds that would."""
-    lacking = next(iter(_never(AGENT_TYPES[name], model, approvals=approvals)), None)
+    kind = AGENT_TYPES.get(name)
+    lacking = None if kind is None else next(iter(_never(kind, model, approvals=approvals)), None)
     if lacking is None:
         return None
     others = [kind for kind in AGENT_TYPES.values() if kind.preference >= 0]

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from orchestrator.commands.publication import Started
 from orchestrator.commands.request import MAX_DESCRIPTION, harmless
-from orchestrator.commands.submit import begin, title_of
+from orchestrator.commands.submit import Misfit, begin, title_of
 from orchestrator.core.plan import PlanStep, validate
 from orchestrator.core.redaction import LOOKS
 from orchestrator.core.subtask import SubtaskRequest
@@ -109,6 +109,7 @@ def start(
     bounds: Bounds,
     agent_types: frozenset[str],
     models: Sequence[str],
+    misfit: Misfit | None = None,
 ) -> tuple[Started, ...]:
     """Makes a task of each request whose call has none yet: all of them or none. `agent_types`: what an
     agent may ask for, besides its own; `models`: what its own run may use, as its token says it.
@@ -130,6 +131,7 @@ def start(
     _check(parent, new, bounds)
     for request in new:
         _check_wishes(parent, request, agent_types, models)
+        _check_fit(parent, request, misfit)
     started = tuple(_one(connection, call, parent, request) for request in new)
     append_events(
         connection,
@@ -182,6 +184,18 @@ def _check_wishes(
     if request.model is not None and not allows(models, request.model):
         known = ", ".join(models)
         raise NotStarted(f"a subtask can't have the model {request.model!r:.80}; there are {known}")
+
+
+def _check_fit(parent: Mapping[str, Any], request: SubtaskRequest, misfit: Misfit | None) -> None:
+    """An agent that never uses that model would keep its parent waiting for ever."""
+    name, model = request.agent_type or parent["agent_type"], request.model or parent["model"]
+    if name is None or misfit is None or (request.agent_type is None and request.model is None):
+        return
+    approvals = bool((parent["request"].get("agent") or {}).get("tool_approval"))
+    found = misfit(name, model, approvals=approvals)
+    if found is not None:
+        lacking, others = found
+        raise NotStarted(f"{name} can't do it: {lacking}; these can: {', '.join(others) or 'none'}")
 
 
 def _one(connection: Connection, call: Call, parent: Mapping[str, Any], request: SubtaskRequest) -> Started:

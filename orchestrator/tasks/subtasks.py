@@ -36,7 +36,13 @@ def start(
     try:
         with wiring.engine.begin() as connection:
             started = subtask.start(
-                connection, call, requests, bounds=bounds, agent_types=_KINDS, models=models
+                connection,
+                call,
+                requests,
+                bounds=bounds,
+                agent_types=_KINDS,
+                models=models,
+                misfit=wiring.policy.misfit,
             )
     except NotStarted as refused:
         raise SubtaskRefused(str(refused)) from None

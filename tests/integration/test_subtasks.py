@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.agents.selection import misfit
 from orchestrator.commands import intervene, subtask
 from orchestrator.commands.publication import Started
 from orchestrator.commands.subtask import Bounds, Call, NotStarted, subtask_id
@@ -142,6 +143,25 @@ def test_a_subtask_inherits_what_its_parent_was_asked_with(ledger: Ledger) -> No
     start(ledger, claimed, [*asked("c", model="small-2"), *asked("d", model="odd*")])
     ledger.assert_consistent(child)
     ledger.assert_consistent("p")
+
+
+def test_a_subtask_whose_agent_never_uses_its_model_is_not_started(ledger: Ledger) -> None:
+    """It would wait for ever, and its parent with it."""
+    claimed = ledger.take(ledger.task("p", model="claude-haiku-4-5")["work"])
+    call = Call(claimed.step, claimed.fence, 0, None)
+
+    def begin(agent_type: str) -> object:
+        request = SubtaskRequest("a", "Do a", agent_type=agent_type)
+        kinds = frozenset({"codex", "goose"})
+        return ledger.do(
+            lambda connection: subtask.start(
+                connection, call, [request], bounds=WIDE, agent_types=kinds, models=frozenset(), misfit=misfit
+            )
+        )
+
+    with pytest.raises(NotStarted, match=r"codex can't do it: it doesn't speak to anthropic.* goose"):
+        begin("codex")
+    assert begin("goose")
 
 
 def test_depth_and_number_are_limited_with_words_for_the_agent(ledger: Ledger) -> None:
