@@ -134,7 +134,7 @@ def test_a_budget_is_raised_by_rest_and_at_the_terminal(door: Door) -> None:
     answer = door.client.post(
         f"/api/v1/questions/{question}/answer", json={"answer": {"max_cost_usd": 7.5, "max_tokens": 2000}}
     )
-    assert answer.json()["answer"] == {"text": "Raised to $7.5, 2,000 tokens"}
+    assert answer.json()["answer"] == {"text": "Raised to $7.50, 2,000 tokens"}
     assert door.get(f"/tasks/{first['id']}")["budget"] == {"max_cost_usd": "7.5", "max_tokens": 2000}
     assert "the new maximum" in run(door, "task", "status", second["id"]).stdout
     low = run(door, "task", "answer", second["id"], "--text", "4")

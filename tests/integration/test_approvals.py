@@ -150,11 +150,11 @@ BUDGET = {"budget": {"max_cost_usd": "5", "max_tokens": 1000}}
 @pytest.mark.parametrize(
     ("given", "raised", "kept"),
     [
-        ("10", {"max_cost_usd": "10", "max_tokens": 1000}, "Raised to $10"),
+        ("10", {"max_cost_usd": "10", "max_tokens": 1000}, "Raised to $10.00"),
         ("$7.50", {"max_cost_usd": "7.50", "max_tokens": 1000}, "Raised to $7.50"),
-        ("10 USD, 5_000 tokens", {"max_cost_usd": "10", "max_tokens": 5000}, "Raised to $10, 5,000 tokens"),
+        ("10 USD, 5_000 tokens", {"max_cost_usd": "10", "max_tokens": 5000}, "Raised to $10.00, 5,000 tokens"),
         ({"max_tokens": 2000}, {"max_cost_usd": "5", "max_tokens": 2000}, "Raised to 2,000 tokens"),
-        ({"text": "6 dollars"}, {"max_cost_usd": "6", "max_tokens": 1000}, "Raised to $6"),
+        ({"text": "6 dollars"}, {"max_cost_usd": "6", "max_tokens": 1000}, "Raised to $6.00"),
     ],
 )
 def test_a_raise_binds_from_the_same_transaction_on(
@@ -206,7 +206,7 @@ def test_whoever_says_stop_ends_the_step(ledger: Ledger, given: Any) -> None:
 def test_a_second_raise_is_refused_and_raises_nothing(ledger: Ledger) -> None:
     ref = asking(ledger, WaitingOn.BUDGET, **BUDGET)
     say(ledger, "10")
-    with pytest.raises(Conflict, match=r"Raised to \$10"):
+    with pytest.raises(Conflict, match=r"Raised to \$10.00"):
         say(ledger, "20", ledger.question(ref)["id"])
     assert ledger.row()["budget"]["max_cost_usd"] == "10"
 
