@@ -1,6 +1,6 @@
 """A worker of the tests: production's own, but for the agent, which does what files tell it to.
 
-Run as `celery -A tests.integration.harness worker` in an environment of `Stack`. In HARNESS_FOLDER each agent
+Run by `tests.integration.celery_worker` in an environment of `Stack`. In HARNESS_FOLDER each agent
 writes down what it does, and waits where a file says so.
 """
 

@@ -1,6 +1,6 @@
 """The worker of the tests, told to end whenever its main thread holds the lock of its pool of threads.
 
-Run as `celery -A tests.integration.interrupted worker --pool threads`.
+Run by `tests.integration.celery_worker`, with a pool of threads.
 """
 
 from __future__ import annotations

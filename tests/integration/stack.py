@@ -154,9 +154,8 @@ def worker(
     log = stack.folder / f"{name}.log"
     wanted = queues or ",".join(stack.wiring.topology.consumed(Lane))
     command = [
-        *(sys.executable, "-m", "celery", "-A", app, "worker", "--hostname", name, "--queues", wanted),
-        *("--pool", pool, "--concurrency", str(slots), "--loglevel", "INFO"),
-        *("--without-gossip", "--without-mingle"),
+        *(sys.executable, "-m", "tests.integration.celery_worker", app, "--hostname", name),
+        *("--queues", wanted, "--pool", pool, "--concurrency", str(slots), "--loglevel", "INFO"),
     ]
     environment = {**os.environ, **WORKER_ENVIRONMENT, **stack.environment}
     with log.open("wb") as output:

@@ -141,15 +141,9 @@ def worker(
 ) -> Iterator[None]:
     """A worker process with that many threads, ready to take messages."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "celery", "-A", "tests.integration.step_worker", "worker"]
-    options = ["--pool", "threads", "--concurrency", str(slots), "--loglevel", "INFO", "--without-gossip"]
-    queues = [
-        "--queues",
-        ",".join(stage.topology.consumed(lanes)),
-        "--without-mingle",
-        "--hostname",
-        f"{uuid4().hex}@%h",
-    ]
+    command = [sys.executable, "-m", "tests.integration.celery_worker", "tests.integration.step_worker"]
+    options = ["--pool", "threads", "--concurrency", str(slots), "--loglevel", "INFO"]
+    queues = ["--queues", ",".join(stage.topology.consumed(lanes)), "--hostname", f"{uuid4().hex}@test"]
     environment = {
         **os.environ,
         **WORKER_ENVIRONMENT,

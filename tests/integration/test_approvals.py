@@ -152,7 +152,11 @@ BUDGET = {"budget": {"max_cost_usd": "5", "max_tokens": 1000}}
     [
         ("10", {"max_cost_usd": "10", "max_tokens": 1000}, "Raised to $10.00"),
         ("$7.50", {"max_cost_usd": "7.50", "max_tokens": 1000}, "Raised to $7.50"),
-        ("10 USD, 5_000 tokens", {"max_cost_usd": "10", "max_tokens": 5000}, "Raised to $10.00, 5,000 tokens"),
+        (
+            "10 USD, 5_000 tokens",
+            {"max_cost_usd": "10", "max_tokens": 5000},
+            "Raised to $10.00, 5,000 tokens",
+        ),
         ({"max_tokens": 2000}, {"max_cost_usd": "5", "max_tokens": 2000}, "Raised to 2,000 tokens"),
         ({"text": "6 dollars"}, {"max_cost_usd": "6", "max_tokens": 1000}, "Raised to $6.00"),
     ],
