@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +47,7 @@ _MOST_ANSWER: Final = 16 * 1024**2
 _MOST_WAITING: Final = 8
 """Events that are read and not yet taken."""
 _MOST_ID: Final = 100
+_LEFT_SECONDS: Final = 2.0
 _INTERRUPT: Final = "\x03"
 _INTERRUPT_SECONDS: Final = 3.0
 _RESTING: Final = "stable"
@@ -88,17 +90,21 @@ class Server:
         """What happens, beginning with all that has; None when the stream has ended. Where few are taken, few
         are read."""
         events: Queue[tuple[str, Mapping[str, Any]] | None] = Queue(_MOST_WAITING)
-        connection, response = self._ask("GET", "/events", None, None)
+        connection, response, way = self._ask("GET", "/events", None, None)
         closing = threading.Event()
-        threading.Thread(target=_follow, args=(response, events, closing), daemon=True).start()
+        following = threading.Thread(target=_follow, args=(response, events, closing), daemon=True)
+        following.start()
         try:
             yield events
         finally:
             closing.set()
+            with contextlib.suppress(OSError):
+                way.shutdown(socket.SHUT_RDWR)  # wakes who reads; closing it under a reader would not
+            following.join(_LEFT_SECONDS)
             connection.close()
 
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        connection, response = self._ask(method, path, body, TYPING_SECONDS)
+        connection, response, _ = self._ask(method, path, body, TYPING_SECONDS)
         try:
             found = json.loads(response.read(_MOST_ANSWER))
         except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
@@ -111,7 +117,7 @@ class Server:
 
     def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float | None
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse, socket.socket]:
         parts = urlsplit(self.url)
         scheme = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = scheme(parts.hostname or "localhost", parts.port, timeout=CONNECT_SECONDS)
@@ -119,8 +125,8 @@ class Server:
         text = None if body is None else json.dumps(body)
         try:
             connection.connect()
-            if connection.sock is not None:
-                connection.sock.settimeout(seconds)
+            way: socket.socket = connection.sock  # the connection forgets it where the server will close it
+            way.settimeout(seconds)
             kind = {"Content-Type": "application/json"} if text else {}
             connection.request(method, f"{parts.path.rstrip('/')}{path}", text, {**headers, **kind})
             response = connection.getresponse()
@@ -133,7 +139,7 @@ class Server:
             denied = response.status in {401, 403}
             kind_of = ErrorClass.AUTH if denied else ErrorClass.NETWORK
             raise Unreachable(f"{path} answered {response.status}: {said[:300]}", kind_of, response.status)
-        return connection, response
+        return connection, response, way
 
 
 def _follow(
