@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import threading
 from typing import Final, Protocol
 
 import structlog
@@ -71,7 +73,7 @@ class CommandKey:
         if loop.time() < self._fruitless_until:
             raise KeyUnavailable("The command for the provider's key failed a moment ago.")
         try:
-            found = await _printed(self._command)
+            found = await asyncio.to_thread(_printed, self._command)
         except KeyUnavailable as unavailable:
             self._fruitless_until = loop.time() + _FRUITLESS_SECONDS
             log.warning("key_command_failed", reason=str(unavailable))
@@ -83,26 +85,36 @@ class CommandKey:
         return found
 
 
-async def _printed(command: str) -> str:
+def _printed(command: str) -> str:
     """What it says on stderr goes where the gateway's own log goes. Raises KeyUnavailable."""
-    running = await asyncio.create_subprocess_shell(
-        command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True
-    )
-    assert running.stdout is not None  # noqa: S101 - a pipe, as was asked for
-    try:
-        async with asyncio.timeout(_COMMAND_SECONDS):
-            printed = await running.stdout.read(_LONGEST_KEY)
-            status = await running.wait()
-    except TimeoutError:
-        why = f"The command for the provider's key did not end within {_COMMAND_SECONDS:g} seconds."
-        raise KeyUnavailable(why) from None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)
-        await running.wait()
+    with subprocess.Popen(  # noqa: S602 - the installation's own words, a shell's
+        command,
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as running:
+        late = threading.Timer(_COMMAND_SECONDS, _kill, (running,))
+        late.start()
+        try:
+            assert running.stdout is not None  # noqa: S101 - a pipe, as was asked for
+            printed = running.stdout.read(_LONGEST_KEY)  # to its end, in however many pieces it comes
+            if len(printed) == _LONGEST_KEY:
+                raise KeyUnavailable("The command for the provider's key printed more than a key.")
+            status = running.wait()
+        finally:
+            late.cancel()
+            _kill(running)
     if status != 0:
         raise KeyUnavailable(f"The command for the provider's key ended with exit status {status}.")
     found = printed.decode("latin-1").strip()
     if not found or not found.isascii() or not found.isprintable():
         raise KeyUnavailable("The command for the provider's key printed no key: one line, ASCII alone.")
     return found
+
+
+def _kill(running: subprocess.Popen[bytes]) -> None:
+    """With all that it started; one that has ended is left, since its number may be another's by now."""
+    if running.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)

@@ -38,7 +38,7 @@ def counting(folder: Path, last: int = 9) -> str:
     runs = folder / "runs"
     return (
         f"echo >> {runs}; sleep 0.3; n=$(wc -l < {runs}); [ $n -le {last} ] || n={last};"
-        " echo key-number-$n-of-this-provider"
+        " printf key-number-$n; sleep 0.1; echo -of-this-provider"
     )
 
 
@@ -81,7 +81,9 @@ def test_where_the_command_brings_the_same_key_again_the_refusal_is_passed_on(
         assert len(provider.requests) == 3, "what was refused with it isn't sent again"
 
 
-@pytest.mark.parametrize("command", ["exit 3", "true", "printf 'two\\nlines'", "printf 'k\\303\\266y'"])
+@pytest.mark.parametrize(
+    "command", ["exit 3", "true", "printf 'two\\nlines'", "printf 'k\\303\\266y'", "yes"]
+)
 def test_a_command_that_prints_no_key_is_told_and_nothing_is_sent(
     ledger: Ledger, tmp_path: Path, claimed: Any, command: str
 ) -> None:
