@@ -72,11 +72,12 @@ def worker(
     _configured()
     _quietly(**WORKER_ENVIRONMENT)
     consumed = bootstrap.load("worker").topology.consumed(lanes_of(queues))
+    from orchestrator.tasks import app
     from orchestrator.tasks.programs import run_worker
 
-    raise typer.Exit(
-        run_worker(name, consumed, pool=pool.value, slots=concurrency, log_level=log_level.value)
-    )
+    queue_names = [queue.value for queue in consumed]
+    how = {"pool": pool.value, "log_level": log_level.value}
+    raise typer.Exit(run_worker(app, f"{name}@%h", queue_names, slots=concurrency, **how))
 
 
 def beat(log_level: LogLevel = Level.INFO) -> None:
@@ -85,9 +86,10 @@ def beat(log_level: LogLevel = Level.INFO) -> None:
     _quietly()
     data = session.settings().data_dir
     data.mkdir(parents=True, exist_ok=True)
+    from orchestrator.tasks import app
     from orchestrator.tasks.programs import run_beat
 
-    run_beat(data / "beat-schedule", log_level=log_level.value)
+    run_beat(app, data / "beat-schedule", log_level=log_level.value)
 
 
 def api(

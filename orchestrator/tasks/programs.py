@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from celery import Celery
 from celery.utils.log import mlevel
 from celery.utils.nodenames import host_format
 
-from orchestrator.queues.names import QueueName
-from orchestrator.tasks import app
 
-
-def run_worker(name: str, queues: Sequence[QueueName], *, pool: str, slots: int, log_level: str) -> int:
-    """Until it is told to end; its exit status."""
+def run_worker(
+    app: Celery, hostname: str, queues: Sequence[str], *, pool: str, slots: int, log_level: str
+) -> int:
+    """Until it is told to end; its exit status. `hostname`: `%h` in it is this machine's name."""
     worker = app.Worker(
-        hostname=host_format(f"{name}@%h"),
-        queues=[queue.value for queue in queues],
+        hostname=host_format(hostname),
+        queues=list(queues),
         pool_cls=pool,
         concurrency=slots,
         loglevel=mlevel(log_level),
@@ -31,6 +31,6 @@ def run_worker(name: str, queues: Sequence[QueueName], *, pool: str, slots: int,
     return int(worker.exitcode or 0)
 
 
-def run_beat(schedule: Path, *, log_level: str) -> None:
+def run_beat(app: Celery, schedule: Path, *, log_level: str) -> None:
     """Until it is told to end."""
     app.Beat(loglevel=log_level, schedule=str(schedule)).run()

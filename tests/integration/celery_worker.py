@@ -9,7 +9,7 @@ import argparse
 import importlib
 import sys
 
-from celery.utils.log import mlevel
+from orchestrator.tasks.programs import run_worker
 
 
 def main() -> int:
@@ -18,17 +18,14 @@ def main() -> int:
     for name in ("hostname", "queues", "pool", "concurrency", "loglevel"):
         words.add_argument(f"--{name}", required=True)
     given = words.parse_args()
-    worker = importlib.import_module(given.app).app.Worker(
-        hostname=given.hostname,
-        queues=given.queues.split(","),
-        pool_cls=given.pool,
-        concurrency=int(given.concurrency),
-        loglevel=mlevel(given.loglevel),
-        without_gossip=True,
-        without_mingle=True,
+    return run_worker(
+        importlib.import_module(given.app).app,
+        given.hostname,
+        given.queues.split(","),
+        pool=given.pool,
+        slots=int(given.concurrency),
+        log_level=given.loglevel,
     )
-    worker.start()
-    return int(worker.exitcode or 0)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ def child_at(stack: Stack, task_id: str, turn: int) -> int:
     return int(found[-1]["pid"])
 
 
-def end(process: WorkerProcess) -> None:
-    process.process.send_signal(signal.SIGTERM)
+def end(process: WorkerProcess, by: signal.Signals = signal.SIGTERM) -> None:
+    process.process.send_signal(by)
     process.process.wait(PATIENCE_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""A worker whose steps write down what they see; run as `celery -A tests.integration.step_worker worker`.
+"""A worker whose steps write down what they see; run by `tests.integration.celery_worker`.
 
 Steps take orders from Redis: `hold:<step>` makes one wait for `go:<step>`, `park:<step>` makes its first run
 end with `Ignore` after it has stored its own signature.

@@ -51,13 +51,16 @@ def test_after_kill_9_in_a_step_another_attempt_goes_on_from_the_last_finished_t
     stack.ledger.assert_consistent("killed")
 
 
-def test_a_worker_that_is_told_to_end_gives_its_step_back_at_a_turn_s_end(stack: Stack) -> None:
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_told_to_end_gives_its_step_back_at_a_turn_s_end(
+    stack: Stack, by: signal.Signals
+) -> None:
     stack.notes.hold("drained.2")
     result = stack.call(SCRIPT, task_id="drained")
     with worker(stack, pool="prefork", slots=2) as process:
         child_at(stack, "drained", 2)
         assert min(agents(stack))[0] == "busy"
-        end(process)
+        end(process, by)
     (step,) = stack.ledger.steps("drained").values()
     row = stack.ledger.step(step)
     assert (row["status"], row["attempt"], row["given_back"]) == ("queued", 1, True)
@@ -72,13 +75,10 @@ def test_a_worker_that_is_told_to_end_gives_its_step_back_at_a_turn_s_end(stack:
     stack.ledger.assert_consistent("drained")
 
 
-@pytest.mark.parametrize("app", ["tests.integration.harness", "tests.integration.interrupted"])
-def test_a_worker_ends_at_a_signal_wherever_its_main_thread_is(stack: Stack, app: str) -> None:
-    """The second is told amid its pool's submission, under a lock that the pool's end needs as well."""
+def test_a_worker_ends_at_a_signal_wherever_its_main_thread_is(stack: Stack) -> None:
+    """This one is told amid its pool's submission, under a lock that the pool's end needs as well."""
     stack.call("Something", task_id="soon")
-    with worker(stack, pool="threads", app=app) as process:
-        until(lambda: stack.ledger.steps("soon"), "a step")
-        process.process.send_signal(signal.SIGINT)  # as Ctrl-C
+    with worker(stack, pool="threads", app="tests.integration.interrupted") as process:
         process.process.wait(PATIENCE_SECONDS)
     with worker(stack):
         assert stack.ends("soon") == "completed"
