@@ -24,7 +24,7 @@ from sqlalchemy.exc import (
 
 from orchestrator.db.sql import Direct, failed
 
-__all__ = ["Connection", "Engine", "SQLAlchemyError", "at_once", "create", "is_away", "is_lost"]
+__all__ = ["Connection", "Direct", "Engine", "SQLAlchemyError", "at_once", "create", "is_away", "is_lost"]
 
 _CONNECT_SECONDS: Final = 5
 _AWAY: Final = ("57P", "08", "53")

@@ -16,7 +16,7 @@ from orchestrator.core.verdict import Ask
 from orchestrator.db.claims import holds
 from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.journal import FenceLost
-from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
+from orchestrator.db.sql import Direct, Prepared, StepRef, TaskRef, dumps, one, rows, statement
 from orchestrator.db.transitions import Applied, give_back, park
 
 
@@ -316,15 +316,16 @@ _INBOX: Final = statement(
 )
 
 
-_HAS_MESSAGES: Final = statement(
+_HAS_MESSAGES: Final = Prepared(
+    "has_messages",
     """
     SELECT 1 FROM messages WHERE tenant_id = :tenant AND task_id = :task AND delivered_at IS NULL
       AND (step_id IS NULL OR step_id = :step) LIMIT 1
-    """
+    """,
 )
 
 
-def has_messages(connection: Connection, step: StepRef) -> bool:
+def has_messages(connection: Connection | Direct, step: StepRef) -> bool:
     """Whether there is anything to take up; asks without the task's lock, which most turns need not have."""
     return (
         one(connection, _HAS_MESSAGES, tenant=step.tenant_id, task=step.task_id, step=step.step_id)

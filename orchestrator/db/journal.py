@@ -12,29 +12,45 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from orchestrator.db.sql import StepRef, dumps, one, rows, statement
+from orchestrator.db.sql import Direct, Prepared, StepRef, dumps, one, rows, statement
 
+_CLAIM: Final = {"fence": "bigint", "attempt": "int", "conversation": "int"}
+"""What a statement under a claim takes besides text."""
 _HELD: Final = """
     SELECT 1 FROM steps WHERE tenant_id = :tenant AND id = :step AND fence = :fence AND status = 'running'
       AND lease_until IS NOT NULL FOR UPDATE
 """
-_APPEND: Final = statement(
-    f"""
-    WITH held AS ({_HELD})
-    INSERT INTO turns (tenant_id, step_id, conversation, kind, number, fence, attempt, message)
-    SELECT :tenant, :step, :conversation, :kind, :number, :fence, :attempt, CAST(:message AS jsonb) FROM held
-    RETURNING id
-    """
-)
-_SPENT: Final = statement(
-    """
+_APPENDED: Final = f"""
+    WITH held AS ({_HELD}), appended AS (
+        INSERT INTO turns (tenant_id, step_id, conversation, kind, number, fence, attempt, message)
+        SELECT :tenant, :step, :conversation, :kind, :number, :fence, :attempt, CAST(:message AS jsonb)
+        FROM held
+        RETURNING 1
+    )
+"""
+_APPEND: Final = Prepared("append_turn", _APPENDED + "SELECT 1 FROM appended", **_CLAIM, number="int")
+_APPEND_SPENT: Final = Prepared(
+    "append_spent",
+    _APPENDED
+    + """
     INSERT INTO usage (tenant_id, task_id, step_id, conversation, turn, model, recorded, input_tokens,
         output_tokens, cache_read_tokens, cache_write_tokens, cost_usd)
-    VALUES (:tenant, :task, :step, :conversation, :turn, :model, :recorded, :input, :output, :cache_read,
-        :cache_write, :cost)
-    """
+    SELECT :tenant, :task, :step, :conversation, :number, :model, :recorded, :input, :output, :cache_read,
+        :cache_write, :cost
+    FROM appended
+    RETURNING 1
+    """,
+    **_CLAIM,
+    number="int",
+    recorded="boolean",
+    input="bigint",
+    output="bigint",
+    cache_read="bigint",
+    cache_write="bigint",
+    cost="numeric",
 )
-_BEGIN: Final = statement(
+_BEGIN: Final = Prepared(
+    "begin_call",
     f"""
     WITH held AS ({_HELD}), begun AS (
         INSERT INTO tool_calls (tenant_id, step_id, conversation, id, turn, fence, name, arguments)
@@ -42,18 +58,29 @@ _BEGIN: Final = statement(
         ON CONFLICT DO NOTHING
     )
     SELECT 1 FROM held
-    """
+    """,
+    **_CLAIM,
+    turn="int",
 )
-_FINISH: Final = statement(
+_FINISH: Final = Prepared(
+    "finish_call",
     f"""
-    WITH held AS ({_HELD})
-    UPDATE tool_calls SET result = :result, is_error = :is_error, checkpoint = :checkpoint,
-        output = :output, finished_at = clock_timestamp()
-    FROM held
-    WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation AND id = :call
-      AND finished_at IS NULL
-    RETURNING 1
-    """
+    WITH held AS ({_HELD}), finished AS (
+        UPDATE tool_calls SET result = :result, is_error = :is_error, checkpoint = :checkpoint,
+            output = :output, finished_at = clock_timestamp()
+        FROM held
+        WHERE tenant_id = :tenant AND step_id = :step AND conversation = :conversation AND id = :call
+          AND finished_at IS NULL
+        RETURNING 1
+    ), consumed AS (
+        UPDATE questions SET consumed_at = coalesce(consumed_at, clock_timestamp())
+        FROM finished
+        WHERE tenant_id = :tenant AND step_id = :step AND call_id = :call AND answered_at IS NOT NULL
+    )
+    SELECT 1 FROM finished
+    """,
+    **_CLAIM,
+    is_error="boolean",
 )
 _TURNS: Final = statement(
     """
@@ -88,15 +115,8 @@ _ANSWERS: Final = statement(
         AND answered_at IS NOT NULL
     """
 )
-_CONSUME: Final = statement(
-    """
-    UPDATE questions SET consumed_at = coalesce(consumed_at, clock_timestamp())
-    WHERE tenant_id = :tenant AND step_id = :step AND call_id = :call AND answered_at IS NOT NULL
-    """
-)
-
-
-_ELSEWHERE: Final = statement(
+_ELSEWHERE: Final = Prepared(
+    "spent_elsewhere",
     """
     SELECT count(*) AS turns, coalesce(sum(u.cost_usd), 0) AS cost_usd,
         coalesce(sum(u.input_tokens + u.output_tokens + u.cache_read_tokens + u.cache_write_tokens), 0)
@@ -108,7 +128,8 @@ _ELSEWHERE: Final = statement(
     JOIN usage u ON u.tenant_id = t.tenant_id AND u.task_id = t.id
     JOIN steps s ON s.tenant_id = u.tenant_id AND s.id = u.step_id AND s.workflow_id = w.id
     WHERE me.tenant_id = :tenant AND me.id = :task AND (u.step_id, u.conversation) <> (:step, :conversation)
-    """
+    """,
+    conversation="int",
 )
 
 
@@ -149,7 +170,7 @@ class Spent:
 
 
 def append(
-    connection: Connection,
+    connection: Connection | Direct,
     scope: Scope,
     kind: str,
     number: int,
@@ -157,37 +178,40 @@ def append(
     spent: Spent | None = None,
 ) -> None:
     """Appends a turn, or what came before one: `heard`, `compacted`, `corrected`. Raises FenceLost."""
-    added = one(
-        connection,
-        _APPEND,
+    values = {
         **scope.keys,
-        kind=kind,
-        number=number,
-        attempt=scope.attempt,
-        message=dumps(message),
-    )
+        "kind": kind,
+        "number": number,
+        "attempt": scope.attempt,
+        "message": dumps(message),
+    }
+    if spent is None:
+        added = one(connection, _APPEND, **values)
+    else:
+        added = one(
+            connection,
+            _APPEND_SPENT,
+            **values,
+            task=scope.step.task_id,
+            model=spent.model,
+            recorded=spent.recorded,
+            input=spent.input_tokens,
+            output=spent.output_tokens,
+            cache_read=spent.cache_read_tokens,
+            cache_write=spent.cache_write_tokens,
+            cost=spent.cost_usd,
+        )
     if added is None:
         raise FenceLost
-    if spent is not None:
-        connection.execute(
-            _SPENT,
-            {
-                **scope.keys,
-                "task": scope.step.task_id,
-                "turn": number,
-                "model": spent.model,
-                "recorded": spent.recorded,
-                "input": spent.input_tokens,
-                "output": spent.output_tokens,
-                "cache_read": spent.cache_read_tokens,
-                "cache_write": spent.cache_write_tokens,
-                "cost": spent.cost_usd,
-            },
-        )
 
 
 def begin_call(
-    connection: Connection, scope: Scope, turn: int, call_id: str, name: str, arguments: Mapping[str, Any]
+    connection: Connection | Direct,
+    scope: Scope,
+    turn: int,
+    call_id: str,
+    name: str,
+    arguments: Mapping[str, Any],
 ) -> None:
     """Writes a call down before it runs; one that was begun before stays as it is. Raises FenceLost."""
     begun = one(
@@ -198,7 +222,7 @@ def begin_call(
 
 
 def finish_call(
-    connection: Connection,
+    connection: Connection | Direct,
     scope: Scope,
     call_id: str,
     result: str,
@@ -220,7 +244,6 @@ def finish_call(
     )
     if finished is None:
         raise FenceLost
-    connection.execute(_CONSUME, {**scope.keys, "call": call_id})
 
 
 def output(connection: Connection, scope: Scope, call_id: str, start: int, count: int) -> str | None:
@@ -229,7 +252,7 @@ def output(connection: Connection, scope: Scope, call_id: str, start: int, count
     return None if row is None else row["part"]
 
 
-def spent_elsewhere(connection: Connection, scope: Scope) -> dict[str, Any]:
+def spent_elsewhere(connection: Connection | Direct, scope: Scope) -> dict[str, Any]:
     """Turns, tokens and cost_usd of the current runs of the whole tree of tasks, without this
     conversation's."""
     row = one(connection, _ELSEWHERE, **scope.keys, task=scope.step.task_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from orchestrator.modelserver.dialects import FORMS
 from orchestrator.modelserver.faults import Fault, Kind
 from orchestrator.modelserver.said import Rendering, compact
 from orchestrator.modelserver.sends import Outcome
-from orchestrator.modelserver.wire import Connection
+from orchestrator.modelserver.wire import ClientLeft, Connection
 
 _PING_EVERY = 0.05
 _GARBAGE = {
@@ -151,7 +152,8 @@ class Performance:
     async def _garble(self, rendering: Rendering, kind: Kind, after: Sequence[bytes]) -> None:
         if rendering.streams:
             await self.connection.write(_GARBAGE[kind])
-            await self._frames(after)
+            with contextlib.suppress(ClientLeft):  # who leaves over what we sent hasn't left us: we broke it
+                await self._frames(after)
         else:
             filler = b"!" if kind is Kind.GARBAGE else b"\xff"
             await self.connection.write(filler * sum(map(len, after)))

@@ -11,7 +11,7 @@ from typing import Any, Final
 from orchestrator.core.redaction import Redactor
 from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.db import effects, journal, lineage
-from orchestrator.db.connect import Engine
+from orchestrator.db.connect import Engine, at_once
 from orchestrator.db.journal import FenceLost, Scope, Spent
 from orchestrator.engine.ports import (
     Call,
@@ -27,7 +27,7 @@ from orchestrator.engine.ports import (
     Usage,
 )
 from orchestrator.engine.untrusted import cut
-from orchestrator.tasks.fenced import fenced
+from orchestrator.tasks.fenced import fenced, fenced_at_once
 
 OUTPUT_KEPT: Final = 2_000_000
 """The most characters of one call's output."""
@@ -65,9 +65,10 @@ class PostgresJournal:
 
     def hear(self, before_turn: int, /) -> Sequence[Heard]:
         scope = self.scope
-        with fenced(self.engine) as connection:
-            if not effects.has_messages(connection, scope.step):
+        with at_once(self.engine) as direct:
+            if not effects.has_messages(direct, scope.step):
                 return ()
+        with fenced(self.engine) as connection:
             taken = effects.take_messages(connection, scope.step, scope.fence)
             heard = [Heard(before_turn, self.redactor.text(text)) for text in taken]
             for message in heard:
@@ -75,8 +76,8 @@ class PostgresJournal:
         return heard
 
     def spent_elsewhere(self) -> Spending:
-        with self.engine.connect() as connection:
-            found = journal.spent_elsewhere(connection, self.scope)
+        with at_once(self.engine) as direct:
+            found = journal.spent_elsewhere(direct, self.scope)
         return Spending(int(found["turns"]), int(found["tokens"]), Decimal(found["cost_usd"]))
 
     def append_turn(self, turn: Turn, /) -> None:
@@ -97,30 +98,31 @@ class PostgresJournal:
             "elapsed_seconds": turn.elapsed.total_seconds(),
             "reason": turn.reason,
         }
-        with fenced(self.engine) as connection:
-            counted = turn.metered or turn.model_kind == "live"  # by the gateway
-            journal.append(connection, self.scope, "turn", turn.number, message, None if counted else spent)
+        counted = turn.metered or turn.model_kind == "live"  # by the gateway
+        with fenced_at_once(self.engine) as direct:
+            journal.append(direct, self.scope, "turn", turn.number, message, None if counted else spent)
 
     def append(self, entry: Compacted | Corrected, /) -> None:
         message = self.redactor.value(asdict(entry))
         if isinstance(entry, Compacted):
             message["cost_usd"] = None if entry.cost_usd is None else str(entry.cost_usd)
-        with fenced(self.engine) as connection:
-            journal.append(connection, self.scope, _KINDS[type(entry)], message.pop("before_turn"), message)
+        with fenced_at_once(self.engine) as direct:
+            journal.append(direct, self.scope, _KINDS[type(entry)], message.pop("before_turn"), message)
 
     def as_kept(self, arguments: Mapping[str, Any], /) -> Mapping[str, Any]:
         kept: Mapping[str, Any] = self.redactor.value(dict(arguments))
         return kept
 
     def begin_call(self, turn: int, call_id: str, name: str, arguments: Mapping[str, Any], /) -> None:
-        with fenced(self.engine) as connection:
-            journal.begin_call(connection, self.scope, turn, call_id, name, self.as_kept(arguments))
+        kept = self.as_kept(arguments)
+        with fenced_at_once(self.engine) as direct:
+            journal.begin_call(direct, self.scope, turn, call_id, name, kept)
 
     def finish_call(self, call_id: str, result: ToolResult, checkpoint: str | None, /) -> None:
-        with fenced(self.engine) as connection:
-            text = self.redactor.text(result.text)
-            output = None if result.output is None else self.redactor.text(cut(result.output, OUTPUT_KEPT))
-            journal.finish_call(connection, self.scope, call_id, text, result.is_error, checkpoint, output)
+        text = self.redactor.text(result.text)
+        output = None if result.output is None else self.redactor.text(cut(result.output, OUTPUT_KEPT))
+        with fenced_at_once(self.engine) as direct:
+            journal.finish_call(direct, self.scope, call_id, text, result.is_error, checkpoint, output)
 
     def output(self, call_id: str, start: int, end: int, /) -> str | None:
         with self.engine.connect() as connection:

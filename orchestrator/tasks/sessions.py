@@ -11,10 +11,10 @@ from orchestrator.agents.ports import Asked, Kept, Session
 from orchestrator.core.redaction import Redactor
 from orchestrator.core.states import WaitingOn
 from orchestrator.db import effects, journal
-from orchestrator.db.connect import Engine
+from orchestrator.db.connect import Engine, at_once
 from orchestrator.db.journal import Scope
 from orchestrator.engine.ports import Heard
-from orchestrator.tasks.fenced import fenced
+from orchestrator.tasks.fenced import fenced, fenced_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,18 @@ class PostgresSessions:
 
     def save(self, session: Session, /) -> None:
         message = self.redactor.value(_message(session))
-        with fenced(self.engine) as connection:
-            journal.append(connection, self.scope, "session", session.prompts, message)
+        with fenced_at_once(self.engine) as direct:
+            journal.append(direct, self.scope, "session", session.prompts, message)
 
     def has_messages(self) -> bool:
-        with self.engine.connect() as connection:
-            return effects.has_messages(connection, self.scope.step)
+        with at_once(self.engine) as direct:
+            return effects.has_messages(direct, self.scope.step)
 
     def hear(self, before_prompt: int, /) -> Sequence[Heard]:
         scope = self.scope
+        if not self.has_messages():
+            return ()
         with fenced(self.engine) as connection:
-            if not effects.has_messages(connection, scope.step):
-                return ()
             taken = effects.take_messages(connection, scope.step, scope.fence)
             heard = [Heard(before_prompt, self.redactor.text(text)) for text in taken]
             for message in heard:
