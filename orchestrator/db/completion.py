@@ -60,7 +60,8 @@ _SUCCEED: Final = Prepared(
             published_alone = CASE WHEN k.paused_at IS NULL AND (x.after_alone OR d.id <> ALL(:carried))
                 THEN d.canvas IS NULL ELSE d.published_alone END
         FROM next x, facts k, mine
-        WHERE d.tenant_id = :tenant AND d.id = x.step_id AND d.status = :waiting AND num_nulls(d.ready_at) = 1
+        WHERE d.tenant_id = :tenant AND d.workflow_id = :workflow AND d.id = x.step_id AND d.status = :waiting
+          AND num_nulls(d.ready_at) = 1
         RETURNING d.id, d.status,
             k.paused_at IS NULL AND (x.after_alone OR d.id <> ALL(:carried)) AS released
     ), tried AS (

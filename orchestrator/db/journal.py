@@ -121,13 +121,17 @@ _ELSEWHERE: Final = Prepared(
     SELECT count(*) AS turns, coalesce(sum(u.cost_usd), 0) AS cost_usd,
         coalesce(sum(u.input_tokens + u.output_tokens + u.cache_read_tokens + u.cache_write_tokens), 0)
             AS tokens
-    FROM tasks me
-    JOIN tasks t ON t.tenant_id = me.tenant_id
-        AND (t.id = me.root_id OR (t.parent_id IS NOT NULL AND t.root_id = me.root_id))
-    JOIN workflows w ON w.tenant_id = t.tenant_id AND w.task_id = t.id AND w.number = t.workflow_number
-    JOIN usage u ON u.tenant_id = t.tenant_id AND u.task_id = t.id
-    JOIN steps s ON s.tenant_id = u.tenant_id AND s.id = u.step_id AND s.workflow_id = w.id
-    WHERE me.tenant_id = :tenant AND me.id = :task AND (u.step_id, u.conversation) <> (:step, :conversation)
+    FROM (SELECT root_id FROM tasks WHERE tenant_id = :tenant AND id = :task) me
+    CROSS JOIN LATERAL (
+        SELECT id, workflow_number FROM tasks WHERE tenant_id = :tenant AND id = me.root_id
+        UNION ALL
+        SELECT id, workflow_number FROM tasks
+        WHERE tenant_id = :tenant AND parent_id IS NOT NULL AND root_id = me.root_id
+    ) t
+    JOIN workflows w ON w.tenant_id = :tenant AND w.task_id = t.id AND w.number = t.workflow_number
+    JOIN steps s ON s.tenant_id = :tenant AND s.workflow_id = w.id
+    JOIN usage u ON u.tenant_id = :tenant AND u.step_id = s.id
+    WHERE (u.step_id, u.conversation) <> (:step, :conversation)
     """,
     conversation="int",
 )

@@ -22,7 +22,7 @@ from orchestrator.db.breakers import BreakerKind, Tried
 from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.gateways import SILENT_SECONDS
 from orchestrator.db.locks import LOCK_SQL
-from orchestrator.db.run_tokens import HOLDS_SQL, Run, run_of
+from orchestrator.db.run_tokens import GOOD_SQL, Run, run_of
 from orchestrator.db.sql import Prepared, TaskRef, dumps, one, statement
 
 _UNBOUNDED: Final = Budget()
@@ -114,13 +114,12 @@ _ASKED: Final = Prepared(
         (SELECT w.until_at - clock_timestamp() FROM throttles w
          WHERE w.tenant_id = r.tenant_id AND w.provider = :provider AND w.model = :model
            AND w.until_at > clock_timestamp()) AS throttled
-    FROM run_tokens r
-    JOIN steps s ON s.tenant_id = r.tenant_id AND s.id = r.step_id
+    FROM {GOOD_SQL}
     JOIN tasks t ON t.tenant_id = r.tenant_id AND t.id = r.root_id
     JOIN budgets b ON b.tenant_id = r.tenant_id AND b.root_id = r.root_id
     CROSS JOIN LATERAL ({_OPEN_SQL}) h
     CROSS JOIN LATERAL ({_STEP_SQL}) n
-    WHERE r.sha256 = :sha AND {HOLDS_SQL}
+    WHERE r.sha256 = :sha
     """,
 )
 _RESERVE: Final = Prepared(

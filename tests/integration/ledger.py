@@ -57,7 +57,10 @@ class Ledger:
     def task(self, task_id: str = "t", /, *steps: dict[str, Any], **body: Any) -> dict[str, StepRef]:
         """Submits a task; its steps by key."""
         plan = {"steps": list(steps)} if steps else {}
-        wanted = request.parse({"description": "Something", **plan, **body})
+        self.submit(request.parse({"description": "Something", **plan, **body}), task_id)
+        return self.steps(task_id)
+
+    def submit(self, wanted: request.TaskRequest, task_id: str) -> None:
         self.do(
             lambda connection: submit.submit(
                 connection,
@@ -69,7 +72,6 @@ class Ledger:
                 now=datetime.now(UTC),
             )
         )
-        return self.steps(task_id)
 
     def steps(self, task_id: str = "t") -> dict[str, StepRef]:
         """Of the task's current workflow, by key."""
