@@ -75,7 +75,7 @@ _PAUSE: Final = statement(
     UPDATE tasks SET paused_at = clock_timestamp() WHERE tenant_id = :tenant AND id = :task;
     UPDATE steps SET status = 'pending_input', waiting_on = 'paused', waiting_since = clock_timestamp(),
         waiting_detail = NULL
-    WHERE tenant_id = :tenant AND workflow_id = :workflow AND status = 'queued' AND ready_at IS NOT NULL
+    WHERE tenant_id = :tenant AND workflow_id = :workflow AND status = 'queued' AND num_nulls(ready_at) = 0
     RETURNING id
     """
 )

@@ -11,11 +11,22 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from orchestrator.commands import answer, request
+import pytest
+
+from orchestrator.commands import answer, intervene, request
 from orchestrator.core import run_token
 from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.redaction import Redactor
-from orchestrator.db import claims, connect, effects, run_tokens, spending
+from orchestrator.db import (
+    claims,
+    connect,
+    effects,
+    lineage,
+    publishing,
+    run_tokens,
+    spending,
+    transitions,
+)
 from orchestrator.db.breakers import Tried
 from orchestrator.db.claims import Claimed
 from orchestrator.db.events import EventDraft
@@ -27,7 +38,7 @@ from tests.integration.gateway_server import MODEL, issue
 from tests.integration.ledger import LEASE, TENANT, Ledger, opened, step
 from tests.integration.test_journal import turn
 
-LIVES, OTHERS = 20, 300
+LIVES, OTHERS = 8, 300
 SPARE = 12
 """Rows: a table's first versions of a row are read along with the last until they are vacuumed."""
 
@@ -143,14 +154,57 @@ def _paid(ledger: Ledger, claimed: Claimed, reads: Reads) -> None:
         ledger.do(lambda c: spending.settle(c, TENANT, call.id, ended, CircuitBreaker()))
 
 
-def test_a_step_reads_as_much_beside_many_as_beside_none(ledger: Ledger) -> None:
+def trouble(ledger: Ledger, name: str) -> dict[str, int]:
+    """A task that is paused, reclaimed, failed, tried again and cancelled, and what is published of it."""
+    reads = Reads(ledger)
+    refs = _submitted(ledger, name, reads)
+    claimed = _claimed(ledger, refs["a"], reads)
+    with reads.of("pause"):
+        ledger.do(lambda c: intervene.pause(c, TENANT, name, by="me"))
+    with reads.of("obey pause"):
+        ledger.do(lambda c: transitions.obey_pause(c, claimed.step, claimed.fence))
+    with reads.of("resume"):
+        ledger.do(lambda c: intervene.resume(c, TENANT, name, by="me"))
+    again = _claimed(ledger, refs["a"], reads)
+    ledger.end_lease(refs["a"])
+    with reads.of("expire"):
+        ledger.do(lambda c: transitions.expire(c, again.step, again.fence, uncounted=False))
+    for part, work in {
+        "queued": lambda c: publishing.queued(c, [claimed.step]),
+        "workflow": lambda c: publishing.workflow(c, claimed.step.task),
+        "entry": lambda c: publishing.entry(c, claimed.step.task),
+        "last agent": lambda c: publishing.last_agent(c, claimed.step.task),
+        "look": lambda c: claims.look(c, claimed.step),
+        "children": lambda c: lineage.live_children(c, TENANT, [name]),
+        "forsaken": lambda c: lineage.forsaken(c, TENANT, [claimed.step.step_id]),
+    }.items():
+        with reads.of(part):
+            ledger.do(work)
+    last = _claimed(ledger, refs["b"], reads)
+    with reads.of("fail"):
+        ledger.fail(last)
+    with reads.of("failed late"):
+        ledger.do(lambda c: publishing.failed_late(c, claimed.step.task))
+    with reads.of("retry"):
+        ledger.do(lambda c: intervene.retry(c, TENANT, name, by="me"))
+    with reads.of("cancel"):
+        ledger.do(lambda c: intervene.cancel(c, TENANT, name, by="me"))
+    with reads.of("cancelled"):
+        ledger.do(lambda c: publishing.cancelled(c, claimed.step.task))
+    return reads.by_part
+
+
+@pytest.mark.parametrize("task", [life, trouble])
+def test_a_step_reads_as_much_beside_many_as_beside_none(
+    ledger: Ledger, task: Callable[[Ledger, str], dict[str, int]]
+) -> None:
     with connected(ledger) as early, connected(ledger) as late:
-        first = life(early, "t0")
+        first = task(early, "t0")
         for number in range(1, LIVES):
-            life(early, f"t{number}")
+            task(early, f"t{number}")
         for number in range(OTHERS):
             early.submit(PLAN, f"other{number}")
-        found = {"planned beside none": life(early, "early"), "planned beside many": life(late, "late")}
+        found = {"planned beside none": task(early, "early"), "planned beside many": task(late, "late")}
     for plans, last in found.items():
         grown = {part: (rows, last[part]) for part, rows in first.items() if last[part] > rows + SPARE}
         assert not grown, f"{plans}: rows read by the first task and by the last of many"
