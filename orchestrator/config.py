@@ -182,7 +182,8 @@ class Settings(BaseSettings):
     messages, responses or chat; further: max_output_tokens, context_tokens, store."""
     prices: Annotated[dict[str, ModelPrice], NoDecode] = {}
     """USD per million tokens of models that aren't known here, as JSON:
-    `{"qwen3": {"input": "0.2", "output": "0.6"}}`, and cache_read and cache_write where they differ."""
+    `{"qwen3": {"input": "0.2", "output": "0.6"}}`, and cache_read, cache_write and
+    cache_write_hour where they differ."""
     model_silence: timedelta = timedelta(seconds=120)
     """How long a model's server may send nothing at all."""
     model_stall: timedelta = timedelta(minutes=3)

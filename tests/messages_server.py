@@ -141,7 +141,7 @@ def spelled(event: Mapping[str, Any]) -> str:
     return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
 
 
-def opening(**usage: int) -> Event:
+def opening(**usage: Any) -> Event:
     message: dict[str, Any] = {
         "id": "msg_1",
         "type": "message",

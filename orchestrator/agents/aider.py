@@ -48,8 +48,7 @@ _OPTIONS: Final = (
     *("--no-detect-urls", "--input-history-file", "/dev/null"),
     *("--message-file", "/dev/stdin"),
 )
-_LEFTOVERS: Final = "rm -rf .aider.tags.cache* .aider.chat.history.md .aider.input.history; "
-_SCRIPT: Final = f'"$@"; code=$?; {_LEFTOVERS} exit $code'
+_LEFTOVERS: Final = "rm -rf .aider.tags.cache* .aider.chat.history.md .aider.input.history"
 _FAULTS: Final = re.compile(r"litellm\.\w*(?:Error|Exception)\b[^\n]*")
 
 
@@ -127,8 +126,7 @@ class Runs:
         }
         history = ("--chat-history-file", f"{enclosure.home}/{_HISTORY}")
         words = (*self._program.command, *_OPTIONS, *history, "--model", f"{provider}/{self._model}")
-        script = ("/bin/sh", "-c", _SCRIPT, "sh", *words)
-        return enclosure.start(script, environment, programs=self._program.folders)
+        return enclosure.start(words, environment, programs=self._program.folders)
 
     def _followed(self, running: Running, output: _Output, before: int) -> tuple[Cut | None, Broke | None]:
         """Until its end; else why it was cut short, or can't go on. It would try again and again what the

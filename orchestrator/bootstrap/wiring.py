@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -108,9 +108,6 @@ class Wiring:
     @cached_property
     def policy(self) -> Policy:
         from orchestrator.commands.submit import Policy
-        from orchestrator.engine.prices import price, with_entered
-
-        prices = with_entered(self.settings.prices)
 
         return Policy(
             max_attempts=self.settings.max_attempts,
@@ -118,8 +115,18 @@ class Wiring:
             agent_types=frozenset(AGENT_TYPES),
             allow_private_addresses=self.settings.allow_private_addresses,
             misfit=misfit,
-            is_priced=lambda model: price(model, prices) is not None,
+            unpriced=self._unpriced,
         )
+
+    def _unpriced(self, agent: str | None, model: str | None, words: Sequence[str]) -> list[str]:
+        """Agents that are programs of their own ask the first of their models alone."""
+        from orchestrator.engine.prices import price, with_entered
+
+        if agent is not None and not AGENT_TYPES[agent].providers:  # it asks the gateway for nothing
+            return []
+        models, prices = self._selection(agent, model, words).models, with_entered(self.settings.prices)
+        asked = models if agent in {None, "engine"} else models[:1]
+        return [name for name in asked if price(name, prices) is None]
 
     @property
     def agents(self) -> Mapping[str, Readiness]:
@@ -232,14 +239,18 @@ class Wiring:
 
     def models_for(self, assignment: Assignment) -> ModelSelection:
         """Which models a run may choose from, and why."""
+        words = (assignment.task_description, *assignment.context.get("requirements", ()))
+        return self._selection(assignment.agent_type, assignment.model, words)
+
+    def _selection(self, agent: str | None, model: str | None, words: Sequence[str]) -> ModelSelection:
         settings = self.settings
         return select(
-            assignment.model,
-            settings.openai_model if assignment.agent_type == "codex" else settings.model,
+            model,
+            settings.openai_model if agent == "codex" else settings.model,
             settings.fallback_models,
             settings.task_models,
             settings.model_rules,
-            (assignment.task_description, *assignment.context.get("requirements", ())),
+            words,
         )
 
     def live_model(self, access: ModelAccess, assignment: Assignment) -> Model:

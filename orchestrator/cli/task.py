@@ -351,12 +351,15 @@ def costs(task_id: TaskId, json: Json = False) -> None:
                 spent(one["cost"], is_complete=one["recorded"] or not one["unpriced_calls"]),
             )
             for one in found["lines"]
-        ],
+        ]
+        + [("", "its own", kind, "", "", "", "price unknown") for kind in found["uncounted_agents"]],
     )
     bound = found["budget"].get("max_cost_usd")
     in_all = spent(found["cost"], is_complete=found["is_cost_complete"])
     say(f"{in_all} in all" + (f" of ${bound}" if bound else ""))
-    if not found["is_cost_complete"]:
+    for kind in found["uncounted_agents"]:
+        say(f"{kind} calls models with keys of its own: what that costs is not known here.")
+    if any(one["unpriced_calls"] and not one["recorded"] for one in found["lines"]):
         say('Enter what is missing: ORCHESTRATOR_PRICES=\'{"MODEL": {"input": "0.2", "output": "0.6"}}\'')
 
 

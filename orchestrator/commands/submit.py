@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,12 +35,16 @@ class Misfit(Protocol):
     ) -> tuple[str, Sequence[str]] | None: ...
 
 
+Unpriced = Callable[[str | None, str | None, Sequence[str]], Iterable[str]]
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What this installation lets a request ask for.
 
     `misfit(agent, model, approvals=…)`: why they never go together, and the agents that would do.
-    `is_priced(model)`: whether a budget in dollars can be kept with it.
+    `unpriced(agent, model, words)`: with which models of a step a budget in dollars can't be kept, the ones
+    that are chosen for it among them; `words` are the task's own.
     """
 
     max_attempts: int
@@ -48,7 +52,7 @@ class Policy:
     agent_types: frozenset[str]
     allow_private_addresses: bool = False
     misfit: Misfit | None = None
-    is_priced: Callable[[str], bool] | None = None
+    unpriced: Unpriced | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,18 +232,15 @@ def _warnings(request: TaskRequest, policy: Policy, now: datetime) -> list[dict[
         found.append(
             {"code": "repository-defaulted", "detail": "No repository was named: it works in an empty one."}
         )
-    if request.budget.max_cost_usd is not None and policy.is_priced is not None:
-        models = {model for _, model in _runs(request) if model is not None}
-        unpriced = sorted(model for model in models if not policy.is_priced(model))
-        found += [{"code": "price-unknown", "detail": price_missing(model)} for model in unpriced]
+    if request.budget.max_cost_usd is not None and policy.unpriced is not None:
+        words = (request.description, *request.requirements)
+        runs = {
+            (step.agent_type or request.agent.type, step.model or request.model)
+            for step in request.plan_steps()
+        }
+        unpriced = {model for agent, model in runs for model in policy.unpriced(agent, model, words)}
+        found += [{"code": "price-unknown", "detail": price_missing(model)} for model in sorted(unpriced)]
     return found
-
-
-def _runs(request: TaskRequest) -> list[tuple[str | None, str | None]]:
-    """The agent and the model that are named for each step."""
-    steps = request.plan_steps()
-    named = [(step.agent_type or request.agent.type, step.model or request.model) for step in steps]
-    return [(agent, None if agent == "replay" else model) for agent, model in named]
 
 
 def _repository(request: TaskRequest, policy: Policy) -> str | None:

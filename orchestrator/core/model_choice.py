@@ -43,13 +43,14 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelPrice:
-    """USD per million tokens, as somebody has entered it. What the cache costs is the input's price where
-    nothing else is said."""
+    """USD per million tokens, as somebody has entered it. Where nothing else is said, the cache costs the
+    input's price, and what is kept in it for an hour 8/5 of `cache_write`."""
 
     input: Decimal
     output: Decimal
     cache_read: Decimal | None = None
     cache_write: Decimal | None = None
+    cache_write_hour: Decimal | None = None
 
 
 def api_of(model: str, options: ModelOptions) -> Api:

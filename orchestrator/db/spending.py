@@ -58,12 +58,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What one call used; the four don't overlap. `estimated`: the provider didn't say."""
+    """What one call used; the first four don't overlap. `cache_write_hour`: those of `cache_write` that are
+    kept for an hour; no row has them, the cost alone. `estimated`: the provider didn't say."""
 
     input: int = 0
     output: int = 0
     cache_read: int = 0
     cache_write: int = 0
+    cache_write_hour: int = 0
     estimated: bool = False
 
     @property

@@ -59,12 +59,14 @@ class ModelError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one reply, as the provider counted them; the four don't overlap."""
+    """Tokens of one reply, as the provider counted them; the first four don't overlap.
+    `cache_write_hour_tokens`: those of `cache_write_tokens` that are kept for an hour."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_write_hour_tokens: int = 0
 
     @property
     def total(self) -> int:

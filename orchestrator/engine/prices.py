@@ -17,18 +17,21 @@ from orchestrator.engine.ports import Usage
 _MILLION: Final = Decimal(1_000_000)
 _TEN: Final = Decimal(10)
 _FIVE_QUARTERS: Final = Decimal("1.25")
+_HOUR_OF_FIVE_MINUTES: Final = Decimal("1.6")
 _DATED: Final = re.compile(r"(.+)-(?:\d{4}-\d{2}-\d{2}|\d{8})")
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD per million tokens. Where nothing else is said, cached input is read at 1/10 and written (for five
-    minutes) at 5/4 of the input's price: Anthropic's terms."""
+    """USD per million tokens. Where nothing else is said, cached input is read at 1/10 of the input's price,
+    written for five minutes at 5/4 of it, and for an hour at 8/5 of that, which is twice the input's price:
+    Anthropic's terms."""
 
     input: Decimal
     output: Decimal
     cache_read: Decimal | None = None
     cache_write: Decimal | None = None
+    cache_write_hour: Decimal | None = None
     long: tuple[int, Price] | None = None
     """A request with more input tokens than this, cached ones counted, costs that price as a whole."""
 
@@ -38,10 +41,13 @@ class Price:
             return self.long[1].of(usage)
         read = self.input / _TEN if self.cache_read is None else self.cache_read
         write = self.input * _FIVE_QUARTERS if self.cache_write is None else self.cache_write
+        hour = write * _HOUR_OF_FIVE_MINUTES if self.cache_write_hour is None else self.cache_write_hour
+        kept = min(usage.cache_write_hour_tokens, usage.cache_write_tokens)
         return (
             self.input * usage.input_tokens
             + read * usage.cache_read_tokens
-            + write * usage.cache_write_tokens
+            + write * (usage.cache_write_tokens - kept)
+            + hour * kept
             + self.output * usage.output_tokens
         ) / _MILLION
 
@@ -103,6 +109,7 @@ def with_entered(entered: Mapping[str, ModelPrice]) -> Mapping[str, Price]:
                 one.output,
                 one.input if one.cache_read is None else one.cache_read,
                 one.input if one.cache_write is None else one.cache_write,
+                one.cache_write_hour,
             )
             for name, one in entered.items()
         },

@@ -21,6 +21,7 @@ _ANTHROPIC_NAMES: Final = {
     "cache_read_input_tokens": "cache_read",
     "cache_creation_input_tokens": "cache_write",
 }
+_KEPT_FOR_AN_HOUR: Final = "ephemeral_1h_input_tokens"
 
 
 @dataclass(slots=True)
@@ -124,17 +125,23 @@ class Observer:
         except Exception:  # noqa: BLE001 - as above
             return
 
-    def tokens(self, input_expected: int, output_expected: int = 0) -> Tokens:
+    def tokens(self, input_expected: int, output_expected: int = 0, *, for_an_hour: bool = False) -> Tokens:
         """As the provider counted; what it didn't say is estimated from lengths. `output_expected`: the least
-        for a reply of which nobody saw the end, and that was perhaps written all the same."""
+        for a reply of which nobody saw the end, and that was perhaps written all the same.
+
+        A provider may say how much was cached, but not for how long. With `for_an_hour` the request has asked
+        for an hour somewhere, and all of it is taken for that: dearer, since a budget is a promise that no
+        more is spent. Who hasn't asked for an hour gets five minutes."""
         seen, counts = self.seen, self.seen.tokens
         written = seen.written or self.bytes
         estimate = 0 if seen.counted else max(written // BYTES_PER_TOKEN + 1, output_expected)
+        cached = counts.get("cache_write", 0)
         return Tokens(
             input=counts.get("input", 0 if seen.counted else input_expected),
             output=max(counts.get("output", 0), estimate),
             cache_read=counts.get("cache_read", 0),
-            cache_write=counts.get("cache_write", 0),
+            cache_write=cached,
+            cache_write_hour=min(cached, counts.get("cache_write_hour", cached if for_an_hour else 0)),
             estimated=not seen.counted,
         )
 
@@ -202,6 +209,9 @@ class _Messages:
         for theirs, ours in _ANTHROPIC_NAMES.items():
             if usage and isinstance(usage.get(theirs), int):
                 seen.tokens[ours] = _count(usage[theirs])
+        kept = usage.get("cache_creation") if usage else None
+        if isinstance(kept, dict) and isinstance(kept.get(_KEPT_FOR_AN_HOUR), int):
+            seen.tokens["cache_write_hour"] = _count(kept[_KEPT_FOR_AN_HOUR])
 
 
 class _Responses:

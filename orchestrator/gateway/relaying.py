@@ -43,6 +43,8 @@ _REMEMBERED: Final = 100_000
 _TOKENS_PER_SECOND: Final = 50
 """That a model writes or thinks, about; thoughts may pass unseen."""
 _LONGEST_THOUGHT: Final = 128_000
+_HOUR: Final = b'"1h"'
+"""How long a request asks for what it marks to be cached."""
 _SETTLE_SECONDS: Final = 2.0
 """So long the end of a reply waits for its settling: who reads that end, finds it written down."""
 
@@ -139,7 +141,7 @@ class Call:
             written = max(written, min(most, int(self.lasted * _TOKENS_PER_SECOND)))
         if self.request.content.get("previous_response_id"):  # it reads all that came before, too
             read = max(read, _REMEMBERED)
-        return self.observer.tokens(read, written if left else 0)
+        return self.observer.tokens(read, written if left else 0, for_an_hour=_HOUR in self.request.body)
 
 
 def _code(said: str | None) -> str | None:
@@ -148,7 +150,8 @@ def _code(said: str | None) -> str | None:
 
 
 def cost_of(model: str, used: Tokens, prices: Mapping[str, Price]) -> Decimal | None:
-    return cost(model, Usage(used.input, used.output, used.cache_read, used.cache_write), prices)
+    usage = Usage(used.input, used.output, used.cache_read, used.cache_write, used.cache_write_hour)
+    return cost(model, usage, prices)
 
 
 class Relay:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from orchestrator.core.errors import Unknown
 from orchestrator.db.sql import one, rows, statement
-from orchestrator.queries.costs import Money, money
+from orchestrator.queries.costs import UNCOUNTED_SQL, Money, money
 
 MOST: Final = 500
 
@@ -62,7 +62,8 @@ class CostLine:
 class TreeCosts:
     """Of a task and all that it belongs to: `root_id` with all subtasks. `budget` is the root's.
 
-    `is_cost_complete` False: the price of some calls isn't known, and `cost` is without them.
+    `is_cost_complete` False: the price of some calls isn't known, or there were `uncounted_agents`, which
+    spend what nobody here sees; `cost` is without either.
     """
 
     task_id: str
@@ -70,6 +71,7 @@ class TreeCosts:
     budget: dict[str, Any]
     cost: Money
     is_cost_complete: bool
+    uncounted_agents: tuple[str, ...]
     lines: tuple[CostLine, ...]
 
 
@@ -106,6 +108,14 @@ _COSTS: Final = statement(
 )
 
 
+_UNCOUNTED: Final = statement(
+    f"""
+    SELECT DISTINCT u.kind FROM tasks t CROSS JOIN LATERAL ({UNCOUNTED_SQL}) u
+    WHERE t.tenant_id = :tenant AND t.root_id = :root ORDER BY u.kind
+    """
+)
+
+
 def calls(connection: Connection, tenant_id: str, task_id: str) -> tuple[CallLine, ...]:
     """The latest first, and no more than MOST."""
     found = rows(connection, _CALLS, tenant=tenant_id, task=task_id)
@@ -133,8 +143,10 @@ def tree_costs(connection: Connection, tenant_id: str, task_id: str) -> TreeCost
     found = rows(connection, _COSTS, tenant=tenant_id, root=root["root_id"])
     lines = tuple(CostLine(**_priced(row)) for row in found)
     total = sum((row["cost_usd"] for row in found), Decimal(0))
-    complete = all(line.recorded or not line.unpriced_calls for line in lines)
-    return TreeCosts(task_id, root["root_id"], root["budget"], money(total), complete, lines)
+    elsewhere = rows(connection, _UNCOUNTED, tenant=tenant_id, root=root["root_id"])
+    uncounted = tuple(row["kind"] for row in elsewhere)
+    complete = not uncounted and all(line.recorded or not line.unpriced_calls for line in lines)
+    return TreeCosts(task_id, root["root_id"], root["budget"], money(total), complete, uncounted, lines)
 
 
 def _priced(row: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from orchestrator.core.errors import Refused
 from orchestrator.core.priority import parse
 from orchestrator.core.states import WAITS_FOR_PERSON, Status, WaitingOn
 from orchestrator.db.sql import rows, statement
-from orchestrator.queries.costs import COST_SQL, STEP_COUNT_SQL, Model, Money, model, money
+from orchestrator.queries.costs import COST_SQL, STEP_COUNT_SQL, Model, Money, is_complete, model, money
 from orchestrator.queries.cursor import decode, encode
 from orchestrator.queries.display import Display, shown
 from orchestrator.queries.waits import WAIT_SQL, WAITS_FOR_SQL, awaited
@@ -50,7 +50,8 @@ class TaskLine:
     open_questions: int
     cost: Money
     is_cost_complete: bool
-    """False: models were used whose price isn't known; `cost` is without them."""
+    """False: models were used whose price isn't known, or agents that nobody counts; `cost` is without
+    them."""
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None
@@ -83,7 +84,7 @@ _LIST: Final = f"""
         t.waiting_detail, t.outcome, t.priority, t.execution_mode, t.agent_type, t.model,
         t.repository_url, t.open_questions, t.created_at, t.updated_at, t.started_at,
         t.finished_at, t.cancel_requested_at, u.cost_usd, u.recorded_calls,
-        u.unpriced_tokens, c.*, o.*
+        u.unpriced_tokens, u.uncounted_agents, c.*, o.*
     FROM (SELECT * FROM tasks t WHERE {{where}} ORDER BY created_at DESC, id DESC LIMIT :limit) t
     CROSS JOIN LATERAL ({COST_SQL}) u CROSS JOIN LATERAL ({STEP_COUNT_SQL}) c
     CROSS JOIN LATERAL ({WAIT_SQL}) o
@@ -183,6 +184,6 @@ def _line(row: Mapping[str, Any]) -> TaskLine:
         display=shown({**row, **waits}),
         model=model(row),
         cost=money(row["cost_usd"]),
-        is_cost_complete=row["unpriced_tokens"] == 0,
+        is_cost_complete=is_complete(row),
         **{name: row[name] for name in same.split()},
     )

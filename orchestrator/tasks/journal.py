@@ -81,10 +81,14 @@ class PostgresJournal:
         return Spending(int(found["turns"]), int(found["tokens"]), Decimal(found["cost_usd"]))
 
     def append_turn(self, turn: Turn, /) -> None:
+        used = turn.usage
         spent = Spent(
             model=turn.model,
             recorded=turn.model_kind == "recorded",
-            **asdict(turn.usage),
+            input_tokens=used.input_tokens,
+            output_tokens=used.output_tokens,
+            cache_read_tokens=used.cache_read_tokens,
+            cache_write_tokens=used.cache_write_tokens,
             cost_usd=turn.cost_usd,
         )
         message = {

@@ -15,14 +15,13 @@ from orchestrator.core.verdict import StopReason
 from orchestrator.db import effects
 from orchestrator.db.claims import Claimed
 from orchestrator.db.connect import SQLAlchemyError
-from orchestrator.db.effects import LogChunk
 from orchestrator.db.events import EventDraft
 from orchestrator.db.journal import FenceLost
+from orchestrator.tasks.backlog import Backlog
 from orchestrator.tasks.grace import Grace
 
 log: Final = structlog.get_logger(__name__)
 _EVERY: Final = 0.3
-_MOST_LOG: Final = 64 * 1024
 _UNKEPT: Final = frozenset({"text"})
 """Seen live only by those who listen to the model itself; the whole text follows in the log."""
 
@@ -35,11 +34,8 @@ class StepLink:
         self.grace = Grace(self.stop)
         self._wiring = wiring
         self._claimed = claimed
-        self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._asides: list[EventDraft] = []
-        self._events: list[EventDraft] = []
-        self._logs: list[LogChunk] = []
+        self._backlog = Backlog()
         self._flushed_at = time.monotonic()
         self._moved = True
 
@@ -47,14 +43,14 @@ class StepLink:
         self._moved = True
         if kind in _UNKEPT or data.get("state") == "announced":
             return
-        with self._lock:
-            self._events.append(self._event(kind, data))
+        event = self._event(kind, data)
+        if not (self._backlog.note(event) or (self._make_room() and self._backlog.note(event))):
+            self._backlog.drop(notes=1)
         self._flush_if_due()
 
     def mention(self, kind: str, data: Mapping[str, Any]) -> None:
         """Told with the next observation; it isn't worth a transaction of its own."""
-        with self._lock:
-            self._asides.append(self._event(kind, data))
+        self._backlog.mention(self._event(kind, data))
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> EventDraft:
         step = self._claimed.step
@@ -70,11 +66,10 @@ class StepLink:
     def log(self, stream: str, text: str) -> None:
         self._moved = True
         clean = self._wiring.redactor.text(text).replace("\x00", "\ufffd")
-        with self._lock:
-            if self._logs and self._logs[-1].stream == stream and len(self._logs[-1].text) < _MOST_LOG:
-                self._logs[-1] = LogChunk(stream, self._logs[-1].text + clean)
-            else:
-                self._logs.append(LogChunk(stream, clean))
+        rest = self._backlog.log(stream, clean)
+        while rest and self._make_room():
+            rest = self._backlog.log(stream, rest)
+        self._backlog.drop(characters=len(rest))
         self._flush_if_due()
 
     def take_moved(self) -> bool:
@@ -82,30 +77,40 @@ class StepLink:
         moved, self._moved = self._moved, False
         return moved
 
+    def _make_room(self) -> bool:
+        """False while the database is away: then whoever says so much waits a little each time, and with a
+        pipe's reader its writer."""
+        if self.flush():
+            return True
+        self.stop.wait_hard(_EVERY)
+        return self.flush()
+
     def _flush_if_due(self) -> None:
         if time.monotonic() - self._flushed_at >= _EVERY:
             self.flush()
 
-    def flush(self) -> None:
-        """Writes what has gathered. What can't be written now (database away) is kept for the next time."""
+    def flush(self) -> bool:
+        """Writes what has gathered. False: it can't be written now (database away), and is kept for the next
+        time, as far as there is room."""
         with self._writing:
             self._flushed_at = time.monotonic()
-            with self._lock:
-                if not self._events and not self._logs:
-                    return
-                events, self._events, self._asides = [*self._asides, *self._events], [], []
-                logs, self._logs = self._logs, []
+            batch = self._backlog.take()
+            if batch is None:
+                return True
             claimed = self._claimed
             try:
                 with self._wiring.engine.begin() as connection:
-                    effects.observe(connection, claimed.step, claimed.fence, claimed.attempt, events, logs)
+                    effects.observe(
+                        connection, claimed.step, claimed.fence, claimed.attempt, batch.events, batch.told
+                    )
             except FenceLost:
                 self.stop.set(StopReason.LEASE_LOST)
             except SQLAlchemyError as error:
                 log.warning("observations_kept_back", step=claimed.step.step_id, error=type(error).__name__)
-                with self._lock:
-                    self._events = [*events, *self._events]
-                    self._logs = [*logs, *self._logs]
+                self._backlog.put_back(batch)
+                return False
+            self._backlog.written(batch)
+            return True
 
 
 def _shortened(data: Mapping[str, Any], most: int = 200) -> dict[str, Any]:

@@ -53,13 +53,17 @@ while [ "$1" != -- ]; do echo $$ > "$1"; shift; done
 shift
 exec "$@"
 """
+# Bubblewrap's own two processes keep what they have as standard output as long as they live: so they get the
+# program's by another number, which they don't keep, and a program that closes its output is seen to do so.
+ASIDE: Final = 'exec {aside}>&1 >/dev/null "$@"'
+BACK: Final = ">&{aside} {aside}>&-"
 PREAMBLE: Final = """ulimit -c 0
 ulimit -t {cpu} 2>/dev/null
 ulimit -f {file_blocks} 2>/dev/null
 ulimit -n {open_files} 2>/dev/null
 ulimit -d {memory_kilobytes} 2>/dev/null || ulimit -v {memory_kilobytes} 2>/dev/null
 {processes}
-exec "$@"
+exec "$@" {output}
 """
 
 
@@ -198,16 +202,19 @@ class Sandbox:
         """
         group = self._group(program.memory_bytes)
         marked = {RUN_MARK: program.mark}
-        limited = ["/bin/sh", "-c", self._preamble(program.wall_time, program.memory_bytes), "sh"]
         with contextlib.ExitStack() as files:
             if self.kind == "bubblewrap":
                 options = self._options(program.mounts, program.folder, {**program.environment, **marked})
                 at = files.enter_context(arguments_file(options)).fileno()
                 kept: tuple[int, ...] = (at,)
-                command = ["bwrap", "--args", str(at), "--", *limited, *program.words]
+                aside = 8 if at == 9 else 9  # noqa: PLR2004 - a shell names one digit
+                limits = self._preamble(program.wall_time, program.memory_bytes, BACK.format(aside=aside))
+                outer = ["/bin/sh", "-c", ASIDE.format(aside=aside), "sh", "bwrap", "--args", str(at), "--"]
+                command = [*outer, "/bin/sh", "-c", limits, "sh", *program.words]
                 environment = {"PATH": self._host_path, **marked}
             else:
-                command, kept = [*limited, *program.words], ()
+                limits = self._preamble(program.wall_time, program.memory_bytes)
+                command, kept = ["/bin/sh", "-c", limits, "sh", *program.words], ()
                 environment = {**self._environment(program.environment), **marked}
             try:
                 process = subprocess.Popen(
@@ -357,7 +364,7 @@ class Sandbox:
             words += ["--ro-bind", str(at), str(at)]
         return words
 
-    def _preamble(self, timeout: timedelta, memory_bytes: int | None = None) -> str:
+    def _preamble(self, timeout: timedelta, memory_bytes: int | None = None, output: str = "") -> str:
         most = self.bounds.processes
         if self.kind == "none":
             # Without a namespace of its own the limit counts all that the account runs on this machine.
@@ -367,6 +374,7 @@ class Sandbox:
             file_blocks=self.bounds.file_bytes // 512,
             open_files=self.bounds.open_files,
             memory_kilobytes=(memory_bytes or self.bounds.memory_bytes) // 1024,
+            output=output,
             processes=f"ulimit -u {most} 2>/dev/null || ulimit -p {most} 2>/dev/null" if most else "",
         )
 

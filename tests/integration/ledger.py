@@ -28,7 +28,7 @@ LEASE = timedelta(seconds=60)
 POLICY = Policy(
     max_attempts=3,
     allow_local_repositories=True,
-    agent_types=frozenset({"engine", "replay"}),
+    agent_types=frozenset({"engine", "replay", "agentapi"}),
 )
 
 

@@ -69,6 +69,31 @@ def test_a_budget_in_dollars_for_a_model_without_a_price_is_warned_of_at_once(do
         assert "price-unknown" not in {each["code"] for each in door.create(**fine)["warnings"]}
 
 
+def test_models_that_nobody_names_are_warned_of_as_well(door: Door, tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {
+        "model": "house-model",
+        "openai_model": "house-codex",
+        "fallback_models": ["claude-sonnet-4-5", "spare-model"],
+        "task_models": {"testing": "test-model"},
+        "model_rules": {"creative": "muse-model"},
+    }
+
+    def warned(**body: Any) -> set[str]:
+        found = here.create(budget={"max_cost_usd": "5"}, **body)["warnings"]
+        texts = [each["detail"] for each in found if each["code"] == "price-unknown"]
+        return {text.partition("the price of ")[2].partition(" ")[0] for text in texts}
+
+    with served(wired(door.wiring.database_url, tmp_path, **chosen)) as here:
+        assert warned() == {"house-model", "test-model", "spare-model"}
+        assert warned(requirements=["Be creative."]) == {"muse-model", "test-model", "spare-model"}
+        assert warned(model="claude-sonnet-4-5") == {"spare-model"}
+        assert warned(agent={"type": "goose"}) == {"house-model"}
+        assert warned(agent={"type": "codex"}) == {"house-codex"}
+        assert warned(agent={"type": "replay"}) == warned(agent={"type": "agentapi"}) == set()
+        steps = [{"id": "a", "description": "x", "agent": "codex"}, {"id": "b", "description": "y"}]
+        assert warned(steps=steps) == {"house-codex", "house-model", "test-model", "spare-model"}
+
+
 def test_a_dead_broker_delays_no_task_and_loses_none(door: Door) -> None:
     created = door.create()  # no broker listens at all in this file
 

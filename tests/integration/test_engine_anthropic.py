@@ -65,7 +65,11 @@ def failure(answer: Answer, **how: Any) -> ModelError:
 
 def test_a_streamed_reply_is_put_together_and_heard_as_it_comes() -> None:
     events = [
-        opening(cache_read_input_tokens=7, cache_creation_input_tokens=3),
+        opening(
+            cache_read_input_tokens=7,
+            cache_creation_input_tokens=3,
+            cache_creation={"ephemeral_5m_input_tokens": 2, "ephemeral_1h_input_tokens": 1},
+        ),
         {"type": "ping"},
         *text_block(0, "I ", "read."),
         *call_block(1, "t1", "read_file", '{"pa', 'th": "a"}'),
@@ -82,7 +86,7 @@ def test_a_streamed_reply_is_put_together_and_heard_as_it_comes() -> None:
             {"type": "tool_use", "id": "t2", "name": "list_files", "input": {}},
         ),
         stop_reason="tool_use",
-        usage=Usage(input_tokens=10, output_tokens=25, cache_read_tokens=7, cache_write_tokens=3),
+        usage=Usage(10, 25, cache_read_tokens=7, cache_write_tokens=3, cache_write_hour_tokens=1),
         model="claude-sonnet-4-6",
         request_id="req_1",
     )

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from orchestrator.commands import retention
+from orchestrator.core.states import WaitingOn
+from orchestrator.db import transitions
 from tests.integration.api_server import API_KEY, Door, served, wired
 from tests.integration.gateway_server import MODEL, gateway_to
 from tests.integration.ledger import TENANT, Ledger, step
@@ -128,3 +130,36 @@ def test_what_has_no_known_price_is_never_shown_as_free(ledger: Ledger, tmp_path
         assert said in row
     assert "price unknown" in orchestrator(door, "task", "calls", "free")
     assert "price unknown" in orchestrator(door, "task", "costs", "both")
+
+
+def test_what_an_agent_spends_with_a_key_of_its_own_is_never_shown_as_nothing(
+    ledger: Ledger, door: Door
+) -> None:
+    ours = {**step("a"), "agent": "replay"}
+    plan = [ours, {**step("b"), "agent": "agentapi"}]
+    done, idle, other = ledger.task("done", *plan), ledger.task("idle", *plan), ledger.task("other", ours)
+    for ref in (done["a"], done["b"], idle["a"], other["a"]):
+        ledger.take(ref)
+    assert {task["id"]: task["is_cost_complete"] for task in door.get("/tasks")["data"]} == {
+        "done": False,
+        "idle": True,
+        "other": True,
+    }
+    usage, costs = door.get("/tasks/done")["usage"], door.get("/tasks/done/costs")
+    assert (usage["is_cost_complete"], usage["uncounted_agents"]) == (False, ["agentapi"])
+    assert (costs["is_cost_complete"], costs["uncounted_agents"]) == (False, ["agentapi"])
+    assert door.get("/tasks/idle")["usage"]["uncounted_agents"] == []
+    assert "· price unknown" in orchestrator(door, "task", "status", "done")
+    (row,) = [each for each in orchestrator(door, "task", "list").splitlines() if each.startswith("done")]
+    assert "price unknown" in row
+    (line,) = orchestrator(door, "task", "costs", "done").splitlines()
+    assert line.split() == ["its", "own", "agentapi", "price", "unknown"]
+    assert "· $0.0000" in orchestrator(door, "task", "status", "idle")
+
+
+def test_a_step_that_waits_for_such_an_agent_has_spent_nothing(ledger: Ledger, door: Door) -> None:
+    claimed = ledger.take(ledger.task("t", agent={"type": "agentapi"})["work"])
+    assert not door.get("/tasks/t")["usage"]["is_cost_complete"]
+    later = timedelta(minutes=1)
+    ledger.do(lambda c: transitions.wait_in_queue(c, claimed.step, claimed.fence, WaitingOn.AGENT, {}, later))
+    assert door.get("/tasks/t")["usage"]["is_cost_complete"]

@@ -94,6 +94,31 @@ def test_the_engine_works_through_the_gateway_and_no_secret_stays_anywhere(
     known.close()
 
 
+def delegating(call: str, model: str) -> Answer:
+    wanted = json.dumps({"objective": "Write it.", "model": model})
+    return Answer([opening(), *call_block(0, call, "start_subtask", wanted), *closing()])
+
+
+def test_a_subtask_may_use_what_its_parent_s_run_may_and_nothing_else(stack: Stack) -> None:
+    dearer = "claude-opus-4-8"
+    turns = (delegating("d1", dearer), delegating("d2", MODEL), WRITE, FINISH, FINISH)
+    with through_gateway(stack, *turns) as (known, provider, _), worker(known, app="orchestrator.tasks"):
+        known.call({"description": "Do it", "agent": {"type": "engine"}, "model": MODEL}, task_id="t")
+        assert known.ends("t") == "completed"
+    assert [body["model"] for _, body in provider.requests] == [MODEL] * 5
+    (answer,) = provider.requests[1][1]["messages"][-1]["content"]
+    assert answer["is_error"]
+    assert f"a subtask can't have the model '{dearer}'; there are {MODEL}" in str(answer["content"])
+    (child,) = known.ledger.rows("SELECT id, status, model FROM tasks WHERE parent_id = 't'")
+    assert (child["status"], child["model"]) == ("completed", MODEL)
+    tokens = known.ledger.rows("SELECT task_id, models FROM run_tokens")
+    assert {row["task_id"] for row in tokens} == {"t", child["id"]}
+    assert [row["models"] for row in tokens] == [[MODEL]] * len(tokens)
+    calls = known.ledger.rows("SELECT task_id FROM model_calls ORDER BY started_at")
+    assert [row["task_id"] for row in calls] == ["t", "t", child["id"], child["id"], "t"]
+    known.close()
+
+
 def test_a_step_waits_while_no_gateway_has_a_way_to_a_provider(stack: Stack) -> None:
     """It says what is missing, and goes on by itself when that is there."""
     silent = wired(stack.database_url, None, stack.folder)

@@ -52,7 +52,7 @@ def turn(number: int, text: str = "hello", kind: Literal["live", "recorded"] = "
         number=number,
         content=({"type": "text", "text": text},),
         stop_reason="tool_use",
-        usage=Usage(10, 2, 3, 4),
+        usage=Usage(10, 2, 3, 4, 1),
         model="model-1",
         model_kind=kind,
         request_id="req_1",

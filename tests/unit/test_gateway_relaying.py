@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from decimal import Decimal
 from typing import Any
 
 import httpx2
@@ -10,6 +12,7 @@ import pytest
 from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import Ended
 from orchestrator.db.sql import StepRef
+from orchestrator.engine.prices import Price
 from orchestrator.gateway.dialects import MESSAGES, Request
 from orchestrator.gateway.observing import Observer
 from orchestrator.gateway.relaying import Call
@@ -17,13 +20,13 @@ from orchestrator.gateway.relaying import Call
 RUN = Run(StepRef("default", "t", "w", "s"), "t", "sha", 1, 0, "engine", ())
 
 
-def ended(max_output: int | None, *, said: bytes = b"", **more: Any) -> Ended:
-    request = Request("m", True, max_output, {}, b"{}")
+def ended(max_output: int | None, *, said: bytes = b"", asked: bytes = b"{}", **more: Any) -> Ended:
+    request = Request("m", True, max_output, {}, asked)
     observer = Observer(MESSAGES, streamed=True)
     list(observer.feed(said))
     outgoing = httpx2.Request("POST", "http://provider")
     call = Call("c", RUN, MESSAGES, request, outgoing, (9, 4096), observer, sent=True, status=200, **more)
-    return call.ended({})
+    return call.ended({"m": Price(Decimal(4_000_000), Decimal(0))})
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,26 @@ def test_a_reply_that_its_provider_broke_off_is_paid_for_as_far_as_it_came() -> 
 def test_what_a_provider_calls_an_error_is_fit_for_a_terminal() -> None:
     said = b'data: {"type": "error", "error": {"type": "\\u001b[2Jover\\nloaded"}}\n\n'
     assert ended(10, said=said).error_code == "??2Jover?loaded"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "cost_usd"),
+    [
+        ("5m", {"ephemeral_1h_input_tokens": 30, "ephemeral_5m_input_tokens": 70}, 30 * 8 + 70 * 5),
+        ("1h", {"ephemeral_1h_input_tokens": 0, "ephemeral_5m_input_tokens": 100}, 100 * 5),
+        ("1h", {"ephemeral_1h_input_tokens": 999}, 100 * 8),
+        ("5m", None, 100 * 5),
+        ("1h", None, 100 * 8),
+    ],
+)
+def test_what_is_cached_for_an_hour_is_dearer_also_where_nobody_says_for_how_long_it_is(
+    asked: str, told: object, cost_usd: int
+) -> None:
+    usage = {"input_tokens": 0, "cache_creation_input_tokens": 100, "cache_creation": told}
+    start = {"type": "message_start", "message": {"usage": usage}}
+    stop = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 1}}
+    said = "".join(f"data: {json.dumps(event)}\n\n" for event in (start, stop, {"type": "message_stop"}))
+    marked = json.dumps({"system": [{"cache_control": {"type": "ephemeral", "ttl": asked}}]})
+    settled = ended(10, said=said.encode(), asked=marked.encode())
+    assert settled.used is not None
+    assert (settled.used.cache_write, settled.cost_usd) == (100, cost_usd)

@@ -137,6 +137,15 @@ def test_each_kind_of_token_has_its_price() -> None:
     assert cost("nobody-knows", usage) is None
 
 
+def test_what_is_cached_for_an_hour_costs_twice_the_input_unless_it_is_said() -> None:
+    usage = Usage(cache_write_tokens=400_000, cache_write_hour_tokens=300_000)
+    assert cost("claude-sonnet-4-5", usage) == Decimal("2.175")  # 0.1 * 3.75 + 0.3 * 6
+    said = with_entered({"mine": ModelPrice(Decimal(2), Decimal(4), None, Decimal(3), Decimal(10))})
+    assert cost("mine", usage, said) == Decimal("3.3")
+    some = with_entered({"mine": ModelPrice(Decimal(2), Decimal(4), None, Decimal(3))})
+    assert cost("mine", usage, some) == Decimal("1.74")
+
+
 def test_a_long_request_has_the_price_of_a_long_one_as_a_whole() -> None:
     assert cost("claude-haiku-5-5", Usage(100_000, 100_000)) == Decimal("0.06")
     assert cost("claude-haiku-5-5", Usage(50_000, 100_000, 50_001)) == Decimal("0.27750005")

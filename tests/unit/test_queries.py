@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 import orchestrator
+from orchestrator.agents.types import AGENT_TYPES, Capability
 from orchestrator.api.explanations import EXPLANATIONS
 from orchestrator.core.errors import Refused
 from orchestrator.core.states import WAITS_FOR_MACHINE, WAITS_FOR_PERSON, WAITS_QUEUED, Status
 from orchestrator.queries.artifacts import changes
+from orchestrator.queries.costs import UNCOUNTED
 from orchestrator.queries.cursor import decode, encode
 from orchestrator.queries.display import display
 from orchestrator.queries.steps import current_step, fraction
@@ -112,3 +114,8 @@ def test_every_code_that_is_raised_anywhere_is_explained() -> None:
 
     assert len(raised) > 40
     assert sorted(raised - set(EXPLANATIONS)) == []
+
+
+def test_the_kinds_of_agent_that_spend_unseen_are_known() -> None:
+    live = [kind for kind in AGENT_TYPES.values() if kind.model_kind == "live"]
+    assert set(UNCOUNTED) == {kind.name for kind in live if Capability.USAGE not in kind.capabilities}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.engine.parsing.calls import UNPARSED
 from orchestrator.engine.ports import (
@@ -20,6 +20,8 @@ from orchestrator.engine.ports import (
 )
 from orchestrator.engine.providers.meaning import GARBLED, TRUNCATED, failure
 from orchestrator.engine.untrusted import storable
+
+_KEPT_FOR_AN_HOUR: Final = "ephemeral_1h_input_tokens"
 
 
 class Assembly:
@@ -106,6 +108,9 @@ class Assembly:
     def _count(self, usage: Mapping[str, Any] | None) -> None:
         """Counts in a stream are totals so far: the latest ones hold."""
         self._usage.update({name: count for name, count in (usage or {}).items() if isinstance(count, int)})
+        kept = (usage or {}).get("cache_creation")
+        if isinstance(kept, dict) and isinstance(kept.get(_KEPT_FOR_AN_HOUR), int):
+            self._usage[_KEPT_FOR_AN_HOUR] = kept[_KEPT_FOR_AN_HOUR]
 
     def reply(self, request_id: str | None) -> Reply:
         """Raises `ModelError` when the stream ended before the reply did."""
@@ -121,6 +126,8 @@ class Assembly:
                 output_tokens=self._usage.get("output_tokens", 0),
                 cache_read_tokens=self._usage.get("cache_read_input_tokens", 0),
                 cache_write_tokens=self._usage.get("cache_creation_input_tokens", 0),
+                # Our requests ask for five minutes only: what isn't told apart is that.
+                cache_write_hour_tokens=self._usage.get(_KEPT_FOR_AN_HOUR, 0),
             ),
             model=self._model,
             request_id=request_id,
