@@ -174,7 +174,8 @@ class Settings(BaseSettings):
     """Asked in this order when a model fails."""
     task_models: Annotated[dict[TaskType, str], NoDecode] = {}
     """A model of its own for a kind of work, as JSON: `{"planning": "…", "testing": "…"}`; kinds are
-    planning, implementation, testing, review, code_review. Within a step they take turns."""
+    planning, implementation, testing, review, code_review. Within a step they take turns; a step whose spec
+    says `"task_type": "code_review"`, or `review`, is all code_review."""
     model_rules: Annotated[dict[str, str], NoDecode] = {}
     """A word of a task's requirements to the model for it, as JSON: `{"creative": "…"}`; the first counts."""
     model_options: Annotated[dict[str, ModelOptions], NoDecode] = {}

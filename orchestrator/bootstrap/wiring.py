@@ -20,7 +20,7 @@ from orchestrator.config import DEFAULT_TENANT, Settings
 from orchestrator.core.assignment import Assignment, ModelAccess
 from orchestrator.core.breaker import CircuitBreaker
 from orchestrator.core.errors import Unavailable
-from orchestrator.core.model_choice import ModelSelection, select
+from orchestrator.core.model_choice import ModelSelection, TaskType, select
 from orchestrator.core.redaction import Redactor
 from orchestrator.db import connect
 from orchestrator.db.connect import Engine
@@ -271,7 +271,8 @@ class Wiring:
                 in_system=settings.trace_in_system,
             ),
         )
-        return make_selected(self.models_for(assignment), access, making)
+        reviews = assignment.spec.get("task_type") in (TaskType.REVIEW, TaskType.CODE_REVIEW)
+        return make_selected(self.models_for(assignment), access, making, reviews=reviews)
 
 
 def load(application: str | None = None, settings: Settings | None = None) -> Wiring:

@@ -59,10 +59,6 @@ class Estimate:
     parallel: timedelta
     """With as many agents as it can use: the length of the critical path."""
 
-    @property
-    def savings(self) -> timedelta:
-        return self.sequential - self.parallel
-
 
 def validate(steps: Iterable[PlanStep]) -> Plan:
     """The plan of these steps.

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.flow import canvas_starts, compile_plan
+from orchestrator.core.flow import compile_plan
 from orchestrator.core.plan import Plan, PlanStep, validate
 from orchestrator.core.priority import Priority
 from orchestrator.queues.canvas import sent_again
 from orchestrator.queues.messages import step_label
+from tests.flows import canvas_starts
 from tests.integration.stage import Stage, staged, worker
 from tests.servers import RedisServer
 

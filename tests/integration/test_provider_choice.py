@@ -24,6 +24,7 @@ from orchestrator.engine.ports import (
 )
 from orchestrator.engine.providers.making import Making, make_selected
 from tests.engine_world import FileJournal, FolderWorkspace, Wire, assignment
+from tests.integration.api_server import wired
 from tests.integration.provider_turns import reply_of, went_on
 from tests.integration.test_provider_faults import REQUEST, SCRIPT, SECONDS
 from tests.model_server import RunningModel, model_server
@@ -124,6 +125,28 @@ def test_models_change_with_the_phase_of_the_work() -> None:
     thoughts = ["Secret plan." in str(send.body) for send in sends]
     assert thoughts == [False, True, False, False], "thoughts are the model's own"
     assert not any("thought_by" in str(send.body) for send in sends)
+
+
+@pytest.mark.parametrize(
+    ("task_type", "model"),
+    [
+        ("code_review", "claude-critic"),
+        ("review", "claude-critic"),
+        ("testing", "claude-plan"),
+        ([], "claude-plan"),
+    ],
+)
+def test_a_step_that_looks_at_another_s_work_has_the_model_for_that(
+    tmp_path: Path, task_type: object, model: str
+) -> None:
+    chosen = {"planning": "claude-plan", "code_review": "claude-critic"}
+    wiring = wired("postgresql://nobody@127.0.0.1:9/none", tmp_path, task_models=chosen)
+    with model_server(SCRIPT) as server:
+        step = assignment(agent_type="engine", spec={"task_type": task_type})
+        reply = reply_of(wiring.live_model(ModelAccess(server.url, "t"), step))
+        (send,) = server.sends()
+    assert send.model == model
+    assert reply.reason == f"the model for {'code review' if model == 'claude-critic' else 'planning'}"
 
 
 def test_the_smallest_window_is_that_of_all() -> None:

@@ -16,15 +16,12 @@ from orchestrator.core.flow import (
     Flow,
     Fork,
     Join,
-    Joined,
     Node,
     Single,
-    Successors,
-    canvas_starts,
     compile_plan,
-    successors_by_canvas,
 )
 from orchestrator.core.plan import Plan, PlanStep, validate
+from tests.flows import Joined, Successors, canvas_starts, successors_by_canvas
 
 DAGS = Path(__file__).parent.parent / "data" / "dags"
 

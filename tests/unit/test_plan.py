@@ -113,7 +113,6 @@ def test_the_critical_path_follows_the_longest_estimates() -> None:
     assert critical_path(plan) == ("a", "b", "d")
     assert estimate(plan).sequential == timedelta(minutes=16)
     assert estimate(plan).parallel == timedelta(minutes=11)
-    assert estimate(plan).savings == timedelta(minutes=5)
 
 
 def test_without_estimates_the_critical_path_has_the_most_steps() -> None:
