@@ -114,10 +114,17 @@ def failed(what: str, error: psycopg2.Error, dialect: Dialect, *, lost: bool = F
     return found
 
 
+_NUL: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+"""As JSON writes it: a backslash before it that is itself written by two makes it a text about one."""
+
+
 def dumps(value: Mapping[str, Any] | Sequence[Any] | None) -> str | None:
     """JSON for a `CAST(:x AS jsonb)`; None stays SQL's null. NUL characters, which jsonb refuses, are
     shown."""
-    return None if value is None else json.dumps(value, default=str).replace("\\u0000", "\\ufffd")
+    if value is None:
+        return None
+    written = json.dumps(value, default=str)
+    return _NUL.sub(r"\1\\ufffd", written) if "\\u0000" in written else written
 
 
 def rows(connection: Connection | Direct, sql: TextClause | Prepared, **values: Any) -> list[dict[str, Any]]:

@@ -111,6 +111,16 @@ def test_a_process_that_dies_between_taking_a_message_and_journalling_it_loses_n
     assert mine.load().entries == tuple(said)
 
 
+def test_code_that_speaks_of_a_nul_is_kept_as_it_is_and_a_nul_itself_is_shown(ledger: Ledger) -> None:
+    """A claim that died before a call runs leaves it to the next, which has its arguments from here alone."""
+    mine = kept(ledger, ledger.take(ledger.task()["work"]))
+    spoken = r'if (c == "\u0000" || c == "\\u0000") {}'
+    mine.append_turn(turn(1, f"{spoken}\0\0\\\0"))
+    (found,) = mine.load().entries
+    assert isinstance(found, Turn)
+    assert found.content[0]["text"] == f"{spoken}\ufffd\ufffd\\\ufffd"
+
+
 def test_of_two_steps_at_once_one_hears_what_the_task_is_told(ledger: Ledger) -> None:
     refs = ledger.task("t", step("a"), step("b"))
     journals = [kept(ledger, ledger.take(ref)) for ref in refs.values()]
