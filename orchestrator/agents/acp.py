@@ -34,6 +34,7 @@ from orchestrator.agents.oversight import Cut, Overseer
 from orchestrator.agents.programs import Program, find
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.redaction import beginning
 from orchestrator.core.verdict import Broke
 from orchestrator.engine.untrusted import storable
 from orchestrator.workspaces.programs import Running
@@ -363,7 +364,7 @@ def _of_request(name: str, error: RequestError) -> Broke:
     """An error that the agent answered with, where the gateway's responses don't say more."""
     if error.code == AUTH_REQUIRED or "authentication required" in str(error).lower():
         return Broke("model-unauthorized", f"{name}: {error}", ErrorClass.AUTH, retryable=False)
-    data = json.dumps(error.data, default=str)[:500] if error.data else ""
+    data = beginning(json.dumps(error.data, default=str), 500) if error.data else ""
     return Broke("agent-request-failed", f"{name}: {error} {data}".strip(), ErrorClass.AGENT)
 
 

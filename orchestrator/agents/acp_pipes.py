@@ -6,6 +6,7 @@ import json
 from typing import Any, Final
 
 from orchestrator.agents.pipes import Pipes
+from orchestrator.core.redaction import beginning
 
 OPTIONAL: Final = "$/"
 """Notifications of JSON-RPC that a side may leave unread, such as $/cancel_request."""
@@ -41,6 +42,6 @@ def _error(error: object) -> dict[str, Any]:
     code, text = told.get("code"), told.get("message")
     return {
         "code": code if isinstance(code, int) else UNKNOWN_ERROR,
-        "message": (text if isinstance(text, str) else repr(text))[:MOST_WORDS],
+        "message": beginning(text if isinstance(text, str) else repr(text), MOST_WORDS),
         "data": told.get("data"),
     }

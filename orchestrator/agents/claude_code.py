@@ -43,6 +43,7 @@ from orchestrator.agents.ports import Transcripts
 from orchestrator.agents.programs import Program
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.redaction import beginning
 from orchestrator.core.verdict import Broke
 
 _NAME: Final = "Claude Code"
@@ -287,7 +288,7 @@ async def _next(messages: AsyncIterator[Message]) -> Message:
 
 
 def _problem(result: ResultMessage) -> Broke:
-    said = (result.errors or [result.result or ""])[0][:500]
+    said = beginning((result.errors or [result.result or ""])[0], 500)
     why = result.terminal_reason or result.subtype
     match result.subtype:
         case "error_max_turns":
@@ -302,4 +303,4 @@ def _output(content: Any) -> str:
     if isinstance(content, str) or content is None:
         return content or ""
     texts = (part.get("text", "") for part in content if isinstance(part, Mapping))
-    return "\n".join(texts) or json.dumps(content)[:1000]
+    return "\n".join(texts) or beginning(json.dumps(content), 1000)

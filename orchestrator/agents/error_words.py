@@ -6,6 +6,8 @@ import json
 import re
 from typing import Final
 
+from orchestrator.core.redaction import beginning
+
 MOST_WORDS: Final = 500
 _CHUNKED: Final = re.compile(rb"^transfer-encoding:[^\r]*\bchunked\b", re.IGNORECASE | re.MULTILINE)
 
@@ -19,7 +21,7 @@ def read_words(response: bytes) -> str:
         found = json.loads(_joined(body) if _CHUNKED.search(head) else body)
     except (ValueError, RecursionError):
         return ""
-    return " ".join(_told(found).split())[:MOST_WORDS]
+    return beginning(" ".join(_told(found).split()), MOST_WORDS)
 
 
 def _told(found: object) -> str:

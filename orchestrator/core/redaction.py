@@ -15,6 +15,8 @@ from urllib.parse import quote, quote_plus
 
 REDACTED: Final = "[redacted]"
 SHORTEST: Final = 6
+_LONGEST_WORD: Final = 1000
+_WORD_END: Final = re.compile(r"[\s\"'<>\0]")
 
 _SHAPES: Final = re.compile(
     r"""
@@ -78,6 +80,34 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.value(item) for item in value]
         return value
+
+
+def beginning(text: str, most: int) -> str:
+    """At most so many characters of it, and no half of a word."""
+    return text if len(text) <= most else text[: last_word_end(text, most)]
+
+
+def last_word_end(text: str, upto: int) -> int:
+    """Where to cut what is shown before it is redacted: half a secret is not found. The end of a line if
+    there is one near, else of a word; `upto` itself only in a word that is longer than any secret."""
+    since = max(0, upto - _LONGEST_WORD)
+    if line := text.rfind("\n", max(since, upto // 2), upto) + 1:
+        return line
+    ends = [end.end() for end in _WORD_END.finditer(text, since, upto)]
+    if ends:
+        return ends[-1]
+    is_long = since > 0 or (len(text) > _LONGEST_WORD and not _WORD_END.search(text, upto, _LONGEST_WORD))
+    return upto if is_long else 0
+
+
+def next_word_start(text: str, since: int) -> int:
+    """As `last_word_end`, for a text of which the end is shown."""
+    upto = min(len(text), since + _LONGEST_WORD)
+    line = text.find("\n", max(0, since - 1), min(upto, (since + len(text)) // 2)) + 1
+    if line:
+        return line
+    found = _WORD_END.search(text, max(0, since - 1), upto)
+    return found.end() if found else upto if upto == len(text) else since
 
 
 LOOKS: Final = Redactor()

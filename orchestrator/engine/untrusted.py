@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from orchestrator.core.redaction import last_word_end, next_word_start
+
 RESULT_CHARACTERS: Final = 30_000
 """The most of one tool's output that the model gets to read."""
 
@@ -19,12 +21,13 @@ def storable(text: str) -> str:
 
 
 def cut(text: str, limit: int = RESULT_CHARACTERS) -> str:
-    """About `limit` characters: the first third and the last two, since what matters often comes last."""
+    """About `limit` characters: the first third and the last two, since what matters often comes last. No
+    word is cut in two."""
     if len(text) <= limit:
         return text
-    head, tail = limit // 3, limit - limit // 3
-    left_out = len(text) - limit
-    return f"{text[:head]}\n[… {left_out:,} characters left out …]\n{text[-tail:]}"
+    head = last_word_end(text, limit // 3)
+    tail = next_word_start(text, len(text) - (limit - limit // 3))
+    return f"{text[:head]}\n[… {tail - head:,} characters left out …]\n{text[tail:]}"
 
 
 def shortened(text: str, call_id: str) -> str:

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Final
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.redaction import next_word_start
 from orchestrator.core.verdict import StopReason
 from orchestrator.core.workspace import BackgroundOutput, WorkspaceFault, WorkspaceRefusal
 from orchestrator.workspaces.commands import LINGER, TICK, Ended
@@ -61,6 +62,9 @@ class _Unread:
     def take(self) -> tuple[str, int]:
         with self._lock:
             text, left_out = "".join(self._pieces), self._left_out
+            if left_out:
+                start = next_word_start(text, 1)
+                text, left_out = text[start:], left_out + start
             self._pieces.clear()
             self._size = self._left_out = 0
         return text, left_out

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.redaction import beginning, next_word_start
 
 TICK: Final = 0.1
 """Seconds between two looks at the clock, the stop and the number of processes."""
@@ -65,6 +66,7 @@ class Tail:
         if before < self.shown:
             text = decoder.decode(data[: self.shown - before])
             if self.total > self.shown:
+                text = beginning(text, len(text) - 1) if text else text
                 text += "\n[the rest of the output is not shown live]\n"
             if text:
                 self.on_output(text)
@@ -77,7 +79,10 @@ class Tail:
     def text(self) -> str:
         data = b"".join(self._kept)[-self.limit :]
         text = data.decode("utf-8", "replace")
-        return f"[{self.total - len(data)} earlier bytes left out]\n{text}" if self.truncated else text
+        if not self.truncated:
+            return text
+        shown = text[next_word_start(text, 1) :]
+        return f"[{self.total - len(shown.encode())} earlier bytes left out]\n{shown}"
 
 
 def watch(

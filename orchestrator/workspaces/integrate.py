@@ -10,6 +10,7 @@ from typing import Final
 
 from orchestrator.core.assignment import Stop
 from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.redaction import beginning
 from orchestrator.workspaces.errors import (
     GitError,
     MergeConflict,
@@ -199,7 +200,7 @@ def merged_tree(git: Git, ours: str, theirs: str) -> str:
     )
     text = marked.data.decode("utf-8", "replace")
     if len(text) > SHOWN_CONFLICT:
-        text = text[:SHOWN_CONFLICT] + "\n[cut]\n"
+        text = beginning(text, SHOWN_CONFLICT) + "\n[cut]\n"
     raise MergeConflict(files, f"{said}\n\n{text}")
 
 

@@ -12,6 +12,7 @@ from time import monotonic_ns
 from typing import Final
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.redaction import beginning
 from orchestrator.core.task_id import spelled
 from orchestrator.core.workspace import BackgroundOutput, CommandResult, Match, WorkspaceRefusal
 from orchestrator.workspaces.background import Background
@@ -333,7 +334,9 @@ def patch(git: Git, base: str, commit: str, most_bytes: int = 1024**2) -> str:
     words = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--find-renames", base, commit, "--")
     text = git.run(*words).data
     shown = text[:most_bytes].decode("utf-8", "replace")
-    return f"{shown}\n[cut: {len(text)} bytes in all]\n" if len(text) > most_bytes else shown
+    if len(text) <= most_bytes:
+        return shown
+    return f"{beginning(shown, len(shown) - 1)}\n[cut: {len(text)} bytes in all]\n"
 
 
 def changes(git: Git, base: str, commit: str) -> tuple[FileChange, ...]:
@@ -360,4 +363,6 @@ def _match(line: bytes) -> Match | None:
     if not separator or not number.isdigit():
         return None
     shown = text.decode("utf-8", "replace").rstrip("\r")
-    return Match(path.decode("utf-8", "replace").removeprefix("./"), int(number), shown[:MATCH_TEXT])
+    return Match(
+        path.decode("utf-8", "replace").removeprefix("./"), int(number), beginning(shown, MATCH_TEXT)
+    )

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.redaction import beginning
 from orchestrator.engine.ports import ModelError
 
 CODE_HEADER: Final = "x-orchestrator-code"
@@ -121,5 +122,5 @@ def of_status(status: int, headers: Mapping[str, str]) -> Meaning:
 
 def failure(meaning: Meaning, said: str | None = None) -> ModelError:
     """`said`: the server's own words, for people."""
-    words = (said or meaning.says)[:_SHOWN].removesuffix(f" [{meaning.code}]")
+    words = beginning(said or meaning.says, _SHOWN).removesuffix(f" [{meaning.code}]")
     return ModelError(meaning.error, meaning.code, words, retryable=meaning.retryable)

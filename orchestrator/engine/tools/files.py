@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from orchestrator.core.redaction import beginning
 from orchestrator.engine.ports import ToolResult, Workspace
 from orchestrator.engine.tools.tool import Arguments, RelativePath, Risk, Tool, ToolContext
 from orchestrator.engine.untrusted import RESULT_CHARACTERS, cut, marked
@@ -27,7 +28,7 @@ def _read(workspace: Workspace, asked: ReadFile, _: ToolContext) -> ToolResult:
     source = f"file {asked.path}" + (f" from line {asked.start}" if asked.start else "")
     if len(text) <= RESULT_CHARACTERS:
         return ToolResult(marked(source, text))
-    shown = text[: text.rfind("\n", 0, RESULT_CHARACTERS) + 1] or text[:RESULT_CHARACTERS]
+    shown = text[: text.rfind("\n", 0, RESULT_CHARACTERS) + 1] or beginning(text, RESULT_CHARACTERS)
     following = (asked.start or 1) + shown.count("\n")
     left_out = len(text) - len(shown)
     return ToolResult(

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from orchestrator.core.redaction import beginning
 from orchestrator.engine.ports import ToolResult, Workspace
 from orchestrator.engine.tools.tool import Arguments, Line, Risk, Tool, ToolContext
 from orchestrator.engine.untrusted import RESULT_CHARACTERS, cut, marked, storable
@@ -20,7 +21,7 @@ def told(context: ToolContext, head: str, source: str, text: str, *, is_error: b
     if len(text) <= RESULT_CHARACTERS:
         return ToolResult(shown, is_error)
     rest = f"\n[{len(text):,} characters in all; read_output shows the rest, call_id {context.call_id}]"
-    return ToolResult(shown + rest, is_error, storable(text[:KEPT_CHARACTERS]))
+    return ToolResult(shown + rest, is_error, storable(beginning(text, KEPT_CHARACTERS)))
 
 
 class ReadOutput(Arguments):
