@@ -14,14 +14,16 @@ from orchestrator.core.assignment import Stop
 from orchestrator.core.verdict import StopReason
 from orchestrator.db import effects
 from orchestrator.db.claims import Claimed
-from orchestrator.db.connect import SQLAlchemyError
+from orchestrator.db.connect import SQLAlchemyError, is_away
 from orchestrator.db.events import EventDraft
 from orchestrator.db.journal import FenceLost
+from orchestrator.engine.untrusted import storable
 from orchestrator.tasks.backlog import Backlog
 from orchestrator.tasks.grace import Grace
 
 log: Final = structlog.get_logger(__name__)
 _EVERY: Final = 0.3
+_UNFINISHED_SECONDS: Final = 1.0
 _UNKEPT: Final = frozenset({"text"})
 """Seen live only by those who listen to the model itself; the whole text follows in the log."""
 
@@ -35,7 +37,7 @@ class StepLink:
         self._wiring = wiring
         self._claimed = claimed
         self._writing = threading.Lock()
-        self._backlog = Backlog()
+        self._backlog = Backlog(self._clean)
         self._flushed_at = time.monotonic()
         self._moved = True
 
@@ -65,8 +67,7 @@ class StepLink:
 
     def log(self, stream: str, text: str) -> None:
         self._moved = True
-        clean = self._wiring.redactor.text(text).replace("\x00", "\ufffd")
-        rest = self._backlog.log(stream, clean)
+        rest = self._backlog.log(stream, text)
         while rest and self._make_room():
             rest = self._backlog.log(stream, rest)
         self._backlog.drop(characters=len(rest))
@@ -80,21 +81,29 @@ class StepLink:
     def _make_room(self) -> bool:
         """False while the database is away: then whoever says so much waits a little each time, and with a
         pipe's reader its writer."""
-        if self.flush():
+        if self.keep_up():
             return True
         self.stop.wait_hard(_EVERY)
-        return self.flush()
+        return self.keep_up()
 
     def _flush_if_due(self) -> None:
         if time.monotonic() - self._flushed_at >= _EVERY:
-            self.flush()
+            self.keep_up()
+
+    def keep_up(self) -> bool:
+        """Writes what has gathered, but for a line that is just being printed. To be called now and then.
+        False as of `flush`."""
+        return self._write(_UNFINISHED_SECONDS)
 
     def flush(self) -> bool:
         """Writes what has gathered. False: it can't be written now (database away), and is kept for the next
         time, as far as there is room."""
+        return self._write(0.0)
+
+    def _write(self, waits: float) -> bool:
         with self._writing:
             self._flushed_at = time.monotonic()
-            batch = self._backlog.take()
+            batch = self._backlog.take(waits)
             if batch is None:
                 return True
             claimed = self._claimed
@@ -106,11 +115,19 @@ class StepLink:
             except FenceLost:
                 self.stop.set(StopReason.LEASE_LOST)
             except SQLAlchemyError as error:
-                log.warning("observations_kept_back", step=claimed.step.step_id, error=type(error).__name__)
-                self._backlog.put_back(batch)
-                return False
+                if is_away(error):
+                    log.warning(
+                        "observations_kept_back", step=claimed.step.step_id, error=type(error).__name__
+                    )
+                    self._backlog.put_back(batch)
+                    return False
+                # Nor will it have them later, and all that follow would wait behind them.
+                log.warning("observations_lost", step=claimed.step.step_id, error=type(error).__name__)
             self._backlog.written(batch)
             return True
+
+    def _clean(self, said: str) -> str:
+        return storable(self._wiring.redactor.text(said))
 
 
 def _shortened(data: Mapping[str, Any], most: int = 200) -> dict[str, Any]:

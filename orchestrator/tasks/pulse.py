@@ -149,7 +149,7 @@ class Pulse:
         while not self._ended.wait(min(_LOOK, every)):
             try:
                 for carried in self._all():
-                    carried.link.flush()
+                    carried.link.keep_up()
                 if time.monotonic() - beaten >= every:
                     beaten = time.monotonic()
                     self._beat()

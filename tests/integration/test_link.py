@@ -1,4 +1,4 @@
-"""An agent's line to the outside, over a database that goes away."""
+"""What an agent notes and prints on its way into the rows, also while the database is away."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from orchestrator.tasks.link import StepLink
 from tests.benchmarks.relay import Way
 from tests.integration.api_server import wired
 from tests.integration.ledger import Ledger
+
+SECRET = "sk-ant-api03-thisIsWhatNobodyMayEverRead-0123456789"
 
 
 @pytest.fixture
@@ -88,3 +90,48 @@ def test_nothing_is_dropped_while_the_database_is_there(ledger: Ledger, link: St
     assert noted(ledger) == list(range(2_500))
     assert len(logged(ledger, "stdout")) == MOST_CHARACTERS + 10
     assert logged(ledger, "system") == ""
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine, a line is young."""
+    monkeypatch.setattr("orchestrator.tasks.link._UNFINISHED_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("at", [1, 10, len(SECRET) - 1])
+def test_a_secret_that_comes_in_two_pieces_is_found(ledger: Ledger, link: StepLink, at: int) -> None:
+    link.log("stdout", f"key: {SECRET[:at]}")
+    link.keep_up()
+    link.log("stdout", f"{SECRET[at:]}\nand more")
+    link.keep_up()
+    assert logged(ledger, "stdout") == "key: [redacted]\n"
+    link.flush()
+    assert logged(ledger, "stdout") == "key: [redacted]\nand more"
+
+
+@pytest.mark.usefixtures("patient")
+def test_in_a_line_without_end_no_word_is_cut(ledger: Ledger, link: StepLink) -> None:
+    link.log("stdout", '"x" ' * 10_000 + SECRET[:10])
+    link.keep_up()
+    assert logged(ledger, "stdout").endswith('"x" ')
+    link.log("stdout", SECRET[10:])
+    link.flush()
+    assert logged(ledger, "stdout").endswith('"x" [redacted]')
+
+
+def test_a_line_that_is_not_ended_for_long_is_shown_all_the_same(ledger: Ledger, link: StepLink) -> None:
+    link.log("stdout", "Password: ")
+    until = time.monotonic() + 20
+    while not logged(ledger, "stdout") and time.monotonic() < until:
+        link.keep_up()
+    assert logged(ledger, "stdout") == "Password: "
+
+
+def test_what_no_row_can_hold_keeps_nothing_else_back(ledger: Ledger, link: StepLink) -> None:
+    link.note("odd", {"number": float("nan")})
+    link.log("stdout", "a \ud800 \0 b\n")
+    link.flush()
+    link.log("stdout", "after\n")
+    link.flush()
+    assert logged(ledger, "stdout").endswith("after\n")
