@@ -15,6 +15,7 @@ from urllib.parse import quote, quote_plus
 
 REDACTED: Final = "[redacted]"
 SHORTEST: Final = 6
+SHORTEST_NAME: Final = 16
 _LONGEST_WORD: Final = 1000
 _WORD_END: Final = re.compile(r"[\s\"'<>\0]")
 
@@ -72,14 +73,19 @@ class Redactor:
         return _USER_INFO.sub(rf"\1{REDACTED}@", text)
 
     def value(self, value: Any) -> Any:
-        """JSON-like: strings at any depth are redacted, keys and all else kept, tuples become lists."""
+        """JSON-like: strings at any depth are redacted, and names as long as a secret, which may be a
+        stranger's words too; all else is kept, tuples become lists."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {key: self.value(item) for key, item in value.items()}
+            return {self._name(key): self.value(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.value(item) for item in value]
         return value
+
+    def _name(self, key: Any) -> Any:
+        """Our own names are shorter, and stay what they are whatever a password is."""
+        return self.text(key) if isinstance(key, str) and len(key) >= SHORTEST_NAME else key
 
 
 def beginning(text: str, most: int) -> str:

@@ -8,7 +8,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import assume, given, strategies as st
 
-from orchestrator.core.redaction import REDACTED, SHORTEST, Redactor
+from orchestrator.core.redaction import REDACTED, SHORTEST, SHORTEST_NAME, Redactor
 
 SECRET = "hunter2/pa ss+wörd="
 
@@ -71,11 +71,18 @@ def test_text_without_secrets_is_left_alone(value: object) -> None:
 @given(value=secrets, nested=json_values)
 def test_structures_keep_their_shape(value: str, nested: object) -> None:
     redactor = Redactor([value])
-    given_value = {"outer": [nested, {"inner": value}], value: 1}
+    given_value = {"outer": [nested, {"inner": value}], value[: SHORTEST_NAME - 1]: 1}
     shown = redactor.value(given_value)
     assert list(shown) == list(given_value)
     assert value not in shown["outer"][1]["inner"].replace(REDACTED, "\0")
     assert redactor.value(shown) == shown
+
+
+@given(value=st.text(min_size=SHORTEST_NAME, max_size=40).filter(lambda value: value not in REDACTED))
+def test_a_name_can_be_a_secret_too(value: str) -> None:
+    shown = Redactor([value]).value({"a": [{f"before {value}": 1}]})
+    (name,) = shown["a"][0]
+    assert value not in name.replace(REDACTED, "\0")
 
 
 @pytest.mark.parametrize(
