@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from typing import Any, Final
 
 from orchestrator.core.redaction import last_word_end, next_word_start
 
@@ -18,6 +19,27 @@ def storable(text: str) -> str:
     if text.isascii():
         return text.replace("\0", "\ufffd")
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+DEEPEST: Final = 100
+"""Lists and objects within each other: what reads JSON here and elsewhere goes down by recursion."""
+
+
+def storable_json(value: Any, deepest: int = DEEPEST) -> Any:
+    """As `storable`, for all in it. Raises ValueError for what is nested too deep, and for numbers that JSON
+    doesn't know."""
+    match value:
+        case str():
+            return storable(value)
+        case dict() | list() if deepest == 0:
+            raise ValueError("nested too deep")
+        case dict():
+            return {storable(key): storable_json(item, deepest - 1) for key, item in value.items()}
+        case list():
+            return [storable_json(item, deepest - 1) for item in value]
+        case float() if not math.isfinite(value):
+            raise ValueError("not a number of JSON")
+    return value
 
 
 def cut(text: str, limit: int = RESULT_CHARACTERS) -> str:

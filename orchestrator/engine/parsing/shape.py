@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from orchestrator.engine.parsing.marks import Marks
-from orchestrator.engine.untrusted import storable
+from orchestrator.engine.untrusted import storable, storable_json
 
 _NAME: Final = re.compile(r"[A-Za-z_][\w.:-]*", re.ASCII)
 _FIRST_NEWLINE: Final = re.compile(r"\A\r?\n")
@@ -92,7 +92,7 @@ def _reading(schema: Mapping[str, Any]) -> Callable[[str], Any]:
 
 def _as_json(written: str) -> Any:
     try:
-        return _storable(json.loads(written))
+        return storable_json(json.loads(written))
     except (ValueError, RecursionError):
         return storable(written.strip())
 
@@ -103,11 +103,3 @@ def _without_blanks(written: str) -> str:
 
 def _as_it_stands(written: str) -> str:
     return storable(_FIRST_NEWLINE.sub("", written))
-
-
-def _storable(value: Any) -> Any:
-    if isinstance(value, str):
-        return storable(value)
-    if isinstance(value, dict):
-        return {storable(key): _storable(item) for key, item in value.items()}
-    return [_storable(item) for item in value] if isinstance(value, list) else value

@@ -45,6 +45,7 @@ _FAILURES: Final = (
     httpx2.StreamError,
     UnicodeError,
     json.JSONDecodeError,
+    RecursionError,
 )
 _OWN: Final = frozenset({"text", "tool_use", "tool_result", "thinking", "redacted_thinking", "image"})
 """Blocks that this API knows; another model of the same conversation may have left others."""

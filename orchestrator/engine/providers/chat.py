@@ -19,7 +19,7 @@ from orchestrator.engine.ports import (
 )
 from orchestrator.engine.providers import meaning
 from orchestrator.engine.providers.responses import said, split_usage
-from orchestrator.engine.providers.stream import parsed_arguments, storable_json
+from orchestrator.engine.providers.stream import parsed_arguments, usable
 from orchestrator.engine.untrusted import storable
 
 _STOP_REASONS: Final = {
@@ -87,9 +87,7 @@ class _Call:
 
     def completed(self) -> CallCompleted:
         written = "".join(self.pieces)
-        return CallCompleted(
-            self.call_id, self.name, storable_json(parsed_arguments(written)) if written.strip() else {}
-        )
+        return CallCompleted(self.call_id, self.name, parsed_arguments(written) if written.strip() else {})
 
 
 class ChatAssembly:
@@ -133,7 +131,7 @@ class ChatAssembly:
     def _delta(self, delta: Mapping[str, Any]) -> Iterator[StreamEvent]:
         self.moved = self.moved or any(value for name, value in delta.items() if name != "role")
         if text := delta.get("content"):
-            self._texts.append(text)
+            self._texts.append(storable(text))
             yield TextDelta(text)
         if refusal := delta.get("refusal"):
             self._refusal.append(refusal)
@@ -145,7 +143,7 @@ class ChatAssembly:
         if index not in self._open:
             yield from self._complete()
             call_id = piece.get("id") or f"call_{uuid.uuid4().hex[:24]}"
-            self._open[index] = _Call(call_id, function["name"])
+            self._open[index] = _Call(storable(call_id), storable(function["name"]))
             yield CallAnnounced(function["name"])
         if written := function.get("arguments"):
             self._open[index].pieces.append(written)
@@ -165,7 +163,7 @@ class ChatAssembly:
             raise meaning.failure(meaning.REFUSED, "".join(self._refusal) or None)
         text = storable("".join(self._texts))
         reason = _STOP_REASONS.get(self._finish, "end_turn")
-        return Reply(
+        found = Reply(
             content=(
                 *([{"type": "text", "text": text}] if text else []),
                 *(call.block() for call in self._calls),
@@ -175,6 +173,7 @@ class ChatAssembly:
             model=self._model,
             request_id=request_id,
         )
+        return usable(found)
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:

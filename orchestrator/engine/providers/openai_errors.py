@@ -21,6 +21,7 @@ FAILURES: Final = (
     httpx2.StreamError,
     UnicodeError,
     json.JSONDecodeError,
+    RecursionError,
 )
 _BY_CODE: Final[Mapping[str, Meaning]] = MappingProxyType(
     {

@@ -21,7 +21,8 @@ from orchestrator.engine.ports import (
 )
 from orchestrator.engine.providers import meaning
 from orchestrator.engine.providers.openai_errors import meaning_of_code
-from orchestrator.engine.providers.stream import parsed_arguments, storable_json
+from orchestrator.engine.providers.stream import parsed_arguments, usable
+from orchestrator.engine.untrusted import storable
 
 _STANDING_STILL = frozenset({"response.queued", "response.in_progress", "response.created", "keepalive"})
 
@@ -100,7 +101,7 @@ class ResponsesAssembly:
             case "response.output_item.added" if event["item"]["type"] == "function_call":
                 yield CallAnnounced(event["item"]["name"])
             case "response.output_text.delta":
-                yield TextDelta(event["delta"])
+                yield TextDelta(storable(event["delta"]))
             case "response.output_item.done":
                 item = event["item"]
                 self._items[event["output_index"]] = item
@@ -121,7 +122,7 @@ class ResponsesAssembly:
         if self._response is None:
             raise meaning.failure(meaning.TRUNCATED)
         try:
-            return self._reply(self._response, request_id)
+            return usable(self._reply(self._response, request_id))
         except (KeyError, TypeError, ValueError, AttributeError) as garbled:
             raise meaning.failure(meaning.GARBLED) from garbled
 
@@ -139,8 +140,8 @@ class ResponsesAssembly:
 
 def _call(item: Mapping[str, Any]) -> CallCompleted:
     written = item.get("arguments") or ""
-    arguments = storable_json(parsed_arguments(written)) if written else {}
-    return CallCompleted(item["call_id"], item["name"], arguments)
+    arguments = parsed_arguments(written) if written else {}
+    return CallCompleted(storable(item["call_id"]), storable(item["name"]), arguments)
 
 
 def _blocks(item: Mapping[str, Any], model: str) -> Iterator[Block]:
@@ -150,7 +151,7 @@ def _blocks(item: Mapping[str, Any], model: str) -> Iterator[Block]:
                 if part["type"] == "refusal":
                     raise meaning.failure(meaning.REFUSED, part.get("refusal"))
                 if part["type"] == "output_text":
-                    yield {"type": "text", "text": storable_json(part["text"])}
+                    yield {"type": "text", "text": storable(part["text"])}
         case "function_call":
             yield _call(item).block()
         case "reasoning" if item.get("encrypted_content"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from orchestrator.engine.parsing.calls import UNPARSED
@@ -19,7 +20,7 @@ from orchestrator.engine.ports import (
     Usage,
 )
 from orchestrator.engine.providers.meaning import GARBLED, TRUNCATED, failure
-from orchestrator.engine.untrusted import storable
+from orchestrator.engine.untrusted import storable, storable_json
 
 _KEPT_FOR_AN_HOUR: Final = "ephemeral_1h_input_tokens"
 
@@ -46,7 +47,7 @@ class Assembly:
         self.moved = True
         try:
             return self._take(event)
-        except (KeyError, TypeError, ValueError) as garbled:
+        except (KeyError, TypeError, ValueError, AttributeError) as garbled:
             raise failure(GARBLED) from garbled
 
     def _take(self, event: Mapping[str, Any]) -> StreamEvent | None:
@@ -79,7 +80,7 @@ class Assembly:
         match delta["type"]:
             case "text_delta":
                 pieces.setdefault("text", []).append(delta["text"])
-                return TextDelta(delta["text"])
+                return TextDelta(storable(delta["text"]))
             case "input_json_delta":
                 pieces.setdefault("input", []).append(delta["partial_json"])
             case "thinking_delta":
@@ -101,6 +102,8 @@ class Assembly:
         elif block["type"] == "tool_use":
             block["input"] = block.get("input") or {}
         self._blocks[index] = block = {key: storable_json(value) for key, value in block.items()}
+        if not _is_usable(block):
+            raise ValueError(block["type"])
         return (
             CallCompleted(block["id"], block["name"], block["input"]) if block["type"] == "tool_use" else None
         )
@@ -118,7 +121,7 @@ class Assembly:
             raise failure(TRUNCATED)
         for index in list(self._pieces):
             self._close(index)
-        return Reply(
+        found = Reply(
             content=tuple(self._blocks[index] for index in sorted(self._blocks)),
             stop_reason=self._stop_reason,
             usage=Usage(
@@ -132,22 +135,42 @@ class Assembly:
             model=self._model,
             request_id=request_id,
         )
+        return usable(found)
 
 
 def parsed_arguments(written: str) -> Mapping[str, Any]:
     """An object; what is none (a call cut off at the output limit) is kept as the text that it is."""
     try:
-        arguments = json.loads(written)
+        arguments = storable_json(json.loads(written))
     except (ValueError, RecursionError):
         arguments = None
-    return arguments if isinstance(arguments, dict) else {UNPARSED: written[:2000]}
+    return arguments if isinstance(arguments, dict) else {UNPARSED: storable(written[:2000])}
 
 
-def storable_json(value: Any) -> Any:
-    if isinstance(value, str):
-        return storable(value)
-    if isinstance(value, dict):
-        return {storable(key): storable_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [storable_json(item) for item in value]
-    return value
+MOST_ID: Final = 1000
+"""Characters of a call's id, which is a part of keys in Postgres."""
+
+
+def usable(reply: Reply) -> Reply:
+    """The reply, if its blocks are what they say. Raises `ModelError` for one that nobody could go on with."""
+    if not all(_is_usable(block) for block in reply.content):
+        raise failure(GARBLED)
+    return replace(
+        reply,
+        stop_reason=storable(str(reply.stop_reason)),
+        model=storable(str(reply.model)),
+        request_id=None if reply.request_id is None else storable(str(reply.request_id)),
+    )
+
+
+def _is_usable(block: Mapping[str, Any]) -> bool:
+    match block:
+        case {"type": "text"}:
+            return isinstance(block.get("text"), str)
+        case {"type": "tool_use"}:
+            called, name = block.get("id"), block.get("name")
+            is_named = isinstance(called, str) and 0 < len(called) <= MOST_ID and isinstance(name, str)
+            return is_named and isinstance(block.get("input"), Mapping)
+        case {"type": str()}:
+            return True
+    return False
