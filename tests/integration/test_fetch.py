@@ -201,6 +201,13 @@ def test_what_is_no_text_or_too_long_is_not_shown(site: Site) -> None:
     assert "café" in fetched(policy(site), f"http://{site.host}/odd").text
 
 
+@pytest.mark.parametrize("codec", ["punycode", "idna", "undefined", "unicode_escape", "Raw-Unicode_Escape"])
+def test_what_only_python_calls_a_charset_is_none(site: Site, codec: str) -> None:
+    page = b"caf\xc3\xa9 \\x41 " + b"a-" + b"b" * 1_000_000
+    site.answers["/odd"] = (200, {"content-type": f"text/plain; charset={codec}"}, page)
+    assert "café \\x41 a-b" in fetched(policy(site), f"http://{site.host}/odd").text
+
+
 def endless(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(200)
     handler.send_header("content-type", "text/plain")

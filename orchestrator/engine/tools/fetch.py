@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 from typing import Annotated, Final
@@ -20,6 +21,8 @@ from orchestrator.engine.web import HostPolicy, HostRefused, Page, TooMuch, fetc
 MOST_BYTES: Final = 2 * 1024**2
 SECONDS: Final = 30.0
 _CHARSET: Final = re.compile(r"charset=[\"']?([A-Za-z0-9_.:-]{1,40})")
+_NO_CHARSETS: Final = frozenset({"punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape"})
+"""Codecs of Python's that belong to no page: the first takes hours for the length of one."""
 _TEXTS: Final = re.compile(r"text/|application/([a-z.+-]*\+)?(json|xml|javascript|yaml|toml|x-sh)\b")
 
 
@@ -66,15 +69,23 @@ def _failed(why: str) -> ToolResult:
     return ToolResult(storable(cut(f"fetch_url {why}", 2000)), is_error=True)
 
 
+def _decoded(data: bytes, charset: re.Match[str] | None) -> str:
+    """By the charset that the page names, if that is one of pages."""
+    if charset is not None:
+        try:
+            found = codecs.lookup(charset[1])
+            if found.name not in _NO_CHARSETS:
+                return data.decode(found.name, "replace")
+        except (LookupError, UnicodeError):
+            pass
+    return data.decode("utf-8", "replace")
+
+
 def _shown(page: Page, context: ToolContext) -> ToolResult:
     kind = page.content_type.lower()
     if page.data and not _TEXTS.match(kind or "text/"):
         return _failed(f"got {kind.partition(';')[0]!r} of {len(page.data):,} bytes, which is not text")
-    named = _CHARSET.search(kind)
-    try:
-        text = page.data.decode(named[1] if named else "utf-8", "replace")
-    except LookupError:
-        text = page.data.decode("utf-8", "replace")
+    text = _decoded(page.data, _CHARSET.search(kind))
     if "html" in kind:
         text = text_of(text)
     head = f"HTTP {page.status} from {storable(page.url)}" + (" (cut)" if page.cut else "")
