@@ -56,7 +56,7 @@ class ArgumentsSchema:
         """Ten at most, each with the place where it is."""
         try:
             found = list(islice(self._validator.iter_errors(value), MOST_FAULTS))
-        except (RecursionError, Unresolvable):
+        except (RecursionError, ArithmeticError, Unresolvable):
             return []  # then only its author can check it
         return [
             f"{'.'.join(str(part) for part in error.path) or 'arguments'}: {_short(error.message)}"

@@ -18,6 +18,7 @@ from orchestrator.core.assignment import Stop
 from orchestrator.core.mcp_server import McpServer
 from orchestrator.core.verdict import StopReason
 from orchestrator.engine import mcp_session
+from orchestrator.engine.json_schemas import ArgumentsSchema
 from orchestrator.engine.ports import Stopped, ToolResult
 from orchestrator.engine.tools.mcp import MOST_TOOLS, opened
 from orchestrator.engine.tools.policy import McpTools
@@ -231,6 +232,13 @@ def test_hostile_names_and_schemas_are_left_out_or_cost_nothing(workspace: Works
             assert tool.problem(evil) is None
             assert len(tool.description) < 1200
         assert time.process_time() - started < 10  # a schema's own expressions would take for ever
+
+
+def test_a_number_beyond_all_floats_is_for_the_server_to_refuse() -> None:
+    limits = {"multipleOf": 0.5, "minimum": 1.5}
+    schema = ArgumentsSchema({"type": "object", "properties": {"n": {"type": "number", **limits}}})
+    assert schema.faults({"n": 10**400}) == []
+    assert schema.faults({"n": 1.75}) != []
 
 
 def test_so_many_tools_are_too_many(workspace: Workspace) -> None:
