@@ -109,6 +109,8 @@ _OUTPUT: Final = statement(
       AND finished_at IS NOT NULL
     """
 )
+_LONGEST: Final = 2**30
+"""Characters of a text in Postgres; a model may ask for what comes after any number of them."""
 _ANSWERS: Final = statement(
     """
     SELECT call_id, answer, subject_digest FROM questions WHERE tenant_id = :tenant AND step_id = :step
@@ -252,7 +254,8 @@ def finish_call(
 
 def output(connection: Connection, scope: Scope, call_id: str, start: int, count: int) -> str | None:
     """That part of what a finished call gave, in characters from 0; None: there is no such call."""
-    row = one(connection, _OUTPUT, **scope.keys, call=call_id, start=max(start, 0), count=max(count, 0))
+    first = min(max(start, 0), _LONGEST)
+    row = one(connection, _OUTPUT, **scope.keys, call=call_id, start=first, count=max(count, 0))
     return None if row is None else row["part"]
 
 

@@ -323,6 +323,7 @@ def test_a_whole_output_is_kept_beside_what_the_model_was_shown(ledger: Ledger) 
     assert mine.output("long", 3, 10**9) == "def\ufffd [redacted] the end"
     assert mine.output("short", 4, 6) == "of"
     assert mine.output("long", 10**6, 10**6 + 5) == ""
+    assert mine.output("long", 10**30, 10**30 + 5) == ""
     assert mine.output("running", 0, 5) is None
     assert mine.output("unheard-of", 0, 5) is None
     assert "output" not in str(mine.load().calls[0].result), "a conversation is loaded without it"

@@ -152,7 +152,7 @@ MOST_ID: Final = 1000
 
 
 def usable(reply: Reply) -> Reply:
-    """The reply, if its blocks are what they say. Raises `ModelError` for one that nobody could go on with."""
+    """The reply, if its blocks are what they say. Raises `ModelError` for one that can't be gone on with."""
     if not all(_is_usable(block) for block in reply.content):
         raise failure(GARBLED)
     return replace(
