@@ -45,6 +45,11 @@ def statement(sql: str) -> TextClause:
 _NAMED: Final = re.compile(r"(?<!:):([a-z_]+)\b")
 
 
+_OTHERWISE_PREPARED: Final = ("26000", "42P05")
+"""SQLSTATEs: a statement isn't there, or is there already. Such a connection is of no more use: somebody
+between cleared it, or an exception came in between a preparation and our writing it down."""
+
+
 class Prepared:
     """A statement, or several split by `;`, that each connection plans once.
 
@@ -83,7 +88,10 @@ class Prepared:
                 names = [column.name for column in cursor.description]
                 return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
             except psycopg2.Error as error:
-                lost = connection.dialect.is_disconnect(error, driver, cursor)  # type: ignore[arg-type]
+                lost = (
+                    connection.dialect.is_disconnect(error, driver, cursor)  # type: ignore[arg-type]
+                    or error.pgcode in _OTHERWISE_PREPARED
+                )
                 if lost:
                     connection.invalidate(error)
                 raise failed(self.name, error, connection.dialect, lost=lost) from error

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from orchestrator.commands import answer, intervene
 from orchestrator.core.states import Event, WaitingOn
 from orchestrator.core.verdict import Ask
-from orchestrator.db import completion, effects, events, journal, transitions
+from orchestrator.db import completion, connect, effects, events, journal, transitions
 from orchestrator.db.claims import Claimed
 from orchestrator.db.effects import LogChunk
 from orchestrator.db.events import EventDraft
@@ -462,3 +462,51 @@ def test_a_statement_of_which_only_a_part_was_prepared_is_prepared_to_its_end(le
         connection.connection.info["in_parts"] = 1
         assert whole.run(connection, {"n": 7}) == [{"n": 7}]
         connection.invalidate()
+
+
+@pytest.mark.parametrize("how", ["DISCARD ALL", "DEALLOCATE found_1", "forgotten"])
+def test_a_connection_whose_preparations_are_not_ours_is_given_up(ledger: Ledger, how: str) -> None:
+    """Else every later use of it would fail in the same way, for as long as the process lives."""
+    found = Prepared("found", "SELECT :n; SELECT :n AS n", n="int")
+    engine = connect.create(ledger.url, application="tests", pool_size=1)
+    with connect.at_once(engine) as direct:
+        assert found.run(direct, {"n": 1}) == [{"n": 1}]
+        if how == "forgotten":
+            direct.connection.info["found"] = 1
+        else:
+            direct.connection.cursor().execute(how)
+    with pytest.raises(DBAPIError) as caught, connect.at_once(engine) as direct:
+        found.run(direct, {"n": 2})
+    assert connect.is_away(caught.value)
+    with connect.at_once(engine) as direct:
+        assert found.run(direct, {"n": 3}) == [{"n": 3}]
+    with engine.begin() as connection:
+        assert found.run(connection, {"n": 4}) == [{"n": 4}]
+    engine.dispose()
+
+
+def test_a_connection_that_breaks_under_one_call_is_not_used_for_the_next(ledger: Ledger) -> None:
+    found = Prepared("found", "SELECT pg_backend_pid() AS pid, :n AS n", n="int")
+    engine = connect.create(ledger.url, application="tests", pool_size=1)
+    with connect.at_once(engine) as direct:
+        (pid,) = found.run(direct, {"n": 1})
+        ledger.rows("SELECT pg_terminate_backend(:pid)", pid=pid["pid"])
+        with pytest.raises(DBAPIError) as caught:
+            found.run(direct, {"n": 1})
+    assert connect.is_lost(caught.value)
+    with engine.begin() as connection:
+        assert found.run(connection, {"n": 1}) != [pid]
+    engine.dispose()
+
+
+def test_what_fails_in_one_call_leaves_a_connection_that_holds_transactions(ledger: Ledger) -> None:
+    found = Prepared("divided", "SELECT 1 / :n AS n", n="int")
+    engine = connect.create(ledger.url, application="tests", pool_size=1)
+    for number in (0, 10**30, "a\0", "\ud800"):
+        with pytest.raises((DBAPIError, ValueError)), connect.at_once(engine) as direct:
+            found.run(direct, {"n": number})
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE never (n int)")
+        connection.rollback()
+    assert ledger.rows("SELECT to_regclass('never') AS at") == [{"at": None}]
+    engine.dispose()
