@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 NOWHERE: Final = "/dev/null"
-_HUNK: Final = re.compile(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@")
+_HUNK: Final = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+\d+(?:,(\d{1,9}))? @@")
 _LEFT_OUT: Final = ("GIT binary patch", "Binary files ")
 _SHOWN: Final = 120
 

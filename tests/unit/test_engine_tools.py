@@ -101,6 +101,31 @@ def test_an_edit_replaces_exactly_one_place(run: Run, workspace: FolderWorkspace
     assert workspace.read("a", None, None) == "x = 3\ny = 3\n"
 
 
+def test_an_edit_that_would_fill_the_memory_is_refused(run: Run, workspace: FolderWorkspace) -> None:
+    (workspace.root / "a").write_text("a" * 20_000)
+    text = refused(run("edit_file", path="a", old="a", new="b" * 1000, every=True))
+    assert "20,000 times" in text
+    assert said(run("edit_file", path="a", old="a", new="bb", every=True)) == "Edited a in 20000 places."
+
+
+def test_a_patch_of_many_large_files_is_refused(run: Run, workspace: FolderWorkspace) -> None:
+    names = [f"{number}" for number in range(9)]
+    for name in names:
+        (workspace.root / name).write_text("a\n" * 1_000_000)
+    patch = "".join(f"--- a/{name}\n+++ b/{name}\n@@ -1 +1 @@\n-a\n+b\n" for name in names)
+    assert "patch fewer at once" in refused(run("apply_patch", patch=patch))
+    assert {(workspace.root / name).read_text()[0] for name in names} == {"a"}
+
+
+@pytest.mark.parametrize("header", ["@@ -{0} +1 @@", "@@ -1,{0} +1 @@", "@@ -1 +1,{0} @@"])
+def test_a_patch_with_a_number_without_end_is_refused_or_used(
+    run: Run, workspace: FolderWorkspace, header: str
+) -> None:
+    (workspace.root / "a").write_text("a\n")
+    patch = f"--- a/a\n+++ b/a\n{header.format('9' * 5000)}\n-a\n+b\n"
+    assert said(run("apply_patch", patch=patch)).startswith("Applied")
+
+
 def test_an_edit_that_fails_for_its_line_ends_says_so(run: Run, workspace: FolderWorkspace) -> None:
     workspace.write("a", "one\r\ntwo\r\n")
     assert "\\r\\n" in refused(run("edit_file", path="a", old="one\ntwo", new="x"))

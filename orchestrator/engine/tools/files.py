@@ -15,6 +15,10 @@ LISTED_PATHS: Final = 500
 """The most paths that one list_files shows."""
 
 
+LONGEST_TEXT: Final = 16 * 1024**2
+"""Characters that a file may have after an edit: it is put together in memory."""
+
+
 class ReadFile(Arguments):
     path: RelativePath
     start: Annotated[int | None, Field(ge=1, description="First line, from 1; left out: the first.")] = None
@@ -94,6 +98,8 @@ def _edit_fault(text: str, asked: EditFile, found: int) -> str | None:
         return "old does not occur in it. Read the file and copy the text exactly, white space included."
     if found > 1 and not asked.every:
         return f"old occurs {found} times. Give more of the text around it, or set every."
+    if len(text) + found * (len(asked.new) - len(asked.old)) > LONGEST_TEXT:
+        return f"old occurs {found:,} times, and with new in its place the file would be too long."
     return None
 
 

@@ -15,6 +15,8 @@ from orchestrator.engine.tools.tool import Arguments, Risk, Tool, ToolContext
 
 LONGEST_PATCH: Final = 1_000_000
 MOST_FILES: Final = 200
+MOST_TEXT: Final = 32 * 1024**2
+"""Characters of all its files, before and after: they are held until all is written."""
 
 Undo = Callable[[], None]
 
@@ -36,7 +38,7 @@ class ApplyPatch(Arguments):
 def _apply(workspace: Workspace, asked: ApplyPatch, _: ToolContext) -> ToolResult:
     try:
         files = parse(asked.patch, MOST_FILES)
-        texts = [_new_text(workspace, file) for file in files]
+        texts = _new_texts(workspace, files)
     except PatchRefused as refusal:
         return ToolResult(f"apply_patch changed nothing: {refusal}.", is_error=True)
     undo: list[Undo] = []
@@ -47,6 +49,17 @@ def _apply(workspace: Workspace, asked: ApplyPatch, _: ToolContext) -> ToolResul
         _undo(undo)
         return ToolResult(f"apply_patch changed nothing: {refusal}", is_error=True)
     return ToolResult("\n".join(["Applied the patch:", *(_told(file) for file in files)]))
+
+
+def _new_texts(workspace: Workspace, files: Sequence[FilePatch]) -> list[tuple[str, str]]:
+    texts: list[tuple[str, str]] = []
+    left = MOST_TEXT
+    for file in files:
+        texts.append(_new_text(workspace, file))
+        left -= sum(map(len, texts[-1]))
+        if left < 0:
+            raise PatchRefused(f"its files have more than {MOST_TEXT:,} characters; patch fewer at once")
+    return texts
 
 
 def _new_text(workspace: Workspace, file: FilePatch) -> tuple[str, str]:
