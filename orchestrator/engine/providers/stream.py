@@ -148,7 +148,7 @@ def parsed_arguments(written: str) -> Mapping[str, Any]:
 
 
 MOST_ID: Final = 1000
-"""Characters of a call's id, which is a part of keys in Postgres."""
+"""Bytes of a call's id, which is a part of keys in Postgres."""
 
 
 def usable(reply: Reply) -> Reply:
@@ -169,7 +169,9 @@ def _is_usable(block: Mapping[str, Any]) -> bool:
             return isinstance(block.get("text"), str)
         case {"type": "tool_use"}:
             called, name = block.get("id"), block.get("name")
-            is_named = isinstance(called, str) and 0 < len(called) <= MOST_ID and isinstance(name, str)
+            is_named = (
+                isinstance(called, str) and isinstance(name, str) and 0 < len(called.encode()) <= MOST_ID
+            )
             return is_named and isinstance(block.get("input"), Mapping)
         case {"type": str()}:
             return True
