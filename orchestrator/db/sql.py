@@ -122,17 +122,22 @@ def failed(what: str, error: psycopg2.Error, dialect: Dialect, *, lost: bool = F
     return found
 
 
-_NUL: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-"""As JSON writes it: a backslash before it that is itself written by two makes it a text about one."""
+_UNKEPT: Final = re.compile(
+    r"(?<!\\)((?:\\\\)*)(?:(\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})|\\u(?:0000|d[89a-f][0-9a-f]{2}))"
+)
+"""A NUL or half of a character, as JSON writes them; whole characters are found too, and kept. A backslash
+before it that is itself written by two makes it a text about one."""
 
 
 def dumps(value: Mapping[str, Any] | Sequence[Any] | None) -> str | None:
-    """JSON for a `CAST(:x AS jsonb)`; None stays SQL's null. NUL characters, which jsonb refuses, are
-    shown."""
+    """JSON for a `CAST(:x AS jsonb)`; None stays SQL's null. Of what jsonb refuses, NUL characters and lone
+    surrogates (programs cut texts between two of them) are shown."""
     if value is None:
         return None
     written = json.dumps(value, default=str)
-    return _NUL.sub(r"\1\\ufffd", written) if "\\u0000" in written else written
+    if "\\u0000" not in written and "\\ud" not in written:
+        return written
+    return _UNKEPT.sub(lambda found: found[1] + (found[2] or r"\ufffd"), written)
 
 
 def rows(connection: Connection | Direct, sql: TextClause | Prepared, **values: Any) -> list[dict[str, Any]]:

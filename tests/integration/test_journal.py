@@ -121,6 +121,25 @@ def test_code_that_speaks_of_a_nul_is_kept_as_it_is_and_a_nul_itself_is_shown(le
     assert found.content[0]["text"] == f"{spoken}\ufffd\ufffd\\\ufffd"
 
 
+def test_half_a_character_is_shown_and_whole_ones_are_kept(ledger: Ledger) -> None:
+    """A program that cuts a text after so many units of UTF-16 leaves one."""
+    mine = kept(ledger, ledger.take(ledger.task()["work"]))
+    for number, (said, read) in enumerate(
+        (
+            ("🙂🙂\ud83d", "🙂🙂\ufffd"),
+            ("\ude42🙂", "\ufffd🙂"),
+            ("\ud83d\ud83d\ude42\ude42", "\ufffd🙂\ufffd"),
+            (r"\ud83d is a half, \\ud83d too 🙂", r"\ud83d is a half, \\ud83d too 🙂"),
+            ("\\\ud83d\0", "\\\ufffd\ufffd"),
+        ),
+        start=1,
+    ):
+        mine.append_turn(turn(number, said))
+        found = mine.load().entries[-1]
+        assert isinstance(found, Turn)
+        assert found.content[0]["text"] == read
+
+
 def test_of_two_steps_at_once_one_hears_what_the_task_is_told(ledger: Ledger) -> None:
     refs = ledger.task("t", step("a"), step("b"))
     journals = [kept(ledger, ledger.take(ref)) for ref in refs.values()]
