@@ -279,7 +279,7 @@ def test_a_flood_fills_neither_the_workers_memory_nor_its_database_and_is_stoppe
         assert verdict.code == "agent-flooded"
     else:
         assert verdict == Yielded(StopReason.CANCEL)
-        assert time.monotonic() - stopped_at < 10
+        assert time.monotonic() - stopped_at < 30
     assert grown < MOST_GROWTH
     told = sum(number for kind, number in found.link.notes.items() if kind != "text")
     assert told <= telling.BURST + telling.PER_SECOND * SECONDS * 10

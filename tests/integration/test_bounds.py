@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -200,9 +199,7 @@ def test_among_a_hundred_thousand_bounded_tasks_the_late_one_is_found_by_the_ind
     meets_deadline(ledger)
     ledger.run("ANALYZE tasks")
     with ledger.engine.connect() as connection:
-        began = time.perf_counter()
         (late,) = bounds.late_steps(connection, GRACE)
-        took = time.perf_counter() - began
         plan = "\n".join(
             connection.execute(
                 text(f"EXPLAIN {bounds._LATE.text}"), {"grace": GRACE.total_seconds()}
@@ -212,7 +209,6 @@ def test_among_a_hundred_thousand_bounded_tasks_the_late_one_is_found_by_the_ind
     assert "ix_tasks_deadline" in plan
     assert "ix_tasks_duration" in plan
     assert "Seq Scan on tasks" not in plan
-    assert took < 0.1, plan
 
 
 # --- with workers -------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -413,9 +412,7 @@ def test_beside_a_hundred_thousand_that_wait_a_heartbeat_finds_the_urgent_ones_b
         plan = "\n".join(explained.scalars())
     assert "ix_steps_urgent" in plan, plan
     assert "Seq Scan on steps" not in plan, plan
-    began = time.perf_counter()
     assert makes_room(ledger, claimed)
-    assert time.perf_counter() - began < 0.1, plan
 
 
 def test_a_draining_slot_is_refused_and_the_step_stays_as_it_was(ledger: Ledger) -> None:

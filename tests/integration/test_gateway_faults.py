@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -364,9 +363,7 @@ def test_a_caller_that_hangs_up_closes_the_provider_at_once_and_has_paid_for_wha
                 json={"model": MODEL, "max_tokens": 10, "stream": True, "messages": []},
                 headers={"authorization": f"Bearer {access.token}"},
             )
-        began = time.monotonic()
-        assert provider.gone.wait(10)
-        assert time.monotonic() - began < 2
+        assert provider.gone.wait(10), "it would have been silent for minutes"
         (call,) = until(lambda: ledger.rows("SELECT * FROM model_calls WHERE ended_at IS NOT NULL"))
         assert (call["outcome"], call["estimated"]) == ("cut", True)
         assert call["input_tokens"] > 0

@@ -159,8 +159,8 @@ def test_its_cost_grows_with_the_text_and_not_faster() -> None:
 
 def _seconds(redactor: Redactor, text: str) -> float:
     best = float("inf")
-    for _ in range(2):
-        start = time.perf_counter()
+    for _ in range(3):
+        start = time.thread_time()
         redactor.text(text)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.thread_time() - start)
     return best
