@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from orchestrator.cli.loading import loading
 from tests.servers import PostgresServer, RedisServer, serve_postgres, serve_redis
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ LONGEST = (
     "integration/test_worker_surroundings.py",
 )
 """These files begin first, so that at the end no process is left alone with one of them."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Any:
+    with loading():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from orchestrator.cli import session
+from orchestrator.cli.loading import loading
 from orchestrator.cli.operate import joined
 from orchestrator.cli.system import Json
 from orchestrator.cli.terminal import print_json
@@ -65,15 +66,16 @@ def worker(
 
     Without a database in the environment it joins the stack that runs on this machine.
     """
-    from orchestrator import bootstrap
-    from orchestrator.queues.settings import WORKER_ENVIRONMENT
-    from orchestrator.queues.topology import lanes_of
+    with loading():
+        from orchestrator import bootstrap
+        from orchestrator.queues.settings import WORKER_ENVIRONMENT
+        from orchestrator.queues.topology import lanes_of
 
-    _configured()
-    _quietly(**WORKER_ENVIRONMENT)
-    consumed = bootstrap.load("worker").topology.consumed(lanes_of(queues))
-    from orchestrator.tasks import app
-    from orchestrator.tasks.programs import run_worker
+        _configured()
+        _quietly(**WORKER_ENVIRONMENT)
+        consumed = bootstrap.load("worker").topology.consumed(lanes_of(queues))
+        from orchestrator.tasks import app
+        from orchestrator.tasks.programs import run_worker
 
     queue_names = [queue.value for queue in consumed]
     how = {"pool": pool.value, "log_level": log_level.value}
@@ -86,8 +88,9 @@ def beat(log_level: LogLevel = Level.INFO) -> None:
     _quietly()
     data = session.settings().data_dir
     data.mkdir(parents=True, exist_ok=True)
-    from orchestrator.tasks import app
-    from orchestrator.tasks.programs import run_beat
+    with loading():
+        from orchestrator.tasks import app
+        from orchestrator.tasks.programs import run_beat
 
     run_beat(app, data / "beat-schedule", log_level=log_level.value)
 
@@ -97,11 +100,12 @@ def api(
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
 ) -> None:
     """Start the REST API."""
-    import uvicorn
+    with loading():
+        import uvicorn
 
-    from orchestrator import bootstrap
-    from orchestrator.api.app import create_api
-    from orchestrator.tasks import logs
+        from orchestrator import bootstrap
+        from orchestrator.api.app import create_api
+        from orchestrator.tasks import logs
 
     _configured()
     settings = session.settings()
@@ -128,10 +132,11 @@ def gateway(
 
     It takes ANTHROPIC_API_KEY and OPENAI_API_KEY (and …_BASE_URL) from its environment.
     """
-    import uvicorn
+    with loading():
+        import uvicorn
 
-    from orchestrator import bootstrap
-    from orchestrator.gateway.app import create_gateway
+        from orchestrator import bootstrap
+        from orchestrator.gateway.app import create_gateway
 
     _configured()
     settings = session.settings()

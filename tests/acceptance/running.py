@@ -39,17 +39,19 @@ OURS: Final = (
     "FLOWER_",
 )
 _PATIENCE_SECONDS: Final = 90.0
-_LOOK_SECONDS: Final = 0.03
+_LOOK_SECONDS: Final = (0.03, 0.2)
+"""Between two looks, at first and after a while: each may be a request to the API."""
 
 T = TypeVar("T")
 
 
 def until(look: Callable[[], T | None], what: str, say: Callable[[], object] = str) -> T:
     """What `look` finds once it finds something; a failure that shows `say()` when it never does."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    began = time.monotonic()
     while not (found := look()):
-        assert time.monotonic() < deadline, f"never came: {what}\n{say()}"
-        time.sleep(_LOOK_SECONDS)
+        waited = time.monotonic() - began
+        assert waited < _PATIENCE_SECONDS, f"never came: {what}\n{say()}"
+        time.sleep(min(max(_LOOK_SECONDS[0], waited / 10), _LOOK_SECONDS[1]))
     return found
 
 

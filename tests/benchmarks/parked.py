@@ -129,7 +129,8 @@ def measure(tasks: int = TASKS, others: int = OTHERS, members: int = MEMBERS, al
     names = [f"parked-{number}" for number in range(tasks)]
     with installed() as here:
         here.tell_commit_times()
-        workers = [here.worker("agent"), here.worker("system", (Lane.SYSTEM,)), _users_worker(here)]
+        system = here.worker("system", (Lane.SYSTEM,), by_celery=True)
+        workers = [here.worker("agent"), system, _users_worker(here)]
         here.run(*workers, here.beat())
         scene = _Scene(here, replace(here.wiring("bench"), waits=True), found)
         found.others_before = scene.others("before", others)

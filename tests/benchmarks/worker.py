@@ -1,4 +1,4 @@
-"""The worker of the benchmarks, production's but for the agent: `celery -A tests.benchmarks.worker worker`.
+"""The worker of the benchmarks, production's but for the agent; run by `tests.integration.celery_worker`.
 
 BENCHMARK_AGENT chooses the agent; BENCHMARK_ORDERS names the file of orders to die at a COMMIT;
 BENCHMARK_FENCE=none takes the fence out of this process, the negative control; BENCHMARK_REDIS_SECONDS is how

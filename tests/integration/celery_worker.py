@@ -9,7 +9,10 @@ import argparse
 import importlib
 import sys
 
-from orchestrator.tasks.programs import run_worker
+from orchestrator.cli.loading import loading
+
+with loading():
+    from orchestrator.tasks.programs import run_worker
 
 
 def main() -> int:
@@ -18,8 +21,10 @@ def main() -> int:
     for name in ("hostname", "queues", "pool", "concurrency", "loglevel"):
         words.add_argument(f"--{name}", required=True)
     given = words.parse_args()
+    with loading():
+        app = importlib.import_module(given.app).app
     return run_worker(
-        importlib.import_module(given.app).app,
+        app,
         given.hostname,
         given.queues.split(","),
         pool=given.pool,

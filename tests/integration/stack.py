@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -30,15 +31,18 @@ from tests.integration.ledger import Ledger, opened
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 60
+SWEEP_SECONDS = 0.2
+"""Between two sweeps, each of which asks the database a dozen things."""
 T = TypeVar("T")
 
 
 def until(found: Callable[[], T], what: str = "it") -> T:
-    """Asks again and again, until the answer is true."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    """Asks again and again, less often the longer it takes, until the answer is true."""
+    began = time.monotonic()
     while not (answer := found()):
-        assert time.monotonic() < deadline, f"{what} never came about"
-        time.sleep(0.02)
+        waited = time.monotonic() - began
+        assert waited < PATIENCE_SECONDS, f"{what} never came about"
+        time.sleep(min(max(0.02, waited / 10), 0.1))
     return answer
 
 
@@ -104,8 +108,13 @@ class Stack:
     def healed(self, found: Callable[[], T], what: str = "it") -> T:
         """Sweeps until the answer is true."""
 
+        swept_at = -math.inf
+
         def sweep_and_look() -> T:
-            self.sweep()
+            nonlocal swept_at
+            if time.monotonic() - swept_at > SWEEP_SECONDS:
+                self.sweep()
+                swept_at = time.monotonic()
             return found()
 
         return until(sweep_and_look, what)
