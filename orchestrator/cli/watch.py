@@ -15,6 +15,7 @@ from orchestrator.cli.codes import ExitCode, code_of_task
 from orchestrator.cli.events import clock, doing, told
 from orchestrator.cli.session import segment
 from orchestrator.cli.terminal import console, interactive, out, say
+from orchestrator.cli.ways_on import ways_on
 from orchestrator.core.errors import OrchestratorError
 
 _REFRESH_SECONDS: Final = 0.25
@@ -149,15 +150,22 @@ def tell_next(task: dict[str, Any]) -> None:
         case "completed" if task["commit"]:
             say(f"✓ {identity} {task['display']['label']}, on branch {task['branch']}.")
             say(f"  See the change: orchestrator task diff {identity}")
+            _say_ways(task)
         case "completed":
             say(f"✓ {identity} {task['display']['label']}.")
+            _say_ways(task)
         case "failed":
             say(f"✗ {identity} failed: {task['display']['why']}")
-            say(f"  Why: orchestrator task logs {identity}   Again: orchestrator task retry {identity}")
+            _say_ways(task)
         case "cancelled":
             say(f"■ {identity} cancelled: {task['display']['why']}")
         case _:
             say(f"  Watch it: orchestrator task watch {identity}")
+
+
+def _say_ways(task: dict[str, Any]) -> None:
+    for command in ways_on(task):
+        say(f"  → {command}")
 
 
 class _Listener(AbstractContextManager["_Listener"]):

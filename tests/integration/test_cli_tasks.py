@@ -212,6 +212,44 @@ def test_an_escalated_step_says_the_way_on_and_a_resume_says_what_happens(door: 
     assert run(door, "task", "resume", task["id"]).returncode == 6
 
 
+def test_a_failed_task_names_the_commands_that_lead_on_and_each_works_when_copied(door: Door) -> None:
+    task = door.create(steps=[{"id": "one", "description": "1"}])
+    broken = claim(door, task)
+    with door.wiring.engine.begin() as connection:
+        error = {"code": "sandbox-unavailable", "message": "There is no sandbox."}
+        assert fail(connection, broken.step, broken.fence, error)
+
+    shown, watched = (run(door, "task", verb, task["id"]) for verb in ("status", "watch"))
+
+    assert "failed: Step one: There is no sandbox (sandbox-unavailable)." in shown.stdout
+    ways = [line.removeprefix("  → ") for line in shown.stdout.splitlines() if line.startswith("  → ")]
+    assert [way.split()[1:3] for way in ways] == [
+        ["explain", "sandbox-unavailable"],
+        ["task", "logs"],
+        ["task", "retry"],
+    ]
+    assert [run(door, *way.split()[1:]).returncode for way in ways] == [0, 0, 0]
+    assert [line for line in watched.stderr.splitlines() if "→" in line] == [f"  → {way}" for way in ways]
+
+
+def test_what_a_partly_completed_task_left_undone_is_explained_and_a_foreign_code_is_not(door: Door) -> None:
+    task = door.create(
+        steps=[{"id": "one", "description": "1"}, {"id": "two", "description": "2"}],
+        on_step_failure="continue",
+    )
+    first, second = ({**task, "steps": [step]} for step in task["steps"])
+    complete(door, claim(door, first))
+    broken = claim(door, second)
+    with door.wiring.engine.begin() as connection:
+        assert fail(connection, broken.step, broken.fence, {"code": "of-its-own", "message": "No."})
+
+    shown = run(door, "task", "status", task["id"]).stdout
+
+    assert "partially completed" in shown
+    assert "explain" not in shown
+    assert f"  → orchestrator task retry {task['id']}" in shown.splitlines()
+
+
 def test_a_list_in_a_pipe_is_a_line_of_tabs_per_task_newest_first(door: Door) -> None:
     first, second = door.create(title="Older one"), door.create(title="Newer one")
 
