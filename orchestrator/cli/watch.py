@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections import deque
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -12,7 +13,7 @@ from typing import Any, Final, Self
 from orchestrator.cli import answers
 from orchestrator.cli.client import Client
 from orchestrator.cli.codes import ExitCode, code_of_task
-from orchestrator.cli.events import clock, doing, told
+from orchestrator.cli.events import aside, clock, doing, told
 from orchestrator.cli.session import segment
 from orchestrator.cli.terminal import console, interactive, out, say
 from orchestrator.cli.ways_on import ways_on
@@ -31,6 +32,8 @@ class Watch:
     json: bool = False
     asks: bool = False
     doing: dict[str, str] = field(default_factory=dict)
+    asides: deque[str] = field(default_factory=deque)
+    """What was heard, and is to be printed above the picture."""
     after: int = 0
 
     @property
@@ -102,13 +105,20 @@ class Watch:
             with heard:
                 while not heard.ended:
                     fresh = heard.wait(_REFRESH_SECONDS)
+                    self._print_asides(screen)
                     if fresh:
                         task = self.client.get(self.path)
                         if self._to_ask(task):
                             return task
+                self._print_asides(screen)
                 task = self.client.get(self.path)
         heard.check()
         return None
+
+    def _print_asides(self, screen: Any) -> None:
+        """Above the picture, where they stay."""
+        while self.asides:
+            screen.print(f" {self.asides.popleft()}", style="dim")
 
     def _to_ask(self, task: dict[str, Any]) -> bool:
         return bool(self.asks and task["status"] == "pending_input" and task["questions"])
@@ -207,6 +217,8 @@ class _Listener(AbstractContextManager["_Listener"]):
                 watch.after = data.get("seq", watch.after)
                 if kind == "progress" and (activity := doing(data)) and data.get("step_key"):
                     watch.doing[data["step_key"]] = activity
+                if said := aside(kind, data):
+                    watch.asides.append(f"{clock(data)} {said}")
                 self._fresh.set()
         except OrchestratorError as error:
             self._error = error

@@ -24,6 +24,7 @@ from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Claimed
 from orchestrator.db.completion import succeed
 from orchestrator.db.effects import LogChunk, StoredFile, add_artifact, append_logs
+from orchestrator.db.events import EventDraft
 from orchestrator.db.sql import StepRef, TaskRef
 from orchestrator.db.transitions import fail, park
 from tests.integration.api_server import Door, migrated, served, wired
@@ -456,6 +457,21 @@ def test_a_question_is_asked_and_answered_at_the_terminal_that_watches(door: Doo
     assert "The agent asks: Keep \\x1b[31mthe flag?" in drawn
     assert "completed" in drawn
     assert door.sql("SELECT answer ->> 'text' FROM questions WHERE task_id = :t", t=task["id"])[0][0] == "No"
+
+
+def test_why_a_model_was_changed_stays_above_the_picture(door: Door) -> None:
+    task = door.create()
+    claimed = claim(door, task)
+    why = {"model": "gpt-5.2-codex", "reason": "claude-sonnet-5-5 failed: model-overloaded"}
+    switched = EventDraft("progress", "model", why, claimed.step.workflow_id, claimed.step.step_id)
+    with door.wiring.engine.begin() as connection:
+        effects.observe(connection, claimed.step, claimed.fence, claimed.attempt, [switched], [])
+    complete(door, claimed)
+
+    code, drawn = on_a_terminal(door, "task", "watch", task["id"])
+
+    assert code == 0
+    assert "model gpt-5.2-codex: claude-sonnet-5-5 failed: model-overloaded" in drawn
 
 
 def test_a_table_on_a_terminal_is_coloured_unless_nobody_wants_it(door: Door) -> None:
