@@ -23,7 +23,7 @@ from orchestrator.cli.spans import seconds
 from orchestrator.cli.system import Json
 from orchestrator.cli.terminal import clean, console, interactive, line, out, print_json, say, since, table
 from orchestrator.cli.ways_on import ways_on
-from orchestrator.core.errors import OrchestratorError, Refused, Unavailable
+from orchestrator.core.errors import Conflict, OrchestratorError, Refused, Unavailable, Unknown
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -615,5 +615,16 @@ def _asked_here(subject: str) -> dict[str, Any]:
     for question in questions:
         for each in answers.lines(question):
             say(each)
-    said = str(typer.prompt("answer"))
-    return answers.given(questions[0], said) if questions else {"text": said}
+    if not questions:
+        raise Unknown(
+            "question-unknown", f"Task {subject} has no open question.", f"orchestrator task status {subject}"
+        )
+    if len(questions) > 1:
+        ways = "\n".join(f"orchestrator task answer {question['id']}" for question in questions)
+        raise Conflict("question-ambiguous", f"Task {subject} has {len(questions)} open questions.", ways)
+    try:
+        said = str(typer.prompt(f"answer [{answers.prompt(questions[0])}]"))
+    except typer.Abort:
+        say("")  # the prompt's line is left open
+        raise
+    return answers.given(questions[0], said)

@@ -34,6 +34,8 @@ class Watch:
     doing: dict[str, str] = field(default_factory=dict)
     asides: deque[str] = field(default_factory=deque)
     """What was heard, and is to be printed above the picture."""
+    missing: set[str] = field(default_factory=set)
+    asking: bool = False
     after: int = 0
 
     @property
@@ -50,7 +52,13 @@ class Watch:
             else:
                 self._tell()
         except KeyboardInterrupt:
-            say(f"\n{self.task_id} keeps running. See it again: orchestrator task watch {self.task_id}")
+            stays = "waits for an answer" if self.asking else "keeps running"
+            way = (
+                "Answer it: orchestrator task answer"
+                if self.asking
+                else "See it again: orchestrator task watch"
+            )
+            say(f"\n{self.task_id} {stays}. {way} {self.task_id}")
             return ExitCode.INTERRUPTED
         return self._finish()
 
@@ -85,9 +93,8 @@ class Watch:
     def _draw(self) -> None:
         while True:
             asked = self._draw_until_asked()
-            if asked is None:
+            if asked is None or not self._ask(asked):
                 return
-            self._ask(asked)
 
     def _draw_until_asked(self) -> dict[str, Any] | None:
         """Draws until the end (None), or until a question must be asked here."""
@@ -123,19 +130,25 @@ class Watch:
     def _to_ask(self, task: dict[str, Any]) -> bool:
         return bool(self.asks and task["status"] == "pending_input" and task["questions"])
 
-    def _ask(self, task: dict[str, Any]) -> None:
-        """The first open question, at the prompt; the picture goes on afterwards."""
+    def _ask(self, task: dict[str, Any]) -> bool:
+        """The first open question, at the prompt. False when nobody is there to answer."""
         question = task["questions"][0]
-        many = 0 if question["kind"] == "budget" else len(question["options"])
-        hint = f"[1-{many}, or text]" if many else "[text]"
-        said = input(f"   answer {hint} ▸ ").strip()
-        if not said:
-            return
-        answer = answers.given(question, said)
+        self.asking = True
+        try:
+            said = input(f"   answer [{answers.prompt(question)}] ▸ ").strip()
+        except EOFError:
+            say("")
+            return False
+        self.asking = False
+        if said:
+            self._send(question, answers.given(question, said))
+        return True
+
+    def _send(self, question: dict[str, Any], answer: dict[str, Any]) -> None:
         try:
             self.client.post(f"/api/v1/questions/{segment(question['id'])}/answer", {"answer": answer})
         except OrchestratorError as error:
-            say(f"✗ {error.message}")
+            say("\n  ".join([f"✗ {error.message}", *filter(None, error.hint.splitlines())]))
 
     # ---- the end
 
@@ -217,7 +230,9 @@ class _Listener(AbstractContextManager["_Listener"]):
                 watch.after = data.get("seq", watch.after)
                 if kind == "progress" and (activity := doing(data)) and data.get("step_key"):
                     watch.doing[data["step_key"]] = activity
-                if said := aside(kind, data):
+                said = aside(kind, data)
+                if said and not (data["name"] == "tools" and said in watch.missing):
+                    watch.missing.add(said)  # each claim finds the same tools missing
                     watch.asides.append(f"{clock(data)} {said}")
                 self._fresh.set()
         except OrchestratorError as error:
