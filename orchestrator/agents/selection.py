@@ -12,6 +12,7 @@ from orchestrator.agents.types import AGENT_TYPES, AgentType, Capability
 _SPECIALTY: Final = 0.5
 _LANGUAGE: Final = 0.25
 _LOAD: Final = 0.5
+_FAILED: Final = "failed here"
 _FAILED_HERE: Final = 2.0
 """A kind that failed at this very step comes after every other that fits."""
 _OUTCOME: Final = 3.0
@@ -152,7 +153,8 @@ def _score(kind: AgentType, wanted: Wanted, record: Record) -> tuple[float, list
         why.append(f"{record.completed} of its last {ended} steps completed")
     if record.failed_here:
         score -= _FAILED_HERE * record.failed_here
-        why.append(f"failed here {record.failed_here} times")
+        times = "once" if record.failed_here == 1 else f"{record.failed_here} times"
+        why.append(f"{_FAILED} {times}")
     return score, why
 
 
@@ -165,6 +167,8 @@ def _reason(
     if wanted.named is not None:
         return "the request names it"
     why = scores[best][1] or ["preferred where nothing speaks against it"]
+    if why[0].startswith(_FAILED):
+        why = [f"the best that is left, though it {why[0]}"]
     others = [
         f"{name} ({'; '.join(said) or 'less preferred'})"
         for name, (_, said) in scores.items()

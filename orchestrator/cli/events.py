@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, Final
 
 from orchestrator.cli.terminal import line
@@ -21,6 +22,7 @@ _MARKS: Final = {
 }
 _SHOWN: Final = ("path", "command", "pattern", "query", "question", "url", "objective")
 _LONGEST: Final = 140
+_LONGEST_REASON: Final = 280
 
 
 def told(kind: str, event: Mapping[str, Any]) -> str | None:
@@ -33,11 +35,8 @@ def told(kind: str, event: Mapping[str, Any]) -> str | None:
             return _step(event, data)
         case "status":
             return _status(data)
-        case "progress" if event["name"] == "budget":
-            return f"! {_nearly_spent(data)}"
         case "progress":
-            activity = doing(event)
-            return f"{_place(event)} {activity}" if activity else None
+            return _progress(event, data)
         case "intervention":
             reason = f": {data['reason']}" if data.get("reason") else ""
             return f"{event['name']} by {data.get('by')}{reason}"
@@ -45,6 +44,63 @@ def told(kind: str, event: Mapping[str, Any]) -> str | None:
             return f"{_place(event)} starts subtask {data.get('task_id')}"
         case _:
             return None
+
+
+def aside(kind: str, event: Mapping[str, Any]) -> str | None:
+    """The line of an event that a picture of the task doesn't show, though it explains what it shows."""
+    names = _ASIDE.get(kind, frozenset())
+    if kind == "reset" or event["name"] not in names:
+        return None
+    if event["name"] == "agent" and not _is_another_try(event["data"]):
+        return None
+    return told(kind, event)
+
+
+_ASIDE: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "step": frozenset({"retry", "expire"}),
+        "progress": frozenset({"agent", "model", "compacted", "stuck", "tools", "budget"}),
+    }
+)
+
+
+def _progress(event: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    match event["name"]:
+        case "budget":
+            return f"! {_nearly_spent(data)}"
+        case "tool" if data.get("state") == "finished" and data.get("is_error"):
+            said = f"✗ {data.get('name') or 'a tool'} failed"
+        case "agent":
+            said = f"· agent {data.get('agent')}: {_why_that_agent(data)}"
+        case "model":
+            said = f"· model {data.get('model')}: {data.get('reason')}"
+        case "compacted":
+            how = (
+                "a summary stands for older turns"
+                if data.get("summary")
+                else "older outputs are sent in short"
+            )
+            before, after = (int(data.get(f"tokens_{when}") or 0) for when in ("before", "after"))
+            said = f"· the conversation got long: {how}, about {before:,} → {after:,} tokens"
+        case "stuck":
+            said = f"! the agent goes in circles: {data.get('what')}"
+        case "tools":
+            said = f"! {data.get('problem')}"
+        case _:
+            if not (activity := doing(event)):
+                return None
+            return f"{_place(event)} {activity}"
+    return _short(f"{_place(event)} {said}", _LONGEST_REASON)
+
+
+def _why_that_agent(data: Mapping[str, Any]) -> str:
+    """What spoke against the others is worth a line where one of them has failed."""
+    reason = str(data.get("reason") or "")
+    return reason if _is_another_try(data) else reason.partition(". Instead of")[0]
+
+
+def _is_another_try(data: Mapping[str, Any]) -> bool:
+    return int(data.get("attempt") or 1) > 1
 
 
 def doing(event: Mapping[str, Any]) -> str | None:
@@ -60,16 +116,21 @@ def doing(event: Mapping[str, Any]) -> str | None:
 
 
 def _nearly_spent(data: Mapping[str, Any]) -> str:
-    """Four fifths of a budget are gone: which, and how much."""
+    """Four fifths of a budget are gone, or all of it: which, and how much."""
     spent, budget = data.get("spent") or {}, data.get("budget") or {}
     parts = [
         f"{int(spent.get(unit) or 0):,} of {int(most):,} {unit}"
         for unit in ("tokens", "turns")
         if (most := budget.get(f"max_{unit}"))
     ]
+    full = any(
+        int(spent.get(unit) or 0) >= int(budget.get(f"max_{unit}") or 0) > 0 for unit in ("tokens", "turns")
+    )
     if most := budget.get("max_cost_usd"):
-        parts.insert(0, f"${Decimal(spent.get('cost_usd') or 0):.2f} of {dollars(Decimal(most))}")
-    return f"the budget is nearly used up: {', '.join(parts)}"
+        cost = Decimal(spent.get("cost_usd") or 0)
+        parts.insert(0, f"${cost:.2f} of {dollars(Decimal(most))}")
+        full = full or cost >= Decimal(most)
+    return f"the budget is {'used up' if full else 'nearly used up'}: {', '.join(parts)}"
 
 
 def clock(event: Mapping[str, Any]) -> str:
@@ -126,6 +187,6 @@ def _status(data: Mapping[str, Any]) -> str:
     return _short(f"{start}{data['to']}{waits}" + (f": {why}" if why else ""))
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int = _LONGEST) -> str:
     text = line(text)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"

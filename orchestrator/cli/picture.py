@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli import answers
 from orchestrator.cli.money import spent
 from orchestrator.cli.terminal import TONES, line, span
 
@@ -82,6 +83,8 @@ def _step(step: Mapping[str, Any], doing: Mapping[str, str]) -> Text:
     mark, colour = _MARKS[step["status"]]
     drawn = Text(f" {mark} {step['number']} ", style=colour, overflow="ellipsis", no_wrap=True)
     drawn.append(line(step["key"]), style="bold" if step["status"] == "running" else "")
+    if step["attempt"] > 1:
+        drawn.append(f" (attempt {step['attempt']})", style="dim")
     if step["started_at"]:
         end = step["finished_at"]
         until = datetime.fromisoformat(end) if end else datetime.now(UTC)
@@ -98,7 +101,9 @@ def _step(step: Mapping[str, Any], doing: Mapping[str, str]) -> Text:
 
 
 def _question(question: Mapping[str, Any]) -> Text:
-    drawn = Text(f" ? The agent asks: {line(question['text'])}", style="yellow")
-    for number, option in enumerate(question["options"], start=1):
-        drawn.append(f"\n     {number}) {line(option)}")
+    first, *more = answers.lines(question)
+    who = "The agent asks: " if question["kind"] == "question" else ""
+    drawn = Text(f" ? {who}{line(first.removeprefix('? '))}", style="yellow")
+    for each in more:
+        drawn.append(f"\n     {line(each)}")
     return drawn

@@ -22,7 +22,8 @@ from orchestrator.cli.session import segment
 from orchestrator.cli.spans import seconds
 from orchestrator.cli.system import Json
 from orchestrator.cli.terminal import clean, console, interactive, line, out, print_json, say, since, table
-from orchestrator.core.errors import OrchestratorError, Refused, Unavailable
+from orchestrator.cli.ways_on import ways_on
+from orchestrator.core.errors import Conflict, OrchestratorError, Refused, Unavailable, Unknown
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -557,26 +558,19 @@ def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
         first, *more = answers.lines(question)
         out(f"  ? {question['id']}: {line(first.removeprefix('? '))}")
         for each in more:
-            out(f"  {line(each)}")
+            out(f"      {line(each)}")
     for child in task["children"]:
         indent = "  " * (child["depth"] - task["depth"])
         out(f"{indent}↳ {child['display']['label']:<14} {child['id']}  {line(child['title'])}".rstrip())
-    for way in _ways_on(task):
-        out(f"  → orchestrator task {way} {task['id']}")
+    for way in ways_on(task):
+        out(f"  → {way}")
     if verbose:
         out(f"  {task['description']}")
         for change in task["workflow"]["history"]:
             out(f"  {change['timestamp'][:19]}Z {change['from_state'] or '·'} → {change['to_state']}")
 
 
-def _ways_on(task: dict[str, Any]) -> list[str]:
-    """The commands that lead on what waits for a person."""
-    waits = {task["waiting_on"], *(step["waiting_on"] for step in task["steps"])}
-    return [word for word, on in _WAYS.items() if waits & on]
-
-
 _AWAITED: Final = {"agent": "an agent", "circuit_breaker": "what failed to recover", "slot": "a slot"}
-_WAYS: Final = {"answer": {"question", "tool_approval", "budget"}, "resume": {"paused", "escalation"}}
 
 
 def _print_chunk(chunk: dict[str, Any], *, json: bool) -> None:
@@ -624,5 +618,16 @@ def _asked_here(subject: str) -> dict[str, Any]:
     for question in questions:
         for each in answers.lines(question):
             say(each)
-    said = str(typer.prompt("answer"))
-    return answers.given(questions[0], said) if questions else {"text": said}
+    if not questions:
+        raise Unknown(
+            "question-unknown", f"Task {subject} has no open question.", f"orchestrator task status {subject}"
+        )
+    if len(questions) > 1:
+        ways = "\n".join(f"orchestrator task answer {question['id']}" for question in questions)
+        raise Conflict("question-ambiguous", f"Task {subject} has {len(questions)} open questions.", ways)
+    try:
+        said = str(typer.prompt(f"answer [{answers.prompt(questions[0])}]"))
+    except typer.Abort:
+        say("")  # the prompt's line is left open
+        raise
+    return answers.given(questions[0], said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections import deque
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -12,9 +13,10 @@ from typing import Any, Final, Self
 from orchestrator.cli import answers
 from orchestrator.cli.client import Client
 from orchestrator.cli.codes import ExitCode, code_of_task
-from orchestrator.cli.events import clock, doing, told
+from orchestrator.cli.events import aside, clock, doing, told
 from orchestrator.cli.session import segment
 from orchestrator.cli.terminal import console, interactive, out, say
+from orchestrator.cli.ways_on import ways_on
 from orchestrator.core.errors import OrchestratorError
 
 _REFRESH_SECONDS: Final = 0.25
@@ -30,6 +32,10 @@ class Watch:
     json: bool = False
     asks: bool = False
     doing: dict[str, str] = field(default_factory=dict)
+    asides: deque[str] = field(default_factory=deque)
+    """What was heard, and is to be printed above the picture."""
+    missing: set[str] = field(default_factory=set)
+    asking: bool = False
     after: int = 0
 
     @property
@@ -46,7 +52,13 @@ class Watch:
             else:
                 self._tell()
         except KeyboardInterrupt:
-            say(f"\n{self.task_id} keeps running. See it again: orchestrator task watch {self.task_id}")
+            stays = "waits for an answer" if self.asking else "keeps running"
+            way = (
+                "Answer it: orchestrator task answer"
+                if self.asking
+                else "See it again: orchestrator task watch"
+            )
+            say(f"\n{self.task_id} {stays}. {way} {self.task_id}")
             return ExitCode.INTERRUPTED
         return self._finish()
 
@@ -81,9 +93,8 @@ class Watch:
     def _draw(self) -> None:
         while True:
             asked = self._draw_until_asked()
-            if asked is None:
+            if asked is None or not self._ask(asked):
                 return
-            self._ask(asked)
 
     def _draw_until_asked(self) -> dict[str, Any] | None:
         """Draws until the end (None), or until a question must be asked here."""
@@ -101,30 +112,43 @@ class Watch:
             with heard:
                 while not heard.ended:
                     fresh = heard.wait(_REFRESH_SECONDS)
+                    self._print_asides(screen)
                     if fresh:
                         task = self.client.get(self.path)
                         if self._to_ask(task):
                             return task
+                self._print_asides(screen)
                 task = self.client.get(self.path)
         heard.check()
         return None
 
+    def _print_asides(self, screen: Any) -> None:
+        """Above the picture, where they stay."""
+        while self.asides:
+            screen.print(f" {self.asides.popleft()}", style="dim")
+
     def _to_ask(self, task: dict[str, Any]) -> bool:
         return bool(self.asks and task["status"] == "pending_input" and task["questions"])
 
-    def _ask(self, task: dict[str, Any]) -> None:
-        """The first open question, at the prompt; the picture goes on afterwards."""
+    def _ask(self, task: dict[str, Any]) -> bool:
+        """The first open question, at the prompt. False when nobody is there to answer."""
         question = task["questions"][0]
-        many = 0 if question["kind"] == "budget" else len(question["options"])
-        hint = f"[1-{many}, or text]" if many else "[text]"
-        said = input(f"   answer {hint} ▸ ").strip()
-        if not said:
-            return
-        answer = answers.given(question, said)
+        self.asking = True
+        try:
+            said = input(f"   answer [{answers.prompt(question)}] ▸ ").strip()
+        except EOFError:
+            say("")
+            return False
+        self.asking = False
+        if said:
+            self._send(question, answers.given(question, said))
+        return True
+
+    def _send(self, question: dict[str, Any], answer: dict[str, Any]) -> None:
         try:
             self.client.post(f"/api/v1/questions/{segment(question['id'])}/answer", {"answer": answer})
         except OrchestratorError as error:
-            say(f"✗ {error.message}")
+            say("\n  ".join([f"✗ {error.message}", *filter(None, error.hint.splitlines())]))
 
     # ---- the end
 
@@ -149,15 +173,22 @@ def tell_next(task: dict[str, Any]) -> None:
         case "completed" if task["commit"]:
             say(f"✓ {identity} {task['display']['label']}, on branch {task['branch']}.")
             say(f"  See the change: orchestrator task diff {identity}")
+            _say_ways(task)
         case "completed":
             say(f"✓ {identity} {task['display']['label']}.")
+            _say_ways(task)
         case "failed":
             say(f"✗ {identity} failed: {task['display']['why']}")
-            say(f"  Why: orchestrator task logs {identity}   Again: orchestrator task retry {identity}")
+            _say_ways(task)
         case "cancelled":
             say(f"■ {identity} cancelled: {task['display']['why']}")
         case _:
             say(f"  Watch it: orchestrator task watch {identity}")
+
+
+def _say_ways(task: dict[str, Any]) -> None:
+    for command in ways_on(task):
+        say(f"  → {command}")
 
 
 class _Listener(AbstractContextManager["_Listener"]):
@@ -199,6 +230,10 @@ class _Listener(AbstractContextManager["_Listener"]):
                 watch.after = data.get("seq", watch.after)
                 if kind == "progress" and (activity := doing(data)) and data.get("step_key"):
                     watch.doing[data["step_key"]] = activity
+                said = aside(kind, data)
+                if said and not (data["name"] == "tools" and said in watch.missing):
+                    watch.missing.add(said)  # each claim finds the same tools missing
+                    watch.asides.append(f"{clock(data)} {said}")
                 self._fresh.set()
         except OrchestratorError as error:
             self._error = error

@@ -94,7 +94,7 @@ def choose(connection: Connection, step: StepRef, fence: int, kind: str, choice:
         raise FenceLost
     values = {"tenant": step.tenant_id, "step": step.step_id, "fence": fence, "kind": kind, "kept": KEPT}
     connection.execute(_CHOOSE, {**values, "choice": dumps(choice)})
-    shown = {"agent": kind, "reason": choice["reason"], "considered": choice["considered"]}
+    shown = {"agent": kind, **{key: choice[key] for key in ("reason", "considered", "attempt")}}
     append_events(
         connection,
         step.task,

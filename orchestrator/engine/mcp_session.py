@@ -113,6 +113,10 @@ class McpSession:
         self._starts += 1
         try:
             connection = self._connect()
+        except HostRefused as error:
+            raise ServerFailed(
+                f"the server may not be reached: {error}; ORCHESTRATOR_FETCH_HOSTS lists them"
+            ) from error
         except Exception as error:  # a program that is none, a host that is forbidden
             raise ServerFailed(f"the server can't be started: {_reason(error)}") from error
         self._started.append(connection)
@@ -127,7 +131,8 @@ class McpSession:
             raise ServerFailed(f"the server was not ready in {START_SECONDS:g} seconds") from None
         except Exception as error:
             held.give_up()
-            raise ServerFailed(f"the server did not start: {_reason(error)}{held.last_words()}") from error
+            why = "it ended before it was ready" if held.is_closed_by(error) else _reason(error)
+            raise ServerFailed(f"the server did not start: {why}{held.last_words()}") from error
         return held
 
 
@@ -150,6 +155,10 @@ class _Held:
     @property
     def is_gone(self) -> bool:
         return self._over or self._connection.is_dead()
+
+    def is_closed_by(self, error: Exception) -> bool:
+        """Whether the error is only that the other end is gone."""
+        return self._connection.is_dead() or isinstance(error, _Gone) or _is_closed(error)
 
     def last_words(self) -> str:
         said = self._connection.last_words().strip()
@@ -228,6 +237,8 @@ def _reason(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, HostRefused):
         return str(error)
+    if isinstance(error, httpx2.ConnectError):
+        return f"nothing answers at its address ({error})"
     return f"{type(error).__name__} {error}".strip()
 
 
@@ -326,7 +337,8 @@ async def _say(process: ServedProcess, outbox: Any) -> None:
                     writer.write(f"{text}\n".encode())
                     await writer.drain()
     finally:
-        transport.abort()
+        if not transport.is_closing():  # one whose other end is gone can't be aborted again
+            transport.abort()
 
 
 async def _overhear(process: ServedProcess, said: bytearray) -> None:

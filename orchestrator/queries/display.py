@@ -119,10 +119,13 @@ def _lacking(detail: Mapping[str, Any] | None) -> str:
 
 
 def _failure(outcome: Mapping[str, Any] | None) -> str:
+    """The message, and its code as it is written: a code is no word of a sentence, and is looked up."""
     if not outcome:
         return "It broke for good."
-    where = f" in step {outcome['step']}" if outcome.get("step") else ""
-    return _sentence(f"{outcome.get('reason', 'failed')}{where}: {outcome.get('message', '')}".rstrip(": "))
+    code, message = str(outcome.get("reason") or "failed"), str(outcome.get("message") or "")
+    where = f"step {outcome['step']}: " if outcome.get("step") else ""
+    said = (message or "it failed").strip().removesuffix(".")
+    return _sentence(f"{where}{said} ({code})")
 
 
 def _sentence(text: str) -> str:

@@ -74,7 +74,7 @@ def test_after_an_attempt_that_broke_another_agent_is_given_the_step(stack: Stac
     assert (row["status"], row["attempt"], row["agent_type"]) == ("completed", 2, "claude-code")
     choice = row["spec"]["agent_choice"]
     assert choice["failed"] == {"engine": 1}
-    assert "failed here 1 times" in choice["reason"]
+    assert "failed here once" in choice["reason"]
 
 
 def test_the_default_agent_is_told_with_other_news_without_a_row_of_its_own(stack: Stack) -> None:

@@ -24,8 +24,10 @@ from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Claimed
 from orchestrator.db.completion import succeed
 from orchestrator.db.effects import LogChunk, StoredFile, add_artifact, append_logs
+from orchestrator.db.events import EventDraft
 from orchestrator.db.sql import StepRef, TaskRef
-from orchestrator.db.transitions import fail, park
+from orchestrator.db.transitions import fail, park, retry_later
+from orchestrator.db.waking import due
 from tests.integration.api_server import Door, migrated, served, wired
 from tests.servers import PostgresServer
 
@@ -210,6 +212,44 @@ def test_an_escalated_step_says_the_way_on_and_a_resume_says_what_happens(door: 
     assert "One more run, on what the branch holds now" in done.stderr
     assert door.get(f"/tasks/{task['id']}")["steps"][0]["status"] == "queued"
     assert run(door, "task", "resume", task["id"]).returncode == 6
+
+
+def test_a_failed_task_names_the_commands_that_lead_on_and_each_works_when_copied(door: Door) -> None:
+    task = door.create(steps=[{"id": "one", "description": "1"}])
+    broken = claim(door, task)
+    with door.wiring.engine.begin() as connection:
+        error = {"code": "sandbox-unavailable", "message": "There is no sandbox."}
+        assert fail(connection, broken.step, broken.fence, error)
+
+    shown, watched = (run(door, "task", verb, task["id"]) for verb in ("status", "watch"))
+
+    assert "failed: Step one: There is no sandbox (sandbox-unavailable)." in shown.stdout
+    ways = [line.removeprefix("  → ") for line in shown.stdout.splitlines() if line.startswith("  → ")]
+    assert [way.split()[1:3] for way in ways] == [
+        ["explain", "sandbox-unavailable"],
+        ["task", "logs"],
+        ["task", "retry"],
+    ]
+    assert [run(door, *way.split()[1:]).returncode for way in ways] == [0, 0, 0]
+    assert [line for line in watched.stderr.splitlines() if "→" in line] == [f"  → {way}" for way in ways]
+
+
+def test_what_a_partly_completed_task_left_undone_is_explained_and_a_foreign_code_is_not(door: Door) -> None:
+    task = door.create(
+        steps=[{"id": "one", "description": "1"}, {"id": "two", "description": "2"}],
+        on_step_failure="continue",
+    )
+    first, second = ({**task, "steps": [step]} for step in task["steps"])
+    complete(door, claim(door, first))
+    broken = claim(door, second)
+    with door.wiring.engine.begin() as connection:
+        assert fail(connection, broken.step, broken.fence, {"code": "of-its-own", "message": "No."})
+
+    shown = run(door, "task", "status", task["id"]).stdout
+
+    assert "partially completed" in shown
+    assert "explain" not in shown
+    assert f"  → orchestrator task retry {task['id']}" in shown.splitlines()
 
 
 def test_a_list_in_a_pipe_is_a_line_of_tabs_per_task_newest_first(door: Door) -> None:
@@ -418,6 +458,72 @@ def test_a_question_is_asked_and_answered_at_the_terminal_that_watches(door: Doo
     assert "The agent asks: Keep \\x1b[31mthe flag?" in drawn
     assert "completed" in drawn
     assert door.sql("SELECT answer ->> 'text' FROM questions WHERE task_id = :t", t=task["id"])[0][0] == "No"
+
+
+def test_who_leaves_the_prompt_is_told_that_the_task_waits_and_how_to_answer(door: Door) -> None:
+    task = door.create()
+    ask(door, task)
+    way = f"orchestrator task answer {task['id']}"
+
+    end, said = on_a_terminal(door, "task", "watch", task["id"], typed="\x04", until="answer [1-2")
+    stopped, left = on_a_terminal(door, "task", "watch", task["id"], typed="\x03", until="answer [1-2")
+
+    assert (end, stopped) == (8, 130)
+    assert way in said.split("answer [1-2")[1]
+    assert f"waits for an answer. Answer it: {way}" in left
+    assert "keeps running" not in left
+
+
+def test_a_maximum_is_offered_without_numbers_that_would_be_taken_for_one(door: Door) -> None:
+    task = door.create(budget={"max_cost_usd": "1"})
+    claimed = claim(door, task)
+    more = Ask("budget-1", "The budget is used up.", ("$2.00", "Stop"), WaitingOn.BUDGET)
+    with door.wiring.engine.begin() as connection:
+        assert effects.ask(connection, claimed.step, claimed.fence, more)
+
+    _, drawn = on_a_terminal(door, "task", "watch", task["id"], typed="\x04", until="answer [a maximum")
+
+    for shown in (drawn, run(door, "task", "status", task["id"]).stdout):
+        assert "[budget] The budget is used up." in shown
+        assert "the new maximum: $2.00, 10 (US dollars), 500000 tokens, 200 turns; or Stop" in shown
+        assert "1)" not in shown
+        assert "The agent asks" not in shown
+
+
+def test_without_a_question_nobody_is_made_to_type_an_answer(door: Door) -> None:
+    code, drawn = on_a_terminal(door, "task", "answer", door.create()["id"])
+
+    assert code == 5
+    assert "question-unknown" in drawn
+    assert "answer [" not in drawn
+
+
+def test_what_explains_a_retry_stays_above_the_picture_and_what_is_missing_is_said_once(door: Door) -> None:
+    task = door.create()
+    why = {"model": "gpt-5.2-codex", "reason": "claude-sonnet-5-5 failed: model-overloaded"}
+    problem = {"problem": "MCP server lint: it did not start"}
+    error = {"code": "model-overloaded", "message": "Overloaded"}
+    for attempt in (1, 2, 3):
+        claimed = claim(door, task)
+        where = (claimed.step.workflow_id, claimed.step.step_id)
+        noted = [
+            EventDraft("progress", "model", why, *where),
+            EventDraft("progress", "tools", problem, *where),
+        ]
+        with door.wiring.engine.begin() as connection:
+            effects.observe(connection, claimed.step, claimed.fence, claimed.attempt, noted, [])
+            if attempt < 3:
+                assert retry_later(connection, claimed.step, claimed.fence, error, timedelta(0))
+                assert due(connection, claimed.step)
+    complete(door, claimed)
+
+    code, drawn = on_a_terminal(door, "task", "watch", task["id"])
+
+    assert code == 0
+    assert drawn.count("model gpt-5.2-codex: claude-sonnet-5-5 failed: model-overloaded") == 3
+    assert drawn.count("will be tried again: Overloaded") == 2
+    assert drawn.count("MCP server lint: it did not start") == 1
+    assert " (attempt 3)" in drawn
 
 
 def test_a_table_on_a_terminal_is_coloured_unless_nobody_wants_it(door: Door) -> None:

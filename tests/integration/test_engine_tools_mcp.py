@@ -170,7 +170,26 @@ def test_a_server_that_does_not_start_is_a_problem_and_the_others_work(
         ]
         said = "not ready in 3 seconds" if how == "never starts" else "no such option"
         assert said in run.problems[0]
+        if how == "ends at once":
+            assert "did not start: it ended before it was ready; it said last:" in run.problems[0]
+        assert "did not start: it ended before it was ready" in run.problems[1]
+        assert "no-such-program" in run.problems[1]
         assert "ok" in run("mcp__good__call").text
+
+
+def test_an_address_where_nobody_is_and_one_that_is_not_listed_are_named_as_such(
+    workspace: Workspace,
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        port = taken.getsockname()[1]
+        off = McpServer(url=f"http://127.0.0.1:{port}/mcp")
+        hosts = HostPolicy((f"127.0.0.1:{port}",), allow_private=True)
+        with using(workspace, hosts, off=off) as run:
+            assert "did not start: nothing answers at its address" in run.problems[0]
+        with using(workspace, HostPolicy(("127.0.0.1",), allow_private=True), off=off) as run:
+            assert f"127.0.0.1:{port} is not among the hosts" in run.problems[0]
+            assert "ORCHESTRATOR_FETCH_HOSTS" in run.problems[0]
 
 
 def test_a_call_that_hangs_is_given_up_and_a_stop_cuts_it_short(workspace: Workspace) -> None:

@@ -9,7 +9,7 @@ import typer.main
 
 from orchestrator.cli import request, session
 from orchestrator.cli.codes import ExitCode, code_of, code_of_task, report
-from orchestrator.cli.events import told
+from orchestrator.cli.events import aside, told
 from orchestrator.cli.main import app
 from orchestrator.cli.terminal import clean, span
 from orchestrator.core.errors import (
@@ -140,6 +140,66 @@ def test_a_budget_that_is_nearly_used_up_is_told_part_by_part() -> None:
 
     expected = "! the budget is nearly used up: $0.42 of $0.50, 202,000 of 250,000 tokens"
     assert told("progress", event) == expected
+
+
+def test_a_budget_that_is_used_up_is_not_called_nearly_so() -> None:
+    event = {"name": "budget", "data": {"spent": {"cost_usd": "0.21"}, "budget": {"max_cost_usd": "0.15"}}}
+
+    assert told("progress", event) == "! the budget is used up: $0.21 of $0.15"
+
+
+LESS = "Instead of engine (failed here once), codex (can't: not installed)"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "line"),
+    [
+        (
+            "model",
+            {"model": "gpt-5", "reason": "claude failed: model-overloaded"},
+            "· model gpt-5: claude failed: model-overloaded",
+        ),
+        (
+            "compacted",
+            {"tokens_before": 23456, "tokens_after": 9000, "summary": None},
+            "· the conversation got long: older outputs are sent in short, about 23,456 → 9,000 tokens",
+        ),
+        (
+            "compacted",
+            {"tokens_before": 23456, "tokens_after": 900, "summary": "It counts."},
+            "· the conversation got long: a summary stands for older turns, about 23,456 → 900 tokens",
+        ),
+        ("stuck", {"what": "the same call", "rung": 1}, "! the agent goes in circles: the same call"),
+        ("tools", {"problem": "MCP server lint: no\x1b[2J"}, "! MCP server lint: no\\x1b[2J"),
+        (
+            "agent",
+            {"agent": "claude-code", "reason": f"preferred. {LESS}", "attempt": 2},
+            f"· agent claude-code: preferred. {LESS}",
+        ),
+    ],
+)
+def test_what_changes_how_an_agent_works_is_told_and_stays_above_the_picture(
+    name: str, data: dict[str, object], line: str
+) -> None:
+    event = {"name": name, "at": "", "step_number": 2, "step_key": "test", "data": data}
+
+    assert told("progress", event) == aside("progress", event) == f"step 2 test {line}"
+
+
+def test_the_first_choice_of_an_agent_is_told_in_short_and_not_above_the_picture() -> None:
+    data = {"agent": "engine", "reason": f"preferred. {LESS}", "attempt": 1}
+    event = {"name": "agent", "at": "", "step_number": 2, "step_key": "test", "data": data}
+
+    assert told("progress", event) == "step 2 test · agent engine: preferred"
+    assert aside("progress", event) is None
+
+
+def test_a_call_that_failed_is_told_by_its_name() -> None:
+    data = {"name": "mcp__lint__check", "state": "finished", "is_error": True}
+    event = {"name": "tool", "at": "", "step_number": 2, "step_key": "test", "data": data}
+
+    assert told("progress", event) == "step 2 test ✗ mcp__lint__check failed"
+    assert told("progress", {**event, "data": {**data, "is_error": False}}) is None
 
 
 def test_a_tool_call_is_told_with_what_it_works_on_and_in_one_line() -> None:

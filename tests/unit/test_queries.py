@@ -65,7 +65,7 @@ def test_what_waits_for_a_person_asks_for_attention() -> None:
 
 def test_a_failure_is_explained_by_its_own_reason() -> None:
     outcome = {"type": "failed", "reason": "poison", "message": "The worker was lost.", "step": "build"}
-    assert display("failed", None, outcome).why == "Poison in step build: The worker was lost."
+    assert display("failed", None, outcome).why == "Step build: The worker was lost (poison)."
 
 
 def test_a_cancelled_task_that_still_runs_is_shown_as_cancelling() -> None:
