@@ -9,6 +9,7 @@ from typing import Any, Final
 
 _FIELDS: Final = ("mcp_servers", "container", "prompt", "conversation", "web_search_options", "plugins")
 """Of a request; `prompt` and `conversation` are kept by the provider, with tools and files of their own."""
+_NOTHING: Final = (None, False, "", [])
 _CALLERS_TOOLS: Final = frozenset(
     {
         *("function", "custom", "namespace", "local_shell", "apply_patch", "tool_search"),
@@ -25,7 +26,7 @@ _CALLS: Final = ("tool_use", "server_tool_use", "mcp_tool_use")
 def reaches_out(content: Mapping[str, Any]) -> str | None:
     """What of it does, for people; None if nothing does. Data that comes along in a `data:` URL stays."""
     for name in _FIELDS:
-        if content.get(name):
+        if content.get(name) not in _NOTHING:  # an empty object is a wish without further ones
             return f"`{name}`"
     if (tool := _providers_tool(content)) is not None:
         return tool

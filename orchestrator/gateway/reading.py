@@ -88,8 +88,10 @@ def _uncounted(content: Mapping[str, Any]) -> str | None:
         return "A reply in the background is not passed on."
     if content.get("n") not in (None, 1):
         return "Several replies at once (`n`) are not passed on."
-    if content.get("service_tier") in _DEARER or content.get("speed") in _DEARER:
+    if any(str(content.get(name)).casefold() in _DEARER for name in ("service_tier", "speed")):
         return "A dearer tier than the usual one is not passed on."
+    if content.get("inference_geo") not in (None, "global"):
+        return "Another place than the usual one (`inference_geo`), which is dearer, is not passed on."
     for name in _ELSEWHERE:
         if content.get(name):
             return f"`{name}` is not passed on: the gateway alone says which model and which server is asked."

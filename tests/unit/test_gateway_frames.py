@@ -100,6 +100,8 @@ def test_a_reply_without_its_count_is_estimated_by_its_length() -> None:
         '{"model": "m", "stream": 1}',
         '{"model": "m", "n": 2}',
         '{"model": "m", "service_tier": "priority"}',
+        '{"model": "m", "service_tier": "Priority"}',
+        '{"model": "m", "inference_geo": "us"}',
         '{"model": "m", "models": ["dear"]}',
         "\x00",
     ],

@@ -78,6 +78,7 @@ def said(block: Any) -> list[Any]:
         (MESSAGES, {"messages": said({"type": "container_upload", "file_id": "f"})}),
         (MESSAGES, {"system": [{"type": "image", "source": {"type": "url", "url": EVIL}}]}),
         (CHAT, {"web_search_options": {"search_context_size": "low"}}),
+        (CHAT, {"web_search_options": {}}),
         (CHAT, {"messages": said({"type": "file", "file": {"file_id": "f"}})}),
     ],
 )
