@@ -9,7 +9,7 @@ from typing import Any, Final
 
 _FIELDS: Final = ("mcp_servers", "container", "prompt", "conversation", "web_search_options", "plugins")
 """Of a request; `prompt` and `conversation` are kept by the provider, with tools and files of their own."""
-_NOTHING: Final = (None, False, "", [])
+_NOTHING: Final[tuple[object, ...]] = (None, False, "", [])
 _CALLERS_TOOLS: Final = frozenset(
     {
         *("function", "custom", "namespace", "local_shell", "apply_patch", "tool_search"),
