@@ -29,7 +29,7 @@ from orchestrator.workspaces.files import Files
 from orchestrator.workspaces.git import Git
 from orchestrator.workspaces.homes import Homes
 from orchestrator.workspaces.locks import held
-from orchestrator.workspaces.mirrors import Base, Mirrors
+from orchestrator.workspaces.mirrors import SCRATCH, Base, Mirrors
 from orchestrator.workspaces.removal import remove_folder
 from orchestrator.workspaces.sandbox import Sandbox
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace
@@ -100,7 +100,8 @@ class Workspaces:
         for commit in filter(None, (start, checkpoint)):
             self.bundles.ensure(mirror, commit)
         folder = self._root / owner.name
-        place = Place(folder, self.mirrors.objects(mirror))
+        # All tasks without a repository have one mirror: to one of them it would show all the others' work.
+        place = Place(folder, self.mirrors.objects(mirror), is_alone=mirror == SCRATCH)
         again = self._claim(owner, folder)
         if not again:
             self._make(place, git, checkpoint or start)
@@ -151,8 +152,16 @@ class Workspaces:
 
     def _make(self, place: Place, git: Git, commit: str) -> None:
         place.tree.mkdir()
-        for at in (place.own, place.seen):
-            _make_repository(at, place.objects, commit)
+        _make_repository(place.own, place.objects, commit)
+        _make_repository(place.seen, None if place.is_alone else place.objects, commit)
+        if place.is_alone:
+            git.run(
+                "pack-objects",
+                "-q",
+                "--revs",
+                str(place.seen / "objects/pack/pack"),
+                stdin=f"{commit}\n".encode(),
+            )
         Worktree(place, self.sandbox, Files(place.tree)).checkout(commit, clean=False)
         if not git.has(commit):
             raise CommitMissing(commit, f"commit {commit} vanished")
@@ -160,14 +169,15 @@ class Workspaces:
         (place.own / "ready").touch()
 
 
-def _make_repository(at: Path, objects: Path, commit: str) -> None:
-    """What `git init` would make, without starting it."""
+def _make_repository(at: Path, objects: Path | None, commit: str) -> None:
+    """What `git init` would make, without starting it. `objects`: of another one, which it borrows."""
     for folder in ("objects/info", "objects/pack", "refs/heads", "info"):
         (at / folder).mkdir(parents=True)
     (at / "config").write_text(_CONFIG)
     (at / "HEAD").write_text("ref: refs/heads/work\n")
     (at / "refs/heads/work").write_text(f"{commit}\n")
-    (at / "objects/info/alternates").write_text(f"{objects}\n")
+    if objects is not None:
+        (at / "objects/info/alternates").write_text(f"{objects}\n")
     (at / "info/exclude").write_text("".join(f"{pattern}\n" for pattern in IGNORED))
 
 

@@ -66,6 +66,9 @@ class Place:
     folder: Path
     objects: Path
     """The mirror's objects, which both repositories borrow."""
+    is_alone: bool = False
+    """Whether the mirror holds what is none of this step's business: the agent's repository then has objects
+    of its own, and its commands don't see the mirror's."""
 
     @property
     def tree(self) -> Path:
@@ -82,11 +85,12 @@ class Place:
 
     def agent_mounts(self) -> tuple[Mount, ...]:
         config = self.seen / "config"
+        borrowed = () if self.is_alone else (Mount(self.objects, str(self.objects)),)
         return (
             Mount(self.tree, "/workspace", writable=True),
             Mount(self.seen, "/git", writable=True),
             Mount(config, "/git/config"),
-            Mount(self.objects, str(self.objects)),
+            *borrowed,
         )
 
 

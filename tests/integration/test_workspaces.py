@@ -138,6 +138,30 @@ def test_a_workspace_without_a_repository_starts_empty(workspaces: Workspaces) -
     assert workspace.result("Begin", {"Step": "s"}, workspace.start) is not None
 
 
+ALL_OBJECTS = """git cat-file --batch-all-objects --batch-check | while read id kind size; do
+    git cat-file "$kind" "$id"; done"""
+
+
+def test_a_workspace_without_a_repository_shows_no_other_s_work(workspaces: Workspaces) -> None:
+    """All of them have one mirror, whoever they belong to."""
+    ours, theirs = opened(workspaces, None, "step-1"), opened(workspaces, None, "step-2")
+    theirs.write("private.txt", "their secret\n")
+    assert theirs.checkpoint("theirs") is not None
+    ours.write("a.txt", "of ours\n")
+    checkpoint = ours.checkpoint("first")
+    ours.close()
+    base = workspaces.fetch(None, None)
+    again = workspaces.open(owner("step-3"), base.mirror, base.commit, checkpoint=checkpoint)
+    for workspace in (theirs, ours, again):
+        assert "their secret" not in ran(workspace, ALL_OBJECTS).output
+    assert "of ours" in ran(again, ALL_OBJECTS).output
+    assert "first" in ran(again, "git log --format=%s").output
+    assert ran(again, "git fsck --strict && git status --porcelain").output.strip() == ""
+    again.write("b.txt", "more\n")
+    made = ran(again, "git add -A && git commit -qm more && git log --format=%s | head -1")
+    assert made.output == "more\n", made.output
+
+
 def test_a_search_finds_lines_by_expression_folder_and_name(workspaces: Workspaces, source: Path) -> None:
     workspace = opened(workspaces, source)
     workspace.write("src/untracked.py", "a = 1\n\nreturn_value = 12\n")
