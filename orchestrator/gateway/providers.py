@@ -11,7 +11,7 @@ import httpx2
 from pydantic import SecretStr
 
 from orchestrator.config import Settings
-from orchestrator.core.redaction import Redactor
+from orchestrator.core.redaction import REDACTED, SHORTEST, Redactor
 from orchestrator.gateway.dialects import Dialect, Family
 from orchestrator.gateway.keys import CommandKey, FixedKey, Key
 
@@ -128,10 +128,15 @@ def _root(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-def passed_back(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def without(key: bytes, said: bytes) -> bytes:
+    """What a provider said, without the key that it was shown; the caller must never see that."""
+    return said.replace(key, REDACTED.encode()) if len(key) >= SHORTEST else said
+
+
+def passed_back(headers: Iterable[tuple[bytes, bytes]], key: bytes = b"") -> list[tuple[bytes, bytes]]:
     """Of the provider's headers those that the caller gets: none that only we may say."""
     return [
-        (name.lower(), value)
+        (name.lower(), without(key, value))
         for name, value in headers
         if name.lower() not in _HOP_BY_HOP | _KEPT_BACK and not name.lower().startswith(b"x-orchestrator-")
     ]

@@ -27,7 +27,7 @@ from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request
 from orchestrator.gateway.evidence import Said
 from orchestrator.gateway.observing import Observer, ReplyTooLong, is_usage_chunk
-from orchestrator.gateway.providers import Provider, passed_back
+from orchestrator.gateway.providers import Provider, passed_back, without
 from orchestrator.gateway.reading import Reading
 from orchestrator.gateway.refusals import Answer, refuse
 from orchestrator.gateway.room import Room
@@ -246,10 +246,13 @@ class Relay:
             raise httpx2.DecodingError("encoded, which nobody asked for")
         streamed = response.headers.get("content-type", "").startswith("text/event-stream")
         call.observer = Observer(call.dialect, streamed=streamed)
-        headers = passed_back(response.headers.raw)
+        headers = passed_back(response.headers.raw, _key_of(response.request))
         if call.dialect is not COUNTING:
             headers.append((b"x-orchestrator-call", call.id.encode()))
         await self._begin(call.status, headers)
+        if call.status not in _OK:
+            yield await self._without_key(response)
+            return
         hides_usage = call.request.hides_usage and call.status in _OK and streamed
         async for chunk in response.aiter_raw():
             self._note_first_byte()
@@ -260,6 +263,16 @@ class Relay:
                     yield raw
         if hides_usage and (rest := call.observer.rest()):
             yield rest
+
+    async def _without_key(self, response: httpx2.Response) -> bytes:
+        """What is said of an error, whole: some servers show what key they were sent."""
+        body: list[bytes] = []
+        async for chunk in response.aiter_raw():
+            self._note_first_byte()
+            body.append(chunk)
+            for _ in self._call.observer.feed(chunk):
+                pass
+        return without(_key_of(response.request), b"".join(body))
 
     async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._begun = True
@@ -301,6 +314,12 @@ class Relay:
             call.error = call.error or seen.error or "stream-truncated"
             return Tried.FAILED
         return Tried.SUCCEEDED
+
+
+def _key_of(request: httpx2.Request) -> bytes:
+    """The real one, that the provider was shown; empty without one."""
+    shown = request.headers.get("x-api-key") or request.headers.get("authorization") or ""
+    return shown.removeprefix("Bearer ").encode()
 
 
 async def respond(send: Send, answer: Answer) -> None:

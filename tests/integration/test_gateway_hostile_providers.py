@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from orchestrator.core.assignment import ModelAccess
-from tests.integration.gateway_server import MODEL, gateway_to
+from tests.integration.gateway_server import MODEL, REAL_KEY, gateway_to
 from tests.integration.ledger import Ledger, step
 from tests.integration.stack import until
 from tests.messages_server import Answer, closing, opening, serving, text_block
@@ -78,6 +78,25 @@ def test_a_provider_can_not_speak_in_the_gateway_s_name(
         answer = post(gateway.access(ledger, claim()))
     assert answer.headers["x-ratelimit"] == "7"
     assert "x-orchestrator-code" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
+def test_a_provider_that_shows_the_key_it_was_sent_shows_it_to_no_agent(
+    ledger: Ledger, tmp_path: Path, claim: Callable[..., Any], path: str
+) -> None:
+    """As servers do that stand before others, when they can't make sense of one."""
+    echoing = Answer(
+        status=403,
+        error={"type": "permission_error", "message": f"Bearer {REAL_KEY} may not do that."},
+        headers={"x-debug": f"key={REAL_KEY}"},
+    )
+    with serving(echoing) as provider, gateway_to(ledger, provider.url, tmp_path) as gateway:
+        answer = post(gateway.access(ledger, claim()), path)
+        assert any(REAL_KEY in value for headers, _ in provider.requests for value in headers.values())
+        (call,) = until(lambda: ledger.rows(ENDED))
+    assert (answer.status_code, call["http_status"], call["outcome"]) == (403, 403, "failed")
+    assert answer.json()["error"]["message"] == "Bearer [redacted] may not do that."
+    assert REAL_KEY not in str(answer.headers)
 
 
 def test_a_reply_that_is_encoded_unasked_is_not_unpacked(
