@@ -162,6 +162,7 @@ class Worktree:
         gone: list[bytes] = []
         there: list[bytes] = []
         left_out: list[str] = []
+        links: frozenset[bytes] | None = None
         total = 0
         for tracked, name in self._listed():
             kind, size = self._files.look(name)
@@ -172,7 +173,7 @@ class Worktree:
                     total -= size
                 else:
                     there.append(name)
-            elif kind == "folder" and self._is_gitlink(name):
+            elif kind == "folder" and name in (links := self._gitlinks() if links is None else links):
                 left_out.append(f"{_shown(name)} (a submodule)")
             elif tracked:
                 gone.append(name)
@@ -212,12 +213,13 @@ class Worktree:
             output.seek(0)
             return list(filter(None, output.read().split(b"\0")))
 
-    def _is_gitlink(self, name: bytes) -> bool:
-        words = ("git", "ls-files", "-z", "-s", "--", name.decode("utf-8", "surrogateescape"))
+    def _gitlinks(self) -> frozenset[bytes]:
+        """Names of the submodules. Asked once for all: any number of files can have become folders."""
+        script = "git ls-files -z -s | { grep -az ^160000 || :; }"
         with tempfile.TemporaryFile() as output:
-            self._git(words, output, environment={"GIT_LITERAL_PATHSPECS": "1"})
+            self._git(("/bin/sh", "-c", script), output)
             output.seek(0)
-            return output.read(6) == b"160000"
+            return frozenset(entry.partition(b"\t")[2] for entry in output.read(MAX_NAMES).split(b"\0"))
 
     def _git(
         self,

@@ -209,6 +209,22 @@ def test_odd_things_in_the_tree_are_taken_or_left_out_but_break_nothing(
     assert workspace.read("inner/deep/d") == "d\n"
 
 
+def test_folders_in_the_place_of_many_files_cost_no_more_than_one(
+    workspaces: Workspaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an agent could keep its worker busy for hours, by a loop of one line."""
+    source = repository(tmp_path / "many", {f"f{number}": "" for number in range(50)})
+    workspace = opened(workspaces, source)
+    assert ran(workspace, "for f in f*; do rm $f; mkdir $f; touch $f/inner; done").exit_code == 0
+    started: list[int] = []
+    pipe = workspaces.sandbox.pipe
+    monkeypatch.setattr(workspaces.sandbox, "pipe", lambda *a, **k: (started.append(1), pipe(*a, **k))[1])
+    commit = workspace.checkpoint("folders")
+    assert commit is not None
+    assert len(started) < 10
+    assert len(workspace.changes(workspace.start, commit)) == 100
+
+
 def test_a_file_too_large_for_any_forge_stays_out_and_is_named(workspaces: Workspaces, source: Path) -> None:
     workspace = opened(workspaces, source)
     ran(workspace, "truncate -s 101M large; echo small > small")
