@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -119,6 +120,7 @@ class Git:
         self,
         *words: str,
         stdin: bytes | IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
         settings: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
         network: bool = False,
@@ -126,7 +128,10 @@ class Git:
         timeout: timedelta = LOCAL,
         stop: Stop | None = None,
     ) -> Output:
-        """Raises `GitError` when its code isn't in `accept`, it takes too long, or `stop` is set hard."""
+        """Raises `GitError` when its code isn't in `accept`, it takes too long, or `stop` is set hard.
+
+        With a file as `stdout` what it prints goes there, and the output has no data.
+        """
         options = [option for setting in (*SETTINGS, *settings) for option in ("-c", setting)]
         inherited = INHERITED + (INHERITED_BY_NETWORK if network else ())
         return run(
@@ -137,10 +142,21 @@ class Git:
                 **(environment or {}),
             },
             stdin=stdin,
+            stdout=stdout,
             accept=accept,
             timeout=timeout,
             stop=stop,
         )
+
+    def first(
+        self, *words: str, most: int, environment: Mapping[str, str] | None = None
+    ) -> tuple[bytes, int]:
+        """At most so many bytes of what it prints, and how many that were: never all of it in memory."""
+        with tempfile.TemporaryFile() as file:
+            self.run(*words, stdout=file, environment=environment)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            return file.read(most), size
 
     def text(self, *words: str, stdin: bytes | None = None) -> str:
         return self.run(*words, stdin=stdin).text
@@ -209,6 +225,7 @@ def run(
     *,
     environment: Mapping[str, str],
     stdin: bytes | IO[bytes] | None = None,
+    stdout: IO[bytes] | None = None,
     accept: tuple[int, ...] = (0,),
     timeout: timedelta = LOCAL,
     stop: Stop | None = None,
@@ -219,7 +236,7 @@ def run(
             words,
             env=environment,
             stdin=subprocess.PIPE if isinstance(stdin, bytes) else (stdin or subprocess.DEVNULL),
-            stdout=subprocess.PIPE,
+            stdout=stdout or subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
@@ -238,12 +255,12 @@ def run(
         full = "No space left on device" in complaint or "Disk quota exceeded" in complaint
         kind = ErrorClass.STORAGE if full else ErrorClass.RESOURCE
         raise GitError(complaint or f"git ended with code {process.returncode}", kind)
-    return Output(process.returncode, data, complaint)
+    return Output(process.returncode, data or b"", complaint)
 
 
 def _wait(
     process: subprocess.Popen[bytes], given: bytes | None, until: float, stop: Stop | None
-) -> tuple[bytes, bytes]:
+) -> tuple[bytes | None, bytes]:
     while True:
         try:
             return process.communicate(given, timeout=max(0.0, min(0.25, until - monotonic())))

@@ -194,11 +194,12 @@ def merged_tree(git: Git, ours: str, theirs: str) -> str:
     end = rest.index("") if "" in rest else len(rest)
     files = tuple(dict.fromkeys(_shown(name) for name in rest[:end]))
     said = "\n".join(line.strip() for line in rest[end + 1 :] if re.match(r"CONFLICT|Auto-merging", line))
-    marked = git.run(
+    marked, _ = git.first(
         *("diff", "--no-ext-diff", "--no-textconv", "--no-color", ours, tree, "--", *rest[:end]),
+        most=4 * SHOWN_CONFLICT,
         environment={"GIT_LITERAL_PATHSPECS": "1"},
     )
-    text = marked.data.decode("utf-8", "replace")
+    text = marked.decode("utf-8", "replace")
     if len(text) > SHOWN_CONFLICT:
         text = beginning(text, SHOWN_CONFLICT) + "\n[cut]\n"
     raise MergeConflict(files, f"{said}\n\n{text}")

@@ -332,11 +332,11 @@ class Workspace:
 
 def patch(git: Git, base: str, commit: str, most_bytes: int = 1024**2) -> str:
     words = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--find-renames", base, commit, "--")
-    text = git.run(*words).data
-    shown = text[:most_bytes].decode("utf-8", "replace")
-    if len(text) <= most_bytes:
+    text, size = git.first(*words, most=most_bytes)
+    shown = text.decode("utf-8", "replace")
+    if size <= most_bytes:
         return shown
-    return f"{beginning(shown, len(shown) - 1)}\n[cut: {len(text)} bytes in all]\n"
+    return f"{beginning(shown, len(shown) - 1)}\n[cut: {size} bytes in all]\n"
 
 
 def changes(git: Git, base: str, commit: str) -> tuple[FileChange, ...]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -223,6 +224,24 @@ def test_folders_in_the_place_of_many_files_cost_no_more_than_one(
     assert commit is not None
     assert len(started) < 10
     assert len(workspace.changes(workspace.start, commit)) == 100
+
+
+def test_a_patch_of_large_files_is_never_whole_in_memory(workspaces: Workspaces, source: Path) -> None:
+    """An agent can write a gigabyte, and its worker has to show the beginning."""
+    workspace = opened(workspaces, source)
+    assert ran(workspace, "yes | head -c 30000000 > big").exit_code == 0
+    commit = workspace.result("big", {}, workspace.start)
+    assert commit is not None
+    tracemalloc.start()
+    try:
+        text = workspace.patch(workspace.start, commit, 1000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert text.startswith("diff --git a/big b/big")
+    assert "[cut: 45000" in text
+    assert len(text) < 1100
+    assert peak < 5_000_000
 
 
 def test_a_file_too_large_for_any_forge_stays_out_and_is_named(workspaces: Workspaces, source: Path) -> None:
