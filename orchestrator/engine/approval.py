@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from decimal import Decimal
 from typing import Any, Final
 
 from orchestrator.core.states import WaitingOn
@@ -26,9 +27,16 @@ def is_needed(tool: Tool[Any], policy: Collection[str]) -> bool:
 
 
 def digest(name: str, arguments: Mapping[str, Any]) -> str:
-    """SHA-256 of the call as canonical JSON, in hex."""
-    call = json.dumps({"name": name, "arguments": arguments}, sort_keys=True, separators=(",", ":"))
+    """SHA-256 of the call as canonical JSON, in hex. The same before and after it was in the journal, whose
+    rows spell numbers otherwise."""
+    spelled = json.loads(json.dumps(arguments), parse_float=_number)
+    call = json.dumps({"name": name, "arguments": spelled}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(call.encode()).hexdigest()
+
+
+def _number(text: str) -> int | float:
+    exact = Decimal(text)
+    return int(exact) if exact == exact.to_integral_value() else float(text)
 
 
 def request(call_id: str, tool: Tool[Any], arguments: Mapping[str, Any]) -> Ask:

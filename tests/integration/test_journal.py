@@ -21,6 +21,7 @@ from orchestrator.core.verdict import Ask
 from orchestrator.db import effects, journal
 from orchestrator.db.claims import Claimed
 from orchestrator.db.journal import Scope
+from orchestrator.engine import approval
 from orchestrator.engine.ports import (
     Call,
     Compacted,
@@ -138,6 +139,19 @@ def test_half_a_character_is_shown_and_whole_ones_are_kept(ledger: Ledger) -> No
         found = mine.load().entries[-1]
         assert isinstance(found, Turn)
         assert found.content[0]["text"] == read
+
+
+def test_leave_for_a_call_is_good_for_that_call_once_it_was_in_the_journal(ledger: Ledger) -> None:
+    mine = kept(ledger, ledger.take(ledger.task()["work"]))
+    numbers = [1e16, 1.5e22, -1e300, 1.0, 10**30, 0.1, 1e-7, -0.0, 3]
+    arguments = mine.as_kept({"at": numbers, "text": "a\\u0000 b", "in": {"z": None, "a": [True]}})
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": arguments}
+    mine.append_turn(replace(turn(1), content=(call,)))
+    (found,) = mine.load().entries
+    assert isinstance(found, Turn)
+    loaded = found.content[0]["input"]
+    assert approval.digest("f", loaded) == approval.digest("f", arguments)
+    assert approval.digest("f", {**loaded, "at": [*numbers[:-1], 4]}) != approval.digest("f", arguments)
 
 
 def test_of_two_steps_at_once_one_hears_what_the_task_is_told(ledger: Ledger) -> None:
