@@ -23,6 +23,8 @@ _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _SCP: Final = re.compile(r"(?:(?P<user>[^@/:]+)@)?(?P<host>\[[^\]]+\]|[^@/:]+):(?P<path>[^:].*)")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?:/|:)")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_OF_THE_PLACE: Final = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48")))
+"""Where they lead at all, a translator of the local network decides it; Python takes them for global ones."""
 
 Kind = Literal["https", "ssh", "local"]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -62,7 +64,7 @@ def is_public(address: Address) -> bool:
             inner = address.teredo[1]
         if inner is not None:
             return is_public(inner)
-        if address.is_site_local:
+        if address.is_site_local or any(address in network for network in _OF_THE_PLACE):
             return False
     return address.is_global and not address.is_multicast and not address.is_unspecified
 

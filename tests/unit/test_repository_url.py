@@ -140,3 +140,5 @@ def test_an_address_wrapped_in_another_is_judged_by_what_it_wraps() -> None:
     assert is_public(ipaddress.ip_address("64:ff9b::808:808"))
     assert not is_public(ipaddress.ip_address("64:ff9b::a00:1"))
     assert not is_public(ipaddress.ip_address("2002:a00:1::"))
+    for wrapped in ("::127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b:1::7f00:1"):
+        assert not is_public(ipaddress.ip_address(wrapped))
