@@ -26,7 +26,7 @@ from orchestrator.db.completion import succeed
 from orchestrator.db.effects import LogChunk, StoredFile, add_artifact, append_logs
 from orchestrator.db.events import EventDraft
 from orchestrator.db.sql import StepRef, TaskRef
-from orchestrator.db.transitions import fail, park, retry_later
+from orchestrator.db.transitions import fail, park, retry_later, wait_in_queue
 from orchestrator.db.waking import due
 from tests.integration.api_server import Door, migrated, served, wired
 from tests.servers import PostgresServer
@@ -466,7 +466,7 @@ def test_who_leaves_the_prompt_is_told_that_the_task_waits_and_how_to_answer(doo
     way = f"orchestrator task answer {task['id']}"
 
     end, said = on_a_terminal(door, "task", "watch", task["id"], typed="\x04", until="answer [1-2")
-    stopped, left = on_a_terminal(door, "task", "watch", task["id"], typed="\x03", until="answer [1-2")
+    stopped, left = on_a_terminal(door, "task", "watch", task["id"], typed="\x03\n", until="answer [1-2")
 
     assert (end, stopped) == (8, 130)
     assert way in said.split("answer [1-2")[1]
@@ -524,6 +524,25 @@ def test_what_explains_a_retry_stays_above_the_picture_and_what_is_missing_is_sa
     assert drawn.count("will be tried again: Overloaded") == 2
     assert drawn.count("MCP server lint: it did not start") == 1
     assert " (attempt 3)" in drawn
+
+
+def test_what_a_watched_task_waits_for_is_told_whole_and_with_the_way_on(door: Door) -> None:
+    task = door.create(steps=[{"id": "one", "description": "1"}])
+    claimed = claim(door, task)
+    lacks = {
+        "codex": ["not installed: orchestrator agent install codex, then restart: " + "it " * 40 + "end"]
+    }
+    with door.wiring.engine.begin() as connection:
+        assert wait_in_queue(
+            connection, claimed.step, claimed.fence, WaitingOn.AGENT, {"missing": lacks}, timedelta(hours=1)
+        )
+
+    code, drawn = on_a_terminal(
+        door, "task", "watch", task["id"], typed="\x03", until="→ orchestrator agent types"
+    )
+
+    assert code == 130
+    assert re.search(r"it\s+end\.", drawn)
 
 
 def test_a_table_on_a_terminal_is_coloured_unless_nobody_wants_it(door: Door) -> None:
