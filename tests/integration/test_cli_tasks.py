@@ -117,6 +117,24 @@ def test_a_task_is_described_by_stdin_a_file_or_a_whole_request(door: Door, tmp_
     )
 
 
+def test_bytes_that_are_no_text_are_refused_without_a_traceback(door: Door) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "task", "create", "-d", "-"],
+        env=environment(door, PYTHONUTF8="1", PYTHONIOENCODING="utf-8:surrogateescape"),
+        input=b"\xff\xfe",
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("✗ Can't read stdin (it is not UTF-8).")
+
+
+def test_a_code_that_is_nearly_one_is_found(door: Door) -> None:
+    assert "Did you mean: model-overloaded" in run(door, "explain", "modle-overloaded").stderr
+
+
 def test_a_path_that_is_there_is_a_repository_on_this_machine(door: Door, tmp_path: Path) -> None:
     done = run(door, "task", "create", "-d", "x", "--repo", str(tmp_path), "--branch", "main", "--json")
 
@@ -128,6 +146,10 @@ def test_a_path_that_is_there_is_a_repository_on_this_machine(door: Door, tmp_pa
     ("words", "changes", "exit_code", "code"),
     [
         (("task", "create"), {}, 2, "request-invalid"),
+        (("task", "create", "-d", " "), {}, 2, "option-invalid"),
+        (("task", "create", "-d", "-"), {}, 2, "option-invalid"),
+        (("task", "create", "-d", "\udcff"), {"PYTHONUTF8": "1"}, 2, "option-invalid"),
+        (("task", "list", "-q", "\udcff"), {"PYTHONUTF8": "1"}, 2, "option-invalid"),
         (("task", "create", "-d", "x", "--mode", "strict"), {}, 2, "mode-unavailable"),
         (("task", "create", "-d", "x", "--priority", "urgent"), {}, 2, "request-invalid"),
         (("task", "create", "-d", "x", "--id", "a/b"), {}, 2, "request-invalid"),
@@ -420,7 +442,7 @@ def on_a_terminal(
         os.execve(  # noqa: S606
             sys.executable,
             [*PROGRAM, *words],
-            environment(door, TERM="xterm", COLUMNS="150", LINES="40", **changes),
+            environment(door, **{"TERM": "xterm", "COLUMNS": "150", "LINES": "40", **changes}),
         )
     drawn = b""
     while True:
@@ -553,6 +575,30 @@ def test_a_table_on_a_terminal_is_coloured_unless_nobody_wants_it(door: Door) ->
 
     assert "[bold]Not markup[/bold]" in coloured
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", plain)
+
+
+def test_no_cell_of_a_table_is_lost_on_a_narrow_terminal(door: Door) -> None:
+    task = door.create(title="A title")
+
+    _, narrow = on_a_terminal(door, "task", "list", "-L", "1", COLUMNS="40")
+    _, wide = on_a_terminal(door, "task", "list", "-L", "1", COLUMNS="80")
+
+    first, second = narrow.split("\r\n")[:2]
+    assert first == task["id"]
+    assert second.startswith("  queued · A title · 0/1 · ")
+    assert "STATUS" in wide
+    assert "A title" in wide
+
+
+def test_a_state_is_shown_whole_and_a_long_title_is_one_line(door: Door) -> None:
+    task = door.create(title="word " * 20)
+    complete(door, claim(door, task))
+
+    _, drawn = on_a_terminal(door, "task", "list", "-L", "1", COLUMNS="80", NO_COLOR="1")
+
+    _, _, rows = drawn.partition(f"{task['id']}  ")
+    assert rows.startswith("completed  word")
+    assert len(rows.splitlines()) == 1
 
 
 def test_agents_are_listed_and_drained(door: Door) -> None:
