@@ -293,6 +293,23 @@ def test_commands_over_a_task_work_and_name_the_next_one(door: Door) -> None:
     assert door.get(f"/tasks/{task['id']}")["workflow"]["number"] == 2
 
 
+def test_a_command_that_a_running_step_must_take_up_is_said_to_be_on_its_way(door: Door) -> None:
+    task = door.create()
+    claim(door, task)
+
+    said = run(door, "task", "cancel", task["id"]).stderr
+
+    first = f"{task['id']}: cancel requested, done as soon as what runs takes it up; it is running."
+    assert said.splitlines()[0] == first
+
+
+def test_what_a_machine_has_is_told_without_an_empty_reason(door: Door) -> None:
+    lines = run(door, "doctor").stdout.splitlines()
+
+    assert any(line.startswith(" ✓ git version") for line in lines)
+    assert [line for line in lines if line.endswith(":")] == []
+
+
 def test_the_exit_code_of_a_wait_says_how_it_ended(door: Door) -> None:
     done, failed, cancelled, asking = (door.create() for _ in range(4))
     complete(door, claim(door, done))
