@@ -168,8 +168,8 @@ def tell_next(task: dict[str, Any]) -> None:
             for question in task["questions"]:
                 for each in answers.lines(question):
                     say(each)
-            verb = "answer" if task["questions"] else "resume"
-            say(f"{identity} waits: {why}\n  orchestrator task {verb} {identity}")
+            say(f"{identity} waits: {why}")
+            _say_ways(task)
         case "completed" if task["commit"]:
             say(f"✓ {identity} {task['display']['label']}, on branch {task['branch']}.")
             say(f"  See the change: orchestrator task diff {identity}")

@@ -529,6 +529,20 @@ def test_a_maximum_is_offered_without_numbers_that_would_be_taken_for_one(door: 
         assert "The agent asks" not in shown
 
 
+def test_each_of_several_questions_is_named_in_the_command_that_answers_it(door: Door) -> None:
+    task = door.create(steps=[{"id": "one", "description": "1"}, {"id": "two", "description": "2"}])
+    for step in task["steps"]:
+        ask(door, {**task, "steps": [step]})
+
+    shown = run(door, "task", "status", task["id"]).stdout
+    watched = run(door, "task", "watch", task["id"]).stderr
+
+    ways = re.findall("→ orchestrator (task answer .*)", shown)
+    assert len(ways) == 2
+    assert re.findall("→ orchestrator (task answer .*)", watched) == ways
+    assert [run(door, *way.split(), "--choice", "1").returncode for way in ways] == [0, 0]
+
+
 def test_without_a_question_nobody_is_made_to_type_an_answer(door: Door) -> None:
     code, drawn = on_a_terminal(door, "task", "answer", door.create()["id"])
 
