@@ -83,6 +83,13 @@ class Client:
         for pause in (*_TRIES, None):
             try:
                 answer = self._http.request(method, path, params=wanted, json=body, headers=headers)
+            except UnicodeEncodeError:
+                # Bytes of the command line that are no text.
+                raise Refused(
+                    "option-invalid",
+                    "What was given is not UTF-8.",
+                    "Write it in the terminal's own characters.",
+                ) from None
             except httpx2.ConnectError as error:
                 # Nothing listens: that is soon said, and not cured by asking again.
                 raise self._unreachable(error) from error

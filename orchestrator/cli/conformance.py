@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx2
 
 from orchestrator import bootstrap
+from orchestrator.agents import programs
 from orchestrator.agents.types import AGENT_TYPES, Capability
 from orchestrator.config import Settings
 from orchestrator.core.errors import Refused, Unavailable
@@ -98,7 +99,7 @@ def _model_server() -> Iterator[ModelServer]:
 def run(name: str, model: str | None, tell: Callable[[Outcome], None]) -> tuple[Outcome, ...]:
     """`name`: of a kind that is a program of its own, or `module:function` that returns an adapter.
 
-    Raises Refused `agent-not-external`, or Unavailable for what isn't installed.
+    Raises Refused `agent-not-external`, or Unavailable `agent-program-missing`.
     """
     from orchestrator.agents.conformance.scenarios import PLANTED, SCENARIOS
 
@@ -133,6 +134,12 @@ def _subject(name: str, settings: Settings) -> tuple[Make, frozenset[Capability]
             "agent-not-external",
             f"{name!r} is no kind of agent that is a program of its own.",
             f"There are {known}; one of yours is given as module:function.",
+        )
+    if programs.find(kind.program, settings.agents_dir) is None:
+        raise Unavailable(
+            "agent-program-missing",
+            f"{kind.label} isn't installed on this machine, so there is nothing to try.",
+            f"Install it: orchestrator agent install {name}",
         )
     openai = "anthropic" not in kind.providers
     model = settings.openai_model if openai else settings.model

@@ -189,7 +189,8 @@ def doctor(data: Data = None, as_json: AsJson = False) -> None:
     else:
         signs = {Level.OK: "✓", Level.WARNING: "!", Level.ERROR: "✗"}
         for finding in found:
-            typer.echo(f" {signs[finding.level]} {finding.what}: {finding.why}")
+            why = f": {finding.why}" if finding.why else ""
+            typer.echo(f" {signs[finding.level]} {finding.what}{why}")
             if finding.level is not Level.OK and finding.fix:
                 typer.echo(f"     {finding.fix}")
     if any(finding.level is Level.ERROR for finding in found):

@@ -14,6 +14,7 @@ from rich.text import Text
 from orchestrator.cli import answers
 from orchestrator.cli.money import spent
 from orchestrator.cli.terminal import TONES, line, span
+from orchestrator.cli.ways_on import ways_on
 
 _MARKS: Final = {
     "completed": ("✓", "green"),
@@ -36,7 +37,17 @@ def draw(task: Mapping[str, Any], doing: Mapping[str, str], height: int) -> Rend
     if hidden > 0:
         parts.append(Text(f"   … and {hidden} steps that are done or not due", style="dim"))
     parts += [_question(question) for question in task["questions"]]
+    if task["waiting_on"] and not task["questions"]:
+        parts.append(_wait(task))
     return Group(*parts)
+
+
+def _wait(task: Mapping[str, Any]) -> Text:
+    """What it waits for, whole: the line of a step is cut. And what can be done about it."""
+    drawn = Text(f" {line(task['display']['why'])}", style="yellow")
+    for way in ways_on(task):
+        drawn.append(f"\n   → {way}")
+    return drawn
 
 
 def _head(task: Mapping[str, Any]) -> Text:

@@ -67,7 +67,10 @@ def build(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _converted(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if given["description"] is not None:
-        yield "description", _text(given["description"])
+        said = _text(given["description"])
+        if not said.strip():
+            raise Refused("option-invalid", "--description is empty.", "Say what is to be done.")
+        yield "description", said
     if given["mode"]:
         yield "execution_mode", given["mode"]
     if given["requirements"]:
@@ -99,7 +102,7 @@ def _repository(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 def _text(given: str) -> str:
     if given == "-":
-        return sys.stdin.read()
+        return _read(Path("-"))
     return _read(Path(given[1:])) if given.startswith("@") else given
 
 
@@ -131,7 +134,8 @@ def _json(file: Path) -> Any:
 
 def _read(file: Path) -> str:
     try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8") if str(file) == "-" else file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise Refused("file-unreadable", f"Can't read {file} ({why}).", "Name another file.") from None
+        what = "stdin" if str(file) == "-" else file
+        raise Refused("file-unreadable", f"Can't read {what} ({why}).", "Name another file.") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ def explain(code: Annotated[str, typer.Argument(help="An error code.")], json: J
     found = EXPLANATIONS.get(code)
     if found is None:
         near = [known for known in EXPLANATIONS if code[:4] and known.startswith(code[:4])]
+        near = near or get_close_matches(code, EXPLANATIONS)
         hint = f"Did you mean: {', '.join(near)}" if near else "Codes stand at the end of an error."
         raise Unknown("code-unknown", f"There is no error code {code!r}.", hint)
     if json:

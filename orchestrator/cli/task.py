@@ -435,7 +435,7 @@ def _intervene(
     if json:
         print_json(accepted)
         return
-    soon = "" if accepted["state"] == "applied" else " as soon as what runs takes it up"
+    soon = "" if accepted["state"] == "applied" else ", done as soon as what runs takes it up"
     say(f"{accepted['task_id']}: {command} {accepted['state']}{soon}; it is {accepted['status']}.")
     say(f"  {accepted['message']}")
     say(f"  orchestrator task {then} {accepted['task_id']}")

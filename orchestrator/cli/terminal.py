@@ -11,6 +11,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]")
+_NARROWEST: Final = 7
+"""What a column but the first takes at least, with the space before it."""
+_WHOLE: Final = 2
+"""Columns that are never cut: what it is, and how it stands. The next may be cut, and is still one line."""
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 TONES: Final = {"active": "cyan", "attention": "yellow", "good": "green", "bad": "red", "neutral": "default"}
 
@@ -56,23 +60,32 @@ def console() -> Any:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, tones: Sequence[str] = ()) -> None:
-    """Aligned on a terminal; in a pipe tab-separated, without a head. `tones` colour the second column."""
+    """Aligned on a terminal; in a pipe tab-separated, without a head. `tones` colour the second column.
+    Where a terminal is too narrow for columns each row is two lines, so that no cell is lost."""
     if not interactive():
         for row in rows:
             print("\t".join(line(cell) for cell in row))
         return
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    screen = console()
+    widest = max((cell_len(line(row[0])) for row in rows), default=0)
+    if screen.width < widest + _NARROWEST * (len(columns) - 1):
+        for row in rows:
+            first, *rest = map(line, row)
+            out(f"{first}\n  {' · '.join(filter(None, rest))}")
+        return
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        drawn.add_column(column.upper(), no_wrap=number == 0, overflow="ellipsis")
+        drawn.add_column(column.upper(), no_wrap=number < _WHOLE, overflow="ellipsis")
     for number, row in enumerate(rows):
-        cells = [Text(line(cell)) for cell in row]
+        cells = [Text(line(cell), no_wrap=place <= _WHOLE or None) for place, cell in enumerate(row)]
         if tones:
             cells[1].stylize(TONES.get(tones[number], "default"))
         drawn.add_row(*cells)
-    console().print(drawn)
+    screen.print(drawn)
 
 
 def since(moment: str | None) -> str:

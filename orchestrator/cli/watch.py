@@ -15,7 +15,7 @@ from orchestrator.cli.client import Client
 from orchestrator.cli.codes import ExitCode, code_of_task
 from orchestrator.cli.events import aside, clock, doing, told
 from orchestrator.cli.session import segment
-from orchestrator.cli.terminal import console, interactive, out, say
+from orchestrator.cli.terminal import console, interactive, line, out, say
 from orchestrator.cli.ways_on import ways_on
 from orchestrator.core.errors import OrchestratorError
 
@@ -162,14 +162,14 @@ class Watch:
 
 def tell_next(task: dict[str, Any]) -> None:
     """What can be done with a task as it is now."""
-    identity = task["id"]
+    identity, why = task["id"], line(task["display"]["why"])
     match task["status"]:
         case "pending_input":
             for question in task["questions"]:
                 for each in answers.lines(question):
                     say(each)
-            verb = "answer" if task["questions"] else "resume"
-            say(f"{identity} waits: {task['display']['why']}\n  orchestrator task {verb} {identity}")
+            say(f"{identity} waits: {why}")
+            _say_ways(task)
         case "completed" if task["commit"]:
             say(f"✓ {identity} {task['display']['label']}, on branch {task['branch']}.")
             say(f"  See the change: orchestrator task diff {identity}")
@@ -178,10 +178,10 @@ def tell_next(task: dict[str, Any]) -> None:
             say(f"✓ {identity} {task['display']['label']}.")
             _say_ways(task)
         case "failed":
-            say(f"✗ {identity} failed: {task['display']['why']}")
+            say(f"✗ {identity} failed: {why}")
             _say_ways(task)
         case "cancelled":
-            say(f"■ {identity} cancelled: {task['display']['why']}")
+            say(f"■ {identity} cancelled: {why}")
         case _:
             say(f"  Watch it: orchestrator task watch {identity}")
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+_ANSWER: Final = "orchestrator task answer {id}"
 _WAITS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        **dict.fromkeys(("question", "tool_approval", "budget"), "orchestrator task answer {id}"),
+        **dict.fromkeys(("question", "tool_approval", "budget"), _ANSWER),
         **dict.fromkeys(("paused", "escalation"), "orchestrator task resume {id}"),
         "agent": "orchestrator agent types",
         "circuit_breaker": "orchestrator breakers list",
@@ -21,7 +22,18 @@ def ways_on(task: Mapping[str, Any]) -> list[str]:
     if task["status"] in {"completed", "failed", "cancelled"}:
         return list(_after_the_end(task)) if _left_undone(task) else []
     waits = [task["waiting_on"], *(step["waiting_on"] for step in task["steps"])]
-    return list(dict.fromkeys(_WAITS[on].format(id=task["id"]) for on in waits if on in _WAITS))
+    ways = dict.fromkeys(_WAITS[on] for on in waits if on in _WAITS)
+    return [
+        way.format(id=subject)
+        for way in ways
+        for subject in (_asked(task) if way == _ANSWER else [task["id"]])
+    ]
+
+
+def _asked(task: Mapping[str, Any]) -> list[str]:
+    """The task, where one answer can only mean its one question; else each question."""
+    open_ones = [str(question["id"]) for question in task["questions"]]
+    return open_ones if len(open_ones) > 1 else [task["id"]]
 
 
 def _left_undone(task: Mapping[str, Any]) -> bool:

@@ -252,7 +252,7 @@ class Mirrors:
         except GitError as error:
             lasting = any(phrase in error.message for phrase in _FOR_EVER)
             kind = ErrorClass.REPOSITORY if lasting else ErrorClass.NETWORK
-            raise RepositoryUnreachable(f"{route.shown}: {error.message}", kind) from error
+            raise RepositoryUnreachable(f"{route.shown}: {_in_short(error.message)}", kind) from error
 
     def _empty(self, mirror: str, source: str | None) -> Base:
         """A commit without files, always the same."""
@@ -294,3 +294,16 @@ def _short(ref: str | None) -> str | None:
     if ref is None or ref == "HEAD":
         return None
     return ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
+
+
+_COMMONPLACE: Final = re.compile(
+    r"\s*^fatal: Could not read from remote repository\.\s+"
+    r"Please make sure you have the correct access rights\s+and the repository exists\.\s*",
+    re.MULTILINE,
+)
+"""What git adds to each failure to reach a remote, after the cause."""
+
+
+def _in_short(complaint: str) -> str:
+    """The cause alone, where git named one."""
+    return (_COMMONPLACE.sub("", complaint) or complaint).removeprefix("fatal: ")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from orchestrator.agents.conformance import scenarios
 from orchestrator.agents.conformance.scenarios import SCENARIOS
 from orchestrator.agents.types import AGENT_TYPES
 from orchestrator.cli import conformance
-from orchestrator.core.errors import Refused
+from orchestrator.core.errors import Refused, Unavailable
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.verdict import Ask, Broke, NeedsInput
 from tests.agents_installed import installed
 
 MODELS = {
@@ -28,6 +33,23 @@ def test_it_does_what_each_must_and_says_what_it_cannot(name: str) -> None:
     lacking = {one.name for one in SCENARIOS if one.needs - AGENT_TYPES[name].capabilities}
     assert {one.scenario for one in told if one.state == "skipped"} == lacking
     assert len(told) == len(SCENARIOS)
+
+
+def test_a_program_that_is_not_there_is_said_once_with_the_way_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_AGENTS_DIR", str(tmp_path))
+    told: list[conformance.Outcome] = []
+    with pytest.raises(Unavailable) as found:
+        conformance.run("codex", None, told.append)
+    assert (found.value.code, told) == ("agent-program-missing", [])
+    assert "orchestrator agent install codex" in found.value.hint
+
+
+def test_how_an_attempt_ended_is_told_in_words() -> None:
+    broke = Broke("agent-died", "The program ended with code 1.", ErrorClass.AGENT, retryable=True)
+    assert scenarios._ended(broke) == "broke (agent-died): The program ended with code 1."
+    assert scenarios._ended(NeedsInput(Ask("call-1", "Which?"))) == "asked for question: Which?"
 
 
 def test_what_is_no_program_is_told_the_choice() -> None:

@@ -26,7 +26,7 @@ from orchestrator.db.completion import succeed
 from orchestrator.db.effects import LogChunk, StoredFile, add_artifact, append_logs
 from orchestrator.db.events import EventDraft
 from orchestrator.db.sql import StepRef, TaskRef
-from orchestrator.db.transitions import fail, park, retry_later
+from orchestrator.db.transitions import fail, park, retry_later, wait_in_queue
 from orchestrator.db.waking import due
 from tests.integration.api_server import Door, migrated, served, wired
 from tests.servers import PostgresServer
@@ -117,6 +117,24 @@ def test_a_task_is_described_by_stdin_a_file_or_a_whole_request(door: Door, tmp_
     )
 
 
+def test_bytes_that_are_no_text_are_refused_without_a_traceback(door: Door) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "task", "create", "-d", "-"],
+        env=environment(door, PYTHONUTF8="1", PYTHONIOENCODING="utf-8:surrogateescape"),
+        input=b"\xff\xfe",
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("✗ Can't read stdin (it is not UTF-8).")
+
+
+def test_a_code_that_is_nearly_one_is_found(door: Door) -> None:
+    assert "Did you mean: model-overloaded" in run(door, "explain", "modle-overloaded").stderr
+
+
 def test_a_path_that_is_there_is_a_repository_on_this_machine(door: Door, tmp_path: Path) -> None:
     done = run(door, "task", "create", "-d", "x", "--repo", str(tmp_path), "--branch", "main", "--json")
 
@@ -128,6 +146,10 @@ def test_a_path_that_is_there_is_a_repository_on_this_machine(door: Door, tmp_pa
     ("words", "changes", "exit_code", "code"),
     [
         (("task", "create"), {}, 2, "request-invalid"),
+        (("task", "create", "-d", " "), {}, 2, "option-invalid"),
+        (("task", "create", "-d", "-"), {}, 2, "option-invalid"),
+        (("task", "create", "-d", "\udcff"), {"PYTHONUTF8": "1"}, 2, "option-invalid"),
+        (("task", "list", "-q", "\udcff"), {"PYTHONUTF8": "1"}, 2, "option-invalid"),
         (("task", "create", "-d", "x", "--mode", "strict"), {}, 2, "mode-unavailable"),
         (("task", "create", "-d", "x", "--priority", "urgent"), {}, 2, "request-invalid"),
         (("task", "create", "-d", "x", "--id", "a/b"), {}, 2, "request-invalid"),
@@ -269,6 +291,23 @@ def test_commands_over_a_task_work_and_name_the_next_one(door: Door) -> None:
     assert [one.returncode for one in said] == [0, 0, 0, 0]
     assert f"orchestrator task resume {task['id']}" in said[0].stderr
     assert door.get(f"/tasks/{task['id']}")["workflow"]["number"] == 2
+
+
+def test_a_command_that_a_running_step_must_take_up_is_said_to_be_on_its_way(door: Door) -> None:
+    task = door.create()
+    claim(door, task)
+
+    said = run(door, "task", "cancel", task["id"]).stderr
+
+    first = f"{task['id']}: cancel requested, done as soon as what runs takes it up; it is running."
+    assert said.splitlines()[0] == first
+
+
+def test_what_a_machine_has_is_told_without_an_empty_reason(door: Door) -> None:
+    lines = run(door, "doctor").stdout.splitlines()
+
+    assert any(line.startswith(" ✓ git version") for line in lines)
+    assert [line for line in lines if line.endswith(":")] == []
 
 
 def test_the_exit_code_of_a_wait_says_how_it_ended(door: Door) -> None:
@@ -420,7 +459,7 @@ def on_a_terminal(
         os.execve(  # noqa: S606
             sys.executable,
             [*PROGRAM, *words],
-            environment(door, TERM="xterm", COLUMNS="150", LINES="40", **changes),
+            environment(door, **{"TERM": "xterm", "COLUMNS": "150", "LINES": "40", **changes}),
         )
     drawn = b""
     while True:
@@ -466,7 +505,7 @@ def test_who_leaves_the_prompt_is_told_that_the_task_waits_and_how_to_answer(doo
     way = f"orchestrator task answer {task['id']}"
 
     end, said = on_a_terminal(door, "task", "watch", task["id"], typed="\x04", until="answer [1-2")
-    stopped, left = on_a_terminal(door, "task", "watch", task["id"], typed="\x03", until="answer [1-2")
+    stopped, left = on_a_terminal(door, "task", "watch", task["id"], typed="\x03\n", until="answer [1-2")
 
     assert (end, stopped) == (8, 130)
     assert way in said.split("answer [1-2")[1]
@@ -488,6 +527,20 @@ def test_a_maximum_is_offered_without_numbers_that_would_be_taken_for_one(door: 
         assert "the new maximum: $2.00, 10 (US dollars), 500000 tokens, 200 turns; or Stop" in shown
         assert "1)" not in shown
         assert "The agent asks" not in shown
+
+
+def test_each_of_several_questions_is_named_in_the_command_that_answers_it(door: Door) -> None:
+    task = door.create(steps=[{"id": "one", "description": "1"}, {"id": "two", "description": "2"}])
+    for step in task["steps"]:
+        ask(door, {**task, "steps": [step]})
+
+    shown = run(door, "task", "status", task["id"]).stdout
+    watched = run(door, "task", "watch", task["id"]).stderr
+
+    ways = re.findall("→ orchestrator (task answer .*)", shown)
+    assert len(ways) == 2
+    assert re.findall("→ orchestrator (task answer .*)", watched) == ways
+    assert [run(door, *way.split(), "--choice", "1").returncode for way in ways] == [0, 0]
 
 
 def test_without_a_question_nobody_is_made_to_type_an_answer(door: Door) -> None:
@@ -526,6 +579,25 @@ def test_what_explains_a_retry_stays_above_the_picture_and_what_is_missing_is_sa
     assert " (attempt 3)" in drawn
 
 
+def test_what_a_watched_task_waits_for_is_told_whole_and_with_the_way_on(door: Door) -> None:
+    task = door.create(steps=[{"id": "one", "description": "1"}])
+    claimed = claim(door, task)
+    lacks = {
+        "codex": ["not installed: orchestrator agent install codex, then restart: " + "it " * 40 + "end"]
+    }
+    with door.wiring.engine.begin() as connection:
+        assert wait_in_queue(
+            connection, claimed.step, claimed.fence, WaitingOn.AGENT, {"missing": lacks}, timedelta(hours=1)
+        )
+
+    code, drawn = on_a_terminal(
+        door, "task", "watch", task["id"], typed="\x03", until="→ orchestrator agent types"
+    )
+
+    assert code == 130
+    assert re.search(r"it\s+end\.", drawn)
+
+
 def test_a_table_on_a_terminal_is_coloured_unless_nobody_wants_it(door: Door) -> None:
     door.create(title="[bold]Not markup[/bold]")
 
@@ -534,6 +606,30 @@ def test_a_table_on_a_terminal_is_coloured_unless_nobody_wants_it(door: Door) ->
 
     assert "[bold]Not markup[/bold]" in coloured
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", plain)
+
+
+def test_no_cell_of_a_table_is_lost_on_a_narrow_terminal(door: Door) -> None:
+    task = door.create(title="A title")
+
+    _, narrow = on_a_terminal(door, "task", "list", "-L", "1", COLUMNS="40")
+    _, wide = on_a_terminal(door, "task", "list", "-L", "1", COLUMNS="80")
+
+    first, second = narrow.split("\r\n")[:2]
+    assert first == task["id"]
+    assert second.startswith("  queued · A title · 0/1 · ")
+    assert "STATUS" in wide
+    assert "A title" in wide
+
+
+def test_a_state_is_shown_whole_and_a_long_title_is_one_line(door: Door) -> None:
+    task = door.create(title="word " * 20)
+    complete(door, claim(door, task))
+
+    _, drawn = on_a_terminal(door, "task", "list", "-L", "1", COLUMNS="80", NO_COLOR="1")
+
+    _, _, rows = drawn.partition(f"{task['id']}  ")
+    assert rows.startswith("completed  word")
+    assert len(rows.splitlines()) == 1
 
 
 def test_agents_are_listed_and_drained(door: Door) -> None:

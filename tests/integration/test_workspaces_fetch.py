@@ -54,6 +54,7 @@ def test_a_repository_that_is_not_there_or_not_allowed_is_said_so(
     with pytest.raises(RepositoryUnreachable) as caught:
         workspaces.fetch(f"{source}-gone", None)
     assert caught.value.code == "repository-unreachable"
+    assert caught.value.message == f"{source}-gone: '{source}-gone' does not appear to be a git repository"
     with pytest.raises(BranchUnknown, match="its branches: main"):
         workspaces.fetch(str(source), "nope")
     for name in ("-x", "a..b", "a b", "--upload-pack=id", "x.lock", "*", "/"):

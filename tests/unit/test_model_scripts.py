@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from orchestrator.core.errors import Refused
+from orchestrator.engine import prompt
 from orchestrator.modelserver import chat, messages, responses
 from orchestrator.modelserver.asked import Asked, Dialect, NotUnderstood, call_id
 from orchestrator.modelserver.dialects import FORMS
@@ -318,6 +319,19 @@ def test_the_script_in_the_documentation_is_one() -> None:
     second = asked("please fix the mean", said=called(0), tools=["Bash"])
     assert [name for _, name, _ in calls(found, second)] == ["Bash"]
     assert play(found, asked("other", said=[spoken("Nothing to do."), user("again")])).turn.text
+
+
+@pytest.mark.parametrize(("task", "turns"), [("fix the mean", (0, 1)), ("something else", ())])
+def test_the_script_in_the_documentation_ends_the_engine_as_well(task: str, turns: tuple[int, ...]) -> None:
+    (example,) = re.findall(r"```json\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    found = Script.model_validate_json(example)
+    tools = ["run_command", "attempt_completion"]
+
+    text = play(found, asked(task, said=called(*turns), tools=tools)).turn.text
+    reminded = asked(task, said=[*called(*turns), spoken(text), user(prompt.NO_CALL)], tools=tools)
+
+    assert text
+    assert [name for _, name, _ in calls(found, reminded)] == ["attempt_completion"]
 
 
 def test_every_fault_is_documented() -> None:

@@ -55,9 +55,24 @@ def fixing(*more: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _ended(verdict: Verdict) -> str:
+    """In words."""
+    match verdict:
+        case Broke():
+            return f"broke ({verdict.code}): {verdict.message}"
+        case Done():
+            return f"was done: {verdict.summary}"
+        case NeedsInput():
+            return f"asked for {verdict.ask.kind}: {verdict.ask.text}"
+        case Yielded():
+            return f"gave way ({verdict.reason})"
+        case _:
+            return f"ended as {verdict}"
+
+
 def _need(condition: object, what: str, site: Site, verdict: Verdict | None = None) -> None:
     if not condition:
-        raise Failed(f"{what}; it ended with {verdict}" if verdict else what)
+        raise Failed(f"{what}; it {_ended(verdict)}" if verdict else what)
     if site.left():
         raise Failed(f"processes of its run are left: {site.left()}")
 
