@@ -155,18 +155,22 @@ class Workspaces:
         _make_repository(place.own, place.objects, commit)
         _make_repository(place.seen, None if place.is_alone else place.objects, commit)
         if place.is_alone:
-            git.run(
-                "pack-objects",
-                "-q",
-                "--revs",
-                str(place.seen / "objects/pack/pack"),
-                stdin=f"{commit}\n".encode(),
-            )
+            _copy_history(git, place, commit)
         Worktree(place, self.sandbox, Files(place.tree)).checkout(commit, clean=False)
         if not git.has(commit):
             raise CommitMissing(commit, f"commit {commit} vanished")
         shutil.copyfile(place.own / "index", place.seen / "index")
         (place.own / "ready").touch()
+
+
+def _copy_history(git: Git, place: Place, commit: str) -> None:
+    """Git writes a pack beside its own objects, then renames it: they may be on another disk than workspaces,
+    so it is told that its own are the new ones."""
+    objects = place.seen / "objects"
+    borrowed = str(place.objects).replace("\\", "\\\\").replace('"', '\\"')
+    where = {"GIT_OBJECT_DIRECTORY": str(objects), "GIT_ALTERNATE_OBJECT_DIRECTORIES": f'"{borrowed}"'}
+    pack = str(objects / "pack/pack")
+    git.run("pack-objects", "-q", "--revs", pack, stdin=f"{commit}\n".encode(), environment=where)
 
 
 def _make_repository(at: Path, objects: Path | None, commit: str) -> None:
