@@ -118,7 +118,8 @@ _CLAIM_SQL: Final = f"""
             SELECT 1 FROM agents g WHERE g.tenant_id = :tenant AND g.id = :agent AND g.drain_requested)
           AND NOT EXISTS (
             SELECT 1 FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
-            WHERE n.tenant_id = s.tenant_id AND n.step_id = s.id AND r.status <> 'completed')
+            WHERE n.tenant_id = s.tenant_id AND n.step_id = s.id AND r.workflow_id = :workflow
+              AND r.status <> 'completed')
           {{room}}
         RETURNING s.tenant_id, s.id, s.task_id, s.workflow_id, s.status, s.published_by, s.agent_id, s.key,
             s.number, s.kind, s.description, s.spec, s.agent_type, s.model, s.attempt, s.max_attempts,
@@ -177,7 +178,8 @@ _CLAIM_SQL: Final = f"""
         (SELECT coalesce(jsonb_agg(jsonb_build_object('key', r.key, 'summary', r.summary,
                 'result_commit', r.result_commit) ORDER BY r.number), '[]')
          FROM step_needs n JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
-         WHERE n.tenant_id = c.tenant_id AND n.step_id = c.id) AS needs
+         WHERE n.tenant_id = c.tenant_id AND n.step_id = c.id
+           AND r.workflow_id = :workflow) AS needs
     FROM claimed c
 """
 """One round trip: the row, its attempt, its slot, the task that follows, the event rows; or nothing."""

@@ -29,7 +29,7 @@ _SUCCEED: Final = Prepared(
         FROM step_needs o
         JOIN step_needs n ON n.tenant_id = o.tenant_id AND n.step_id = o.step_id
         JOIN steps r ON r.tenant_id = n.tenant_id AND r.id = n.need_id
-        WHERE o.tenant_id = :tenant AND o.need_id = :step
+        WHERE o.tenant_id = :tenant AND o.need_id = :step AND r.workflow_id = :workflow
         GROUP BY n.step_id HAVING bool_and(r.status = 'completed' OR r.id = :step)
     ), others AS (
         SELECT status, waiting_on, (fence > 0) AS claimed,

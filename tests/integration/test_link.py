@@ -95,7 +95,7 @@ def test_nothing_is_dropped_while_the_database_is_there(ledger: Ledger, link: St
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine, a line is young."""
-    monkeypatch.setattr("orchestrator.tasks.link._UNFINISHED_SECONDS", 3600.0)
+    monkeypatch.setitem(StepLink.keep_up.__globals__, "_UNFINISHED_SECONDS", 3600.0)
 
 
 @pytest.mark.usefixtures("patient")
