@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from orchestrator.core.redaction import Redactor
 from orchestrator.core.subtask import SubtaskRequest
-from orchestrator.db import effects, journal, lineage
+from orchestrator.db import journal, lineage
 from orchestrator.db.connect import Engine, at_once
 from orchestrator.db.journal import FenceLost, Scope, Spent
 from orchestrator.engine.ports import (
@@ -27,7 +27,8 @@ from orchestrator.engine.ports import (
     Usage,
 )
 from orchestrator.engine.untrusted import cut
-from orchestrator.tasks.fenced import fenced, fenced_at_once
+from orchestrator.tasks import steering
+from orchestrator.tasks.fenced import fenced_at_once
 
 OUTPUT_KEPT: Final = 2_000_000
 """The most characters of one call's output."""
@@ -64,16 +65,7 @@ class PostgresJournal:
         return Conversation(entries, calls, stored.answers, stored.digests, ended)
 
     def hear(self, before_turn: int, /) -> Sequence[Heard]:
-        scope = self.scope
-        with at_once(self.engine) as direct:
-            if not effects.has_messages(direct, scope.step):
-                return ()
-        with fenced(self.engine) as connection:
-            taken = effects.take_messages(connection, scope.step, scope.fence)
-            heard = [Heard(before_turn, self.redactor.text(text)) for text in taken]
-            for message in heard:
-                journal.append(connection, scope, "heard", before_turn, {"text": message.text})
-        return heard
+        return steering.hear(self.engine, self.scope, self.redactor, before_turn)
 
     def spent_elsewhere(self) -> Spending:
         with at_once(self.engine) as direct:

@@ -10,10 +10,11 @@ from typing import Any
 from orchestrator.agents.ports import Asked, Kept, Session
 from orchestrator.core.redaction import Redactor
 from orchestrator.core.states import WaitingOn
-from orchestrator.db import effects, journal
-from orchestrator.db.connect import Engine, at_once
+from orchestrator.db import journal
+from orchestrator.db.connect import Engine
 from orchestrator.db.journal import Scope
 from orchestrator.engine.ports import Heard
+from orchestrator.tasks import steering
 from orchestrator.tasks.fenced import fenced, fenced_at_once
 
 
@@ -40,19 +41,10 @@ class PostgresSessions:
             journal.append(direct, self.scope, "session", session.prompts, message)
 
     def has_messages(self) -> bool:
-        with at_once(self.engine) as direct:
-            return effects.has_messages(direct, self.scope.step)
+        return steering.has_messages(self.engine, self.scope)
 
     def hear(self, before_prompt: int, /) -> Sequence[Heard]:
-        scope = self.scope
-        if not self.has_messages():
-            return ()
-        with fenced(self.engine) as connection:
-            taken = effects.take_messages(connection, scope.step, scope.fence)
-            heard = [Heard(before_prompt, self.redactor.text(text)) for text in taken]
-            for message in heard:
-                journal.append(connection, scope, "heard", before_prompt, {"text": message.text})
-        return heard
+        return steering.hear(self.engine, self.scope, self.redactor, before_prompt)
 
     def keep_checkpoint(self, number: int, commit: str, /) -> None:
         """As a call that ours made, so that it is found where the engine's checkpoints are."""
