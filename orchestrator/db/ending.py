@@ -93,9 +93,8 @@ _LATE: Final = statement(
 
 
 def ended_late(connection: Connection, task: LockedTask) -> bool:
-    """Whether a bound in time ended a step: then the task fails, though it would go on after failures."""
-    if task.exceeded is None:
-        return False
+    """Whether a bound in time ended a step: then the task fails, though it would go on after failures. The
+    rows say it, whatever the clock says now."""
     keys = {"tenant": task.ref.tenant_id, "workflow": task.workflow_id}
     return bool(rows(connection, _LATE, **keys, codes=list(CODES.values())))
 

@@ -105,9 +105,11 @@ def settle(
     """
     if groups is None:
         groups = rows(connection, _GROUPS, tenant=task.ref.tenant_id, workflow=task.workflow_id)
+    broken = any(g["status"] == Status.FAILED for g in groups)
     status = task_status(
         (StepView(Status(g["status"]), g["claimed"], g["ready"]) for g in groups),
-        on_failure_continue=task.on_step_failure == "continue" and not ended_late(connection, task),
+        on_failure_continue=task.on_step_failure == "continue"
+        and not (broken and ended_late(connection, task)),
     )
     drafts = list(events)
     if status in TERMINAL:

@@ -211,6 +211,18 @@ def test_among_a_hundred_thousand_bounded_tasks_the_late_one_is_found_by_the_ind
     assert "Seq Scan on tasks" not in plan
 
 
+def test_a_bound_that_ended_a_step_fails_the_task_whatever_the_clock_says_at_its_end(ledger: Ledger) -> None:
+    refs = ledger.task("t", step("a"), step("b", "a"), on_step_failure="continue")
+    claimed = ledger.take(refs["a"])
+    meets_deadline(ledger)
+    for late in ledger.do(lambda c: bounds.late_steps(c, timedelta(hours=1))):
+        assert ledger.do(lambda c, late=late: bounds.end_late(c, late.step)) is not None  # type: ignore[misc]
+    ledger.run("UPDATE tasks SET deadline = NULL WHERE id = 't'")
+    assert ledger.succeed(claimed)
+    assert ledger.row()["status"] == "failed"
+    ledger.assert_consistent()
+
+
 # --- with workers -------------------------------------------------------------------------------------------
 
 
