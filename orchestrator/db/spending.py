@@ -23,7 +23,7 @@ from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.gateways import SILENT_SECONDS
 from orchestrator.db.locks import LOCK_SQL
 from orchestrator.db.run_tokens import GOOD_SQL, Run, run_of
-from orchestrator.db.sql import Prepared, TaskRef, one, statement
+from orchestrator.db.sql import Direct, Prepared, StepRef, TaskRef, one, statement
 
 _UNBOUNDED: Final = Budget()
 MOST_AT_ONCE: Final = 16
@@ -381,3 +381,24 @@ def spent(connection: Connection, task: TaskRef) -> Spending:
     """By live models, in the whole tree that the task belongs to."""
     row = one(connection, _SPENT, tenant=task.tenant_id, task=task.task_id)
     return Spending() if row is None else Spending(row["spent_usd"], row["spent_tokens"], row["calls"])
+
+
+_LAST: Final = Prepared(
+    "model_call_last",
+    """
+    SELECT outcome = 'failed' AND (http_status IS NULL OR http_status NOT BETWEEN 400 AND 499
+        OR http_status = 429) AS failed
+    FROM model_calls
+    WHERE tenant_id = :tenant AND task_id = :task AND step_id = :step AND fence = :fence
+      AND ended_at IS NOT NULL
+    ORDER BY started_at DESC LIMIT 1
+    """,
+    fence="int",
+)
+
+
+def was_failed_by_provider(connection: Connection | Direct, step: StepRef, fence: int) -> bool:
+    """Whether the last call of a claim failed, and not by what it asked for."""
+    keys = {"tenant": step.tenant_id, "task": step.task_id, "step": step.step_id}
+    row = one(connection, _LAST, **keys, fence=fence)
+    return row is not None and bool(row["failed"])
