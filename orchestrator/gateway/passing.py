@@ -100,7 +100,7 @@ class Passing:
         outgoing = passage.client.build_request(
             "POST",
             provider.url(dialect, scope.get("query_string", b"")),
-            headers=provider.headers(scope["headers"], passage.trace(run), secret),
+            headers=provider.headers(scope["headers"], passage.trace(run), secret, run.sha256),
             content=request.body,
         )
         observer = Observer(dialect, streamed=request.streamed)

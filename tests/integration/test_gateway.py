@@ -158,6 +158,7 @@ def test_headers_for_us_stay_here_and_those_for_the_provider_pass(
     claimed = ledger.take(ledger.task("t", step("a"))["a"])
     sent = {
         "X-Task-Id": "spoofed",
+        "Idempotency-Key": "spoofed",
         "X-KILOCODE-TASK-ID": "spoofed",
         "X-Orchestrator-Anything": "spoofed",
         "Cookie": "spoofed",
@@ -179,6 +180,7 @@ def test_headers_for_us_stay_here_and_those_for_the_provider_pass(
     found = {name.lower(): value for name, value in headers.items()}
     assert "spoofed" not in found.values()
     assert (found["anthropic-beta"], found["anthropic-version"]) == ("a-beta", "2023-06-01")
+    assert len(found["idempotency-key"]) == 64, "one that no other run can have"
     assert found.get("x-task-id") == ("t" if traces else None)
     assert ("x-timestamp-iso" in found) == traces
     assert answer.headers["x-ratelimit"] == "7"
