@@ -27,7 +27,7 @@ OF_ONE_MODEL: Final = frozenset(("model-not-allowed", "price-unknown", "provider
 
 _CODES: Final[Mapping[str, tuple[ErrorClass, bool, str]]] = MappingProxyType(
     {
-        "run-token-invalid": (ErrorClass.INTERNAL, True, "the gateway no longer knew the run's token"),
+        "run-token-invalid": (ErrorClass.NETWORK, True, "the gateway no longer knew the run's token"),
         "model-not-allowed": (
             ErrorClass.VALIDATION,
             False,

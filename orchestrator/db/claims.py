@@ -17,7 +17,7 @@ from orchestrator.core.states import PHASES, RULES, Event, Phase, Status
 from orchestrator.db import agents
 from orchestrator.db.locks import EXCEEDED_SQL, LOCK_SQL, lock_task
 from orchestrator.db.sql import Direct, Prepared, StepRef, dumps, one, rows, statement
-from orchestrator.db.transitions import settle
+from orchestrator.db.transitions import Applied, give_back, settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +328,21 @@ def waiting_for_slot(connection: Connection, tenant_id: str) -> list[StepRef]:
     """Steps that were refused because too many workflows ran, the one that waits longest first."""
     found = rows(connection, _WAITING_FOR_SLOT, tenant=tenant_id)
     return [StepRef(row["tenant_id"], row["task_id"], row["workflow_id"], row["id"]) for row in found]
+
+
+_OWN: Final = statement(
+    """
+    SELECT fence FROM steps WHERE tenant_id = :tenant AND id = :step AND agent_id = :agent
+      AND status = 'running' AND lease_until IS NOT NULL
+    """
+)
+
+
+def take_back(connection: Connection, step: StepRef, agent_id: str) -> Applied | None:
+    """Undoes a claim whose COMMIT a slot never heard of: the step waits again, the attempt goes on. Only for
+    a slot that surely works on nothing; whoever did would find the fence lost with the next claim."""
+    row = one(connection, _OWN, tenant=step.tenant_id, step=step.step_id, agent=agent_id)
+    return None if row is None else give_back(connection, step, row["fence"], "the claim was not heard")
 
 
 # --- keeping it ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from orchestrator.db.sql import StepRef
 from orchestrator.engine.prices import Price
 from orchestrator.gateway.dialects import MESSAGES, Request
 from orchestrator.gateway.observing import Observer
-from orchestrator.gateway.relaying import Call
+from orchestrator.gateway.relaying import Call, cost_of, reserved
 
 RUN = Run(StepRef("default", "t", "w", "s"), "t", "sha", 1, 0, "engine", ())
 
@@ -50,6 +50,23 @@ def test_a_reply_that_its_provider_broke_off_is_paid_for_as_far_as_it_came() -> 
 def test_what_a_provider_calls_an_error_is_fit_for_a_terminal() -> None:
     said = b'data: {"type": "error", "error": {"type": "\\u001b[2Jover\\nloaded"}}\n\n'
     assert ended(10, said=said).error_code == "??2Jover?loaded"
+
+
+@pytest.mark.parametrize(
+    ("asked", "usd_per_token"),
+    [
+        ({}, 4),
+        ({"note": 'He wrote "cache_control" and "1h".'}, 4),
+        ({"cache_control": {"type": "ephemeral"}}, 5),
+        ({"system": [{"cache_control": {"type": "ephemeral", "ttl": "5m"}}]}, 5),
+        ({"system": [{"cache_control": {"type": "ephemeral", "ttl": "1h"}}]}, 8),
+    ],
+)
+def test_a_call_reserves_what_its_input_costs_at_most(asked: dict[str, Any], usd_per_token: int) -> None:
+    """Written to a cache it is dearer than read plainly, and for an hour twice as dear."""
+    tokens = reserved(Request("m", True, None, asked, json.dumps(asked).encode()), (9, 0))
+    assert tokens.total == 9
+    assert cost_of("m", tokens, {"m": Price(Decimal(4_000_000), Decimal(0))}) == 9 * usd_per_token
 
 
 @pytest.mark.parametrize(
