@@ -1,4 +1,8 @@
-"""A worker process's heartbeat: one thread keeps its slots and all that they carry out alive."""
+"""A worker process's heartbeat: one thread keeps its slots and all that they carry out alive.
+
+Nothing else may hold it up: what its steps say is written by another thread, and what needs no database is
+looked at by a third.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import structlog
@@ -17,7 +22,7 @@ from orchestrator.core.verdict import StopReason
 from orchestrator.db import agents, claims, interventions, waking
 from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Beat, Claimed
-from orchestrator.db.connect import SQLAlchemyError
+from orchestrator.db.connect import SQLAlchemyError, is_lost
 from orchestrator.tasks.branches import follow_rows
 from orchestrator.tasks.link import StepLink
 
@@ -80,6 +85,7 @@ class Pulse:
                 self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
                 self._thread.start()
                 threading.Thread(target=self._watch, name="grace", daemon=True).start()
+                threading.Thread(target=self._keep_up, name="observations", daemon=True).start()
 
     def end(self) -> None:
         """The worker ends in order: its slots are released."""
@@ -148,8 +154,6 @@ class Pulse:
         beaten = cleaned = time.monotonic()
         while not self._ended.wait(min(_LOOK, every)):
             try:
-                for carried in self._all():
-                    carried.link.keep_up()
                 if time.monotonic() - beaten >= every:
                     beaten = time.monotonic()
                     self._beat()
@@ -159,6 +163,15 @@ class Pulse:
                     follow_rows(self._wiring)
             except Exception:
                 log.exception("heartbeat_stumbled")
+
+    def _keep_up(self) -> None:
+        """A thread of its own: it waits for the task's row, which a sibling step may keep while it merges."""
+        while not self._ended.wait(_LOOK):
+            try:
+                for carried in self._all():
+                    carried.link.keep_up()
+            except Exception:
+                log.exception("observations_stumbled")
 
     def _watch(self) -> None:
         """A thread of its own: the one that beats may be waiting for a Postgres that hangs."""
@@ -187,37 +200,42 @@ class Pulse:
             carried.link.grace.look(now)
 
     def _beat(self) -> None:
-        lease = self._wiring.settings.lease
-        try:
-            for carried in self._all():
-                before = time.monotonic()
-                moved = carried.link.take_moved()
-                with self._wiring.engine.begin() as connection:
-                    beat = claims.heartbeat(
-                        connection,
-                        carried.claimed.step,
-                        carried.claimed.fence,
-                        lease,
-                        moved=moved,
-                        urgent=self._urgent,
-                        patience=self._wiring.settings.publish_grace,
-                    )
-                if beat is None:
-                    self._lost(carried)
-                    continue
-                carried.heard = before
-                self._acknowledge(carried, beat)
-                if beat.cancel:
-                    carried.link.stop.set(StopReason.CANCEL)
-                elif beat.exceeded:
-                    carried.link.stop.set(StopReason(beat.exceeded))
-                elif beat.pause:
-                    carried.link.stop.set(StopReason.PAUSE)
-                elif beat.urgent:
-                    carried.link.stop.set(StopReason.URGENT)
-            self._beat_for_slots()
-        except SQLAlchemyError as error:
-            log.warning("heartbeat_missed", error=type(error).__name__)
+        """A row that somebody keeps for long holds up the beat of its own step alone."""
+        beats: list[Callable[[], None]] = [partial(self._beat_for, carried) for carried in self._all()]
+        for beat in (*beats, self._beat_for_slots):
+            try:
+                beat()
+            except SQLAlchemyError as error:
+                log.warning("heartbeat_missed", error=type(error).__name__)
+                if is_lost(error):
+                    return
+
+    def _beat_for(self, carried: _Carried) -> None:
+        before = time.monotonic()
+        moved = carried.link.take_moved()
+        with self._wiring.engine.begin() as connection:
+            beat = claims.heartbeat(
+                connection,
+                carried.claimed.step,
+                carried.claimed.fence,
+                self._wiring.settings.lease,
+                moved=moved,
+                urgent=self._urgent,
+                patience=self._wiring.settings.publish_grace,
+            )
+        if beat is None:
+            self._lost(carried)
+            return
+        carried.heard = before
+        self._acknowledge(carried, beat)
+        if beat.cancel:
+            carried.link.stop.set(StopReason.CANCEL)
+        elif beat.exceeded:
+            carried.link.stop.set(StopReason(beat.exceeded))
+        elif beat.pause:
+            carried.link.stop.set(StopReason.PAUSE)
+        elif beat.urgent:
+            carried.link.stop.set(StopReason.URGENT)
 
     def _acknowledge(self, carried: _Carried, beat: Beat) -> None:
         """Once for each command, in a transaction of its own: nobody may wait for it with the lease's row."""
