@@ -1,7 +1,7 @@
 """A worker process's heartbeat: one thread keeps its slots and all that they carry out alive.
 
-Nothing else may hold it up: what its steps say is written by another thread, and what needs no database is
-looked at by a third.
+Nothing else may hold it up: what its steps say is written by a thread of its own, so is what is left on disk
+tidied up, and what needs no database is looked at where nobody waits for a Postgres that hangs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log: Final = structlog.get_logger(__name__)
 _LOOK: Final = 0.5
 _OWN_END: Final = 0.8
 """Part of the lease after which a worker that hears nothing from Postgres stops on its own."""
-_CLEAN_AFTER_SWEEPS: Final = 6
+_TIDY_AFTER_SWEEPS: Final = 6
 """Looking for workspaces that nobody owns any more costs a look at the disk: not at each sweep."""
 
 
@@ -76,16 +76,23 @@ class Pulse:
         self._taken: set[int] = set()
         self._carried: dict[str, _Carried] = {}
         self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._begun = False
 
     def start(self) -> None:
         """Begins to beat; a slot is registered when it is first taken."""
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-                self._thread.start()
-                threading.Thread(target=self._watch, name="grace", daemon=True).start()
-                threading.Thread(target=self._keep_up, name="observations", daemon=True).start()
+            begun, self._begun = self._begun, True
+        if begun:
+            return
+        settings = self._wiring.settings
+        lease = settings.lease.total_seconds()
+        for name, work, seconds in (
+            ("heartbeat", self._beat, lease / 4),
+            ("grace", self._look, min(_LOOK, lease / 8)),
+            ("observations", self._keep_up, _LOOK),
+            ("tidying", self._tidy, settings.sweep_every.total_seconds() * _TIDY_AFTER_SWEEPS),
+        ):
+            threading.Thread(target=self._repeat, args=(work, seconds), name=name, daemon=True).start()
 
     def end(self) -> None:
         """The worker ends in order: its slots are released."""
@@ -147,40 +154,24 @@ class Pulse:
             if carried is not None and carried.claimed.fence == claimed.fence:
                 del self._carried[claimed.step.step_id]
 
-    def _run(self) -> None:
-        lease = self._wiring.settings.lease.total_seconds()
-        every = lease / 4
-        clean_every = self._wiring.settings.sweep_every.total_seconds() * _CLEAN_AFTER_SWEEPS
-        beaten = cleaned = time.monotonic()
-        while not self._ended.wait(min(_LOOK, every)):
+    def _repeat(self, work: Callable[[], None], seconds: float) -> None:
+        due = time.monotonic() + seconds
+        while not self._ended.wait(max(0.0, due - time.monotonic())):
+            due = time.monotonic() + seconds
             try:
-                if time.monotonic() - beaten >= every:
-                    beaten = time.monotonic()
-                    self._beat()
-                if time.monotonic() - cleaned >= clean_every:
-                    cleaned = time.monotonic()
-                    self._clean()
-                    follow_rows(self._wiring)
+                work()
             except Exception:
-                log.exception("heartbeat_stumbled")
+                log.exception("pulse_stumbled", thread=threading.current_thread().name)
 
     def _keep_up(self) -> None:
-        """A thread of its own: it waits for the task's row, which a sibling step may keep while it merges."""
-        while not self._ended.wait(_LOOK):
-            try:
-                for carried in self._all():
-                    carried.link.keep_up()
-            except Exception:
-                log.exception("observations_stumbled")
+        """It may wait for a task's row, which a sibling step keeps while it merges."""
+        for carried in self._all():
+            carried.link.keep_up()
 
-    def _watch(self) -> None:
-        """A thread of its own: the one that beats may be waiting for a Postgres that hangs."""
-        every = min(_LOOK, self._wiring.settings.lease.total_seconds() / 8)
-        while not self._ended.wait(every):
-            try:
-                self._look()
-            except Exception:
-                log.exception("watch_stumbled")
+    def _tidy(self) -> None:
+        """It may wait for a disk, or for a mirror that somebody fetches into."""
+        self._clean()
+        follow_rows(self._wiring)
 
     def _all(self) -> list[_Carried]:
         with self._lock:
