@@ -378,8 +378,7 @@ _URGENT_SQL: Final = """
 """Whether step `s` of task `t` should make room: steps of more urgent tasks, which its slot could take, have
 waited for longer than the patience, no slot that could take them is idle, and there are more of them than
 steps that should make room before this one (those of less urgent tasks, then those that began earlier)."""
-_BEAT: Final = statement(
-    f"""
+_BEAT_SQL: Final = f"""
     UPDATE steps s SET lease_until = clock_timestamp() + make_interval(secs => :lease),
         heartbeat_at = clock_timestamp(),
         progress_at = CASE WHEN :moved THEN clock_timestamp() ELSE s.progress_at END
@@ -388,8 +387,8 @@ _BEAT: Final = statement(
       AND s.lease_until IS NOT NULL AND t.tenant_id = s.tenant_id AND t.id = s.task_id
     RETURNING t.cancel_requested_at IS NOT NULL AS cancel, t.paused_at IS NOT NULL AS pause, s.lease_until,
         {EXCEEDED_SQL} AS exceeded, {_URGENT_SQL} AS urgent
-    """
-)
+"""
+_BEAT: Final = statement("SELECT set_config('lock_timeout', :wait, true);" + _BEAT_SQL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +415,7 @@ def heartbeat(
     patience: timedelta = timedelta(0),
 ) -> Beat | None:
     """Prolongs the lease; None: it is lost, whoever works must stop. `moved`: there was progress since.
+    Raises, like an error of the database, if somebody keeps the row for more than an eighth of the lease.
 
     `urgent`: the priorities for whose steps others make room, once they have waited for `patience`, and the
     queue of each.
@@ -427,6 +427,7 @@ def heartbeat(
         step=step.step_id,
         fence=fence,
         lease=lease.total_seconds(),
+        wait=f"{lease / 8 // timedelta(milliseconds=1)}ms",
         moved=moved,
         urgent=[str(priority) for priority in urgent],
         urgent_queues=list(urgent.values()),

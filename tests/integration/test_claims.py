@@ -406,7 +406,7 @@ def test_beside_a_hundred_thousand_that_wait_a_heartbeat_finds_the_urgent_ones_b
     }
     with ledger.engine.connect() as connection:
         explained = connection.execute(
-            text(f"EXPLAIN {claims._BEAT.text}"),
+            text(f"EXPLAIN {claims._BEAT_SQL}"),
             {
                 **values,
                 "moved": True,

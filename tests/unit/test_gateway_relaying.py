@@ -10,10 +10,10 @@ import httpx2
 import pytest
 
 from orchestrator.db.run_tokens import Run
-from orchestrator.db.spending import Ended
+from orchestrator.db.spending import Ended, Tokens
 from orchestrator.db.sql import StepRef
 from orchestrator.engine.prices import Price
-from orchestrator.gateway.dialects import MESSAGES, Request
+from orchestrator.gateway.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Request
 from orchestrator.gateway.observing import Observer
 from orchestrator.gateway.relaying import Call, cost_of, reserved
 
@@ -90,3 +90,18 @@ def test_what_is_cached_for_an_hour_is_dearer_also_where_nobody_says_for_how_lon
     settled = ended(10, said=said.encode(), asked=marked.encode())
     assert settled.used is not None
     assert (settled.used.cache_write, settled.cost_usd) == (100, cost_usd)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked", "answered"),
+    [(RESPONSES, "input_tokens", "output_tokens"), (CHAT, "prompt_tokens", "completion_tokens")],
+)
+def test_what_openai_writes_to_its_cache_is_counted_as_that(
+    dialect: Dialect, asked: str, answered: str
+) -> None:
+    details = {"cached_tokens": 20, "cache_write_tokens": 70}
+    usage = {asked: 100, f"{asked}_details": details, answered: 5}
+    observer = Observer(dialect, streamed=False)
+    list(observer.feed(json.dumps({"usage": usage}).encode()))
+    observer.close()
+    assert observer.tokens(9) == Tokens(input=10, output=5, cache_read=20, cache_write=70)
