@@ -155,8 +155,8 @@ def _make(folder: Path, path: PurePosixPath) -> None:
         home_files.make_folder(folder, path)
     except OSError as error:
         text = (
-            f"{path} is no ordinary folder ({error.strerror}). The agent looks there for settings by which it may"
-            " act unasked, and calls of this step need approval: nobody can promise that with a link there."
+            f"{path} is no ordinary folder ({error.strerror}). The agent looks there for settings by which it"
+            " may act unasked, and calls of this step need approval: that can't be promised with a link."
         )
         raise WorkspaceFault("agent-settings-open", text, ErrorClass.VALIDATION) from error
 
