@@ -342,8 +342,9 @@ def test_an_agent_that_changed_nothing_is_told_once_and_then_not_believed(world:
 
 def test_that_nothing_has_to_be_changed_may_be_said(world: World) -> None:
     says = {"text": "**NO CHANGE NEEDED:** it is right already."}
-    found = world({"conversations": [{"name": "says", "turns": [{"calls": [{"run": "true"}]}, says]}]})
-    assert isinstance(found.work(), Done)
+    verdict = world({"conversations": [{"name": "says", "turns": [says]}]}).work()
+    assert isinstance(verdict, Done), verdict
+    assert verdict.summary == says["text"]
 
 
 def test_a_limit_of_time_ends_it(world: World) -> None:
