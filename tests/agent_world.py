@@ -116,6 +116,16 @@ class AgentWorld:
         with self._workspace(self.assignment()) as workspace:
             return workspace.read(name)
 
+    def names(self) -> list[str]:
+        """Of all files, as they are now."""
+        with self._workspace(self.assignment()) as workspace:
+            paths = (at.relative_to(workspace.tree) for at in workspace.tree.rglob("*") if at.is_file())
+            return sorted(map(str, paths))
+
+    @property
+    def home(self) -> Path:
+        return self.workspaces.homes.open(HomeOwner(self.assignment().task_id, STEP))
+
     @property
     def tools(self) -> list[str]:
         return [
@@ -126,8 +136,7 @@ class AgentWorld:
 
     def left(self) -> list[int]:
         """Processes of the step's agent that live."""
-        home = self.workspaces.homes.open(HomeOwner(self.assignment().task_id, STEP))
-        return [pid for pid, run_id in runs(RUN_MARK) if is_run_of(home, run_id)]
+        return [pid for pid, run_id in runs(RUN_MARK) if is_run_of(self.home, run_id)]
 
     def lose_home(self) -> None:
         """As on another machine, which has no home of this step."""

@@ -26,10 +26,11 @@ from acp.schema import (
     PromptResponse,
 )
 
+from orchestrator.agents import home_files
 from orchestrator.agents.acp_client import Client
 from orchestrator.agents.acp_pipes import AcpPipes
 from orchestrator.agents.external import AgentBroke, Leave, Talk, TurnEnd, flooded, multiplied
-from orchestrator.agents.launch import Enclosure
+from orchestrator.agents.launch import Confines, Enclosure
 from orchestrator.agents.oversight import Cut, Overseer
 from orchestrator.agents.programs import Program, find
 from orchestrator.core.assignment import Assignment
@@ -68,6 +69,10 @@ class Profile(Protocol):
         """Writes what it needs below its HOME; its environment."""
 
     def settings(self, assignment: Assignment) -> Settings: ...
+
+    @property
+    def confines(self) -> Confines:
+        """Sealed and hidden is only where calls need a person's leave: who needs none has nothing to gain."""
 
     def problem(self, said: Said) -> Broke | None:
         """What went wrong although it says that it ended its turn."""
@@ -119,9 +124,12 @@ class AcpAdapter:
         program = self.locate(self.profile.program)
         if program is None:
             raise AgentBroke(_missing(self.profile))
+        confines = self.profile.confines
+        home_files.keep_only(enclosure.home_on_disk, confines.lasting)
         environment = self.profile.prepare(assignment, enclosure)
         words = (*program.command, *self.profile.words(assignment))
-        running = enclosure.start(words, environment, programs=program.folders)
+        closed = confines if assignment.approvals else Confines()
+        running = enclosure.start(words, environment, programs=program.folders, confines=closed)
         try:
             with asyncio.Runner() as runner:
                 talk = _AcpTalk(self.profile, assignment, enclosure, overseer, leave, running, runner)

@@ -63,6 +63,7 @@ class Client:
         self._leave = leave
         self._listens = False
         self._message = ""
+        self._message_id: str | None = None
         self._last = ""
         self._held = 0
         self._tools: dict[str, _Tool] = {}
@@ -109,7 +110,7 @@ class Client:
             self._mind(found)
         match update:
             case AgentMessageChunk():
-                self._hear(getattr(update.content, "text", ""))
+                self._hear(getattr(update.content, "text", ""), update.message_id)
             case ToolCallStart() | ToolCallProgress():
                 self._close_message()
                 self._tool(update)
@@ -127,7 +128,11 @@ class Client:
         if meta and isinstance(meta, Mapping) and len(str(meta)) <= MOST_META_CHARACTERS:
             self.meta.append(meta)
 
-    def _hear(self, text: str) -> None:
+    def _hear(self, text: str, message_id: str | None) -> None:
+        """Another id begins another message: Codex' warnings have none, what its model says has one."""
+        if message_id != self._message_id:
+            self._close_message()
+        self._message_id = message_id
         self._message = (self._message + text)[-MOST_MESSAGE:]
         self._overseer.saying(text)
 

@@ -6,9 +6,12 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
+
+from orchestrator.workspaces.removal import remove_folder
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -51,6 +54,27 @@ def write(home: Path, path: PurePosixPath, lines: Iterable[str]) -> None:
         os.rename(name, path.name, src_dir_fd=at, dst_dir_fd=at)
     finally:
         os.close(at)
+
+
+def make_folder(home: Path, path: PurePosixPath) -> None:
+    """With those above it, where they are missing."""
+    os.close(_folder(home, path, make=True))
+
+
+def keep_only(home: Path, kept: Collection[PurePosixPath]) -> None:
+    """Removes all else; of a path's last part, `*` stands for anything. A link is removed, wherever it lies
+    on the way to what is kept. Nothing else may write there meanwhile."""
+    for entry in list(os.scandir(home)):
+        parts = [path.parts for path in kept if fnmatchcase(entry.name, path.parts[0])]
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if not entry.is_symlink() and any(len(each) == 1 for each in parts):
+            continue
+        if is_folder and parts:
+            keep_only(Path(entry.path), [PurePosixPath(*each[1:]) for each in parts])
+        elif is_folder:
+            remove_folder(Path(entry.path))
+        else:
+            Path(entry.path).unlink()
 
 
 def _opened(name: str, at: int) -> IO[bytes]:

@@ -15,11 +15,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
+from orchestrator.agents import home_files
 from orchestrator.agents.door import Door
 from orchestrator.core.assignment import Assignment, Link, ModelAccess
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.workspaces.homes import TARGET, HomeOwner, Homes
 from orchestrator.workspaces.kin import end_runs
 from orchestrator.workspaces.programs import RUN_MARK, Mount, Program, Running
@@ -36,6 +39,23 @@ PLAINLY: Final = (
     "This agent runs WITHOUT a sandbox, as an ordinary process of the worker's account, with its files and "
     "its network: bubblewrap doesn't work here.\n"
 )
+
+
+EMPTY: Final = "empty"
+"""Beside the HOME: what an agent finds in the place of a folder that is hidden from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confines:
+    """Where an agent would find leave, or programs to start, that nobody gave it: a repository's author, or
+    itself by a tool that only writes. Folders; the first two beneath HOME, the last in the checkout."""
+
+    lasting: Sequence[PurePosixPath] = ()
+    """All that is left of its HOME when it is started anew; the last part may be a pattern."""
+    sealed: Sequence[PurePosixPath] = ()
+    """It reads them, and can't write there."""
+    hidden: Sequence[PurePosixPath] = ()
+    """It finds them empty, and can't write there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +80,36 @@ class Enclosure:
         environment: Mapping[str, str],
         *,
         programs: Sequence[Path] = (),
+        confines: Confines = Confines(),
     ) -> Running:
         """Starts `words` with this environment and HOME alone. `programs`: folders that it needs to read,
-        found inside under their own paths."""
+        found inside under their own paths. Raises WorkspaceFault where something else than a folder is in the
+        place of one that is sealed or hidden: a link, above all."""
         own = tuple(Mount(at, str(at)) for at in programs if at.exists())
         return self._workspace.launch(
             Program(
                 words=(*self._relay(), *words),
                 environment={"HOME": self.home, **environment},
-                mounts=(*self._mounts(), *own),
+                mounts=(*self._mounts(), *own, *self._closed(confines)),
                 folder=self.folder,
                 mark=self.run_id,
                 memory_bytes=MEMORY,
                 wall_time=self._assignment.limits.wall_time,
             )
         )
+
+    def _closed(self, confines: Confines) -> Iterator[Mount]:
+        """Nothing where there is no sandbox. No process of the step lives yet: what is seen here stays."""
+        if self.door.path is None:
+            return
+        for path in confines.sealed:
+            _make(self.home_on_disk, path)
+            yield Mount(self.home_on_disk / path, f"{TARGET}/{path}")
+        empty = self.home_on_disk.parent / EMPTY
+        empty.mkdir(exist_ok=True)
+        for path in confines.hidden:
+            _make(self._workspace.tree, path)
+            yield Mount(empty, f"{self.folder}/{path}")
 
     def _relay(self) -> tuple[str, ...]:
         if self.door.path is None:
@@ -113,6 +148,17 @@ def enclosed(
             _workspace=workspace,
             _assignment=assignment,
         )
+
+
+def _make(folder: Path, path: PurePosixPath) -> None:
+    try:
+        home_files.make_folder(folder, path)
+    except OSError as error:
+        text = (
+            f"{path} is no ordinary folder ({error.strerror}). The agent looks there for settings by which it"
+            " may act unasked, and calls of this step need approval: that can't be promised with a link."
+        )
+        raise WorkspaceFault("agent-settings-open", text, ErrorClass.VALIDATION) from error
 
 
 def is_run_of(home: Path, run_id: str) -> bool:

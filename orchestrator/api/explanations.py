@@ -159,6 +159,9 @@ agent-died | The agent's program ended in the middle
 agent-failed | The agent says that it could not go on
     Its program reported an error of its own; the message tells it.
     It is tried again by itself; read the step's log if it stays so: orchestrator task logs <id>
+agent-settings-open | Nobody could promise that the agent asks
+    Calls of the step need approval, and the repository has a link where the agent looks for its own settings.
+    Make that an ordinary folder, or take the engine or Claude Code, which look for none there.
 agent-flooded | The agent's program sent more than is taken from it
     One line, or all of one prompt, was larger than anybody can want, or it asked and read no answers.
     Look at the step's log for what it wrote. The step is tried again.

@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
-from orchestrator.agents.launch import Enclosure, enclosed
+from orchestrator.agents.launch import Confines, Enclosure, enclosed
 from orchestrator.core.assignment import ModelAccess
+from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.workspaces.checkouts import Workspaces
 from orchestrator.workspaces.homes import HomeOwner
 from orchestrator.workspaces.kin import marked
@@ -111,9 +112,18 @@ def opened(workspaces: Workspaces, gateway: Gateway, tmp_path: Path) -> Iterator
         yield found
 
 
-def said(enclosure: Enclosure, script: str, *arguments: str, say: bytes = b"", **environment: str) -> str:
+def said(
+    enclosure: Enclosure,
+    script: str,
+    *arguments: str,
+    say: bytes = b"",
+    confines: Confines | None = None,
+    **environment: str,
+) -> str:
     """What a Python script printed in there; it has to end well."""
-    running = enclosure.start([sys.executable, "-c", script, *arguments], environment)
+    running = enclosure.start(
+        [sys.executable, "-c", script, *arguments], environment, confines=confines or Confines()
+    )
     try:
         running.stdin.write(say)
         running.stdin.close()
@@ -160,6 +170,43 @@ def _processes() -> list[Path]:
 FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).status, flush=True)"
 CALL = FETCH.replace("sys.argv[1])", "sys.argv[1], data=b'{}' * 100_000)")
 SUPPRESS = "import contextlib\nwith contextlib.suppress(Exception):\n    "
+
+
+CONFINES = Confines(sealed=[PurePosixPath(".config/agent")], hidden=[PurePosixPath(".agent/plugins")])
+
+
+def test_what_is_sealed_is_read_and_what_is_hidden_is_not_seen_and_neither_can_be_written(
+    confined: Enclosure,
+) -> None:
+    tree = confined._workspace.tree
+    for folder in (confined.home_on_disk / ".config/agent", tree / ".agent/plugins"):
+        folder.mkdir(parents=True)
+        (folder / "found").write_text("found\n")
+    script = (
+        "import os, pathlib\n"
+        "for at in (pathlib.Path.home() / '.config/agent', pathlib.Path('.agent/plugins')):\n"
+        "    try: (at / 'new').touch()\n"
+        "    except OSError as error: print(os.listdir(at), error.strerror)\n"
+    )
+    assert said(confined, script, confines=CONFINES).splitlines() == [
+        "['found'] Read-only file system",
+        "[] Read-only file system",
+    ]
+    assert (tree / ".agent/plugins/found").exists()
+
+
+@pytest.mark.parametrize("place", ["home", "tree"])
+def test_a_link_where_leave_could_lie_is_refused_and_not_followed(
+    confined: Enclosure, tmp_path: Path, place: str
+) -> None:
+    at = confined.home_on_disk / ".config" if place == "home" else confined._workspace.tree / ".agent"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    at.symlink_to(elsewhere)
+    with pytest.raises(WorkspaceFault) as raised:
+        confined.start(["true"], {}, confines=CONFINES)
+    assert raised.value.code == "agent-settings-open"
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_it_reaches_the_gateway(enclosure: Enclosure, gateway: Gateway) -> None:
@@ -258,6 +305,7 @@ import os, sys, time
 from pathlib import Path
 from orchestrator.agents.launch import enclosed
 from orchestrator.core.assignment import ModelAccess
+from orchestrator.core.workspace import WorkspaceFault
 from tests.engine_world import Wire, assignment
 from tests.integration.repositories import installation, owner
 root, source, url = sys.argv[1:]

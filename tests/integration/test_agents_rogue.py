@@ -23,7 +23,7 @@ from orchestrator.agents.acp import AcpAdapter, Said, Settings
 from orchestrator.agents.agentapi import AgentApi
 from orchestrator.agents.aider import Aider
 from orchestrator.agents.external import Adapter
-from orchestrator.agents.launch import Enclosure
+from orchestrator.agents.launch import Confines, Enclosure
 from orchestrator.agents.programs import Program
 from orchestrator.core.assignment import Assignment, Limits, Stop
 from orchestrator.core.verdict import Broke, Done, StopReason, Verdict, Yielded
@@ -61,6 +61,10 @@ class Rogue:
     def settings(self, assignment: Assignment) -> Settings:
         del assignment
         return Settings()
+
+    @property
+    def confines(self) -> Confines:
+        return Confines()
 
     def problem(self, said: Said) -> Broke | None:
         del said

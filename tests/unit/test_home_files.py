@@ -57,6 +57,23 @@ def test_a_pipe_holds_nobody_up(home: Path) -> None:
     assert (home / CONFIG).read_text() == "ours\n"
 
 
+def test_only_what_lasts_is_left_and_no_link_is_followed(home: Path) -> None:
+    outside = home.parent / "outside"
+    outside.mkdir()
+    for at in (outside, home / ".codex/sessions/2026", home / ".codex/rules", home / ".config"):
+        at.mkdir(parents=True, exist_ok=True)
+        (at / "file").touch()
+    (home / ".codex/state.sqlite").touch()
+    (home / ".codex/config.toml").symlink_to(outside / "file")
+    (home / ".local").symlink_to(outside)
+    (home / ".codex/linked.sqlite").symlink_to(outside / "file")
+    kept = [PurePosixPath(path) for path in (".codex/sessions", ".codex/*.sqlite", ".local/share")]
+    home_files.keep_only(home, kept)
+    left = sorted(str(at.relative_to(home)) for at in home.rglob("*") if not at.is_dir())
+    assert left == [".codex/sessions/2026/file", ".codex/state.sqlite"]
+    assert (outside / "file").exists()
+
+
 def test_a_path_that_leads_out_is_refused(home: Path) -> None:
     with pytest.raises(OSError, match="leads out"):
         home_files.write(home, PurePosixPath("../outside/x"), ["ours\n"])

@@ -10,7 +10,7 @@ from typing import Final
 
 from orchestrator.agents import home_files
 from orchestrator.agents.acp import Said, Settings
-from orchestrator.agents.launch import Enclosure
+from orchestrator.agents.launch import Confines, Enclosure
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Broke
@@ -22,6 +22,8 @@ ESCALATE: Final = (
     'set to "require_escalated" each time, and with a justification.'
 )
 """Its own sandbox can't be set up in ours, where nothing may make namespaces: unasked, nothing runs."""
+
+LASTING: Final = ("sessions", "session_index.jsonl", "*.sqlite", "*.sqlite-*", "installation_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,15 @@ class Codex:
         """Ours is the sandbox; with its own it asks before a command leaves it."""
         return "read-only" if assignment.approvals else "agent-full-access"
 
+    @property
+    def confines(self) -> Confines:
+        """Rules let commands pass unasked, also a repository's, which codex-acp declares to be trusted."""
+        return Confines(
+            lasting=tuple(PurePosixPath(".codex", name) for name in LASTING),
+            sealed=(PurePosixPath(".codex/rules"),),
+            hidden=(PurePosixPath(".codex"),),
+        )
+
     def problem(self, said: Said) -> Broke | None:
         """It ends its turn as if all were well when its requests have failed for good."""
         for meta in said.meta:
@@ -79,6 +90,7 @@ def _config(model: str, base_url: str, *, asks: bool) -> str:
         "[features]",
         "plugins = false",
         "apps = false",
+        "hooks = false",
         "default_mode_request_user_input = true",
         "[analytics]",
         "enabled = false",

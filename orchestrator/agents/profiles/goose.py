@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final
 
 from orchestrator.agents.acp import Said, Settings
-from orchestrator.agents.launch import Enclosure
+from orchestrator.agents.launch import Confines, Enclosure
 from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Broke
@@ -54,6 +55,15 @@ class Goose:
 
     def settings(self, assignment: Assignment) -> Settings:
         return Settings(mode="approve" if assignment.approvals else "auto")
+
+    @property
+    def confines(self) -> Confines:
+        """Settings let tools pass unasked; plugins bring hooks and servers, which nobody is asked about."""
+        return Confines(
+            lasting=(PurePosixPath(".local/share/goose/sessions"),),
+            sealed=(PurePosixPath(".config/goose"), PurePosixPath(".agents")),
+            hidden=(PurePosixPath(".agents/plugins"),),
+        )
 
     def problem(self, said: Said) -> Broke | None:
         """It tells of an error in the words of an answer, and ends its turn well."""
