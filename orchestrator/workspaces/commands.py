@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.private_keys import PrivateKeys
 from orchestrator.core.redaction import beginning, next_word_start
 
 TICK: Final = 0.1
@@ -46,7 +47,8 @@ class Kin(Protocol):
 
 @dataclass(slots=True)
 class Tail:
-    """Keeps the last `limit` bytes of what was printed, and passes the first `shown` on as text."""
+    """Keeps the last `limit` bytes of what was printed, and passes the first `shown` on as text, without the
+    private keys in it: who hears of it in pieces couldn't find them, least when several commands print."""
 
     limit: int
     shown: int
@@ -55,6 +57,7 @@ class Tail:
     _kept: deque[bytes] = field(default_factory=deque)
     _size: int = 0
     _decoders: dict[str, codecs.IncrementalDecoder] = field(default_factory=dict)
+    _keys: dict[str, PrivateKeys] = field(default_factory=dict)
 
     def feed(self, stream: str, data: bytes) -> None:
         decoder = self._decoders.setdefault(stream, codecs.getincrementaldecoder("utf-8")("replace"))
@@ -67,6 +70,8 @@ class Tail:
             text = decoder.decode(data[: self.shown - before])
             if self.total > self.shown:
                 text = beginning(text, len(text) - 1) if text else text
+            text = self._keys.setdefault(stream, PrivateKeys()).text(text)
+            if self.total > self.shown:
                 text += "\n[the rest of the output is not shown live]\n"
             if text:
                 self.on_output(text)
