@@ -31,7 +31,8 @@ class PostgresServer:
     def fresh(self, template: str = "template1") -> str:
         """URL of a new, empty database, or of a copy of `template` (milliseconds)."""
         name = f"test_{next(_serial)}"
-        postgres.create_database(self.cluster, self.port, name, template=template)
+        # Half the work of a copy that is written to the log as well.
+        self.run(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
         return self.cluster.url(self.port, database=name)
 
     def template(self, name: str, fill: Callable[[str], object]) -> str:
