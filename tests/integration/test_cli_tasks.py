@@ -453,7 +453,8 @@ def test_a_patch_in_a_pipe_is_the_patch_itself(door: Door) -> None:
 def on_a_terminal(
     door: Door, *words: str, typed: str = "", until: str = "", **changes: str
 ) -> tuple[int, str]:
-    """Runs it with a terminal; types once `until` is on the screen. Exit code and all that was drawn."""
+    """Runs it with a terminal; types once `until` is on the screen, a key after each
+    change of it. Exit code and all that was drawn."""
     child, screen = pty.fork()
     if child == 0:
         os.execve(  # noqa: S606
@@ -469,8 +470,8 @@ def on_a_terminal(
             break
         drawn += part
         if typed and until.encode() in drawn:
-            os.write(screen, typed.encode())
-            typed = ""
+            os.write(screen, typed[0].encode())
+            typed = typed[1:]
         if not part:
             break
     _, status = os.waitpid(child, 0)
@@ -591,11 +592,12 @@ def test_what_a_watched_task_waits_for_is_told_whole_and_with_the_way_on(door: D
         )
 
     code, drawn = on_a_terminal(
-        door, "task", "watch", task["id"], typed="\x03", until="→ orchestrator agent types"
+        door, "task", "watch", task["id"], typed="qxq\x03", until="→ orchestrator agent types"
     )
 
     assert code == 130
     assert re.search(r"it\s+end\.", drawn)
+    assert "qxq" not in drawn, "keys don't tear the picture apart"
 
 
 def test_a_table_on_a_terminal_is_coloured_unless_nobody_wants_it(door: Door) -> None:
