@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.core.data_dir import usual
 from orchestrator.core.mcp_server import NAME as MCP_NAME, McpServer
 from orchestrator.core.model_choice import ModelOptions, ModelPrice, TaskType
 
@@ -54,8 +56,9 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    data_dir: Path = Path("~/.local/share/orchestrator/default")
-    """Mirrors, workspaces, artifacts, beat's schedule, embedded servers."""
+    data_dir: Path = Field(default_factory=lambda: usual(os.environ), validate_default=True)
+    """Mirrors, workspaces, artifacts, beat's schedule, embedded servers. By default below `XDG_DATA_HOME`, if
+    that is set."""
 
     database_url: SecretStr | None = Field(
         default=None, validation_alias=_named("DATABASE_URL", "DATABASE_URL")

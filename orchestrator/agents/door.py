@@ -48,6 +48,10 @@ class Answered:
         return self.status < 400  # noqa: PLR2004 - where HTTP's errors begin
 
 
+AWAY: Final = Answered(503, "gateway-unready")
+"""What a gateway would say that isn't there."""
+
+
 class Door:
     """Accepts connections and carries each to the host and port of `base_url`; https is spoken there.
 
@@ -63,6 +67,8 @@ class Door:
         self._open: set[socket.socket] = set()
         self._room = threading.BoundedSemaphore(CONNECTIONS)
         self._answers: list[Answered] = []
+        self._away_after: int | None = None
+        """How many answers there were when nobody was behind it."""
         self.path = folder / SOCKET if folder is not None else None
         self._listener = _listening(folder)
         self._ended = False
@@ -86,8 +92,11 @@ class Door:
             return self._answers[-1] if self._answers else None
 
     def refusal_since(self, calls: int) -> Answered | None:
-        """The last answer of those after the first `calls`, if it is an error."""
+        """The last answer of those after the first `calls`, if it is an error; or that there was none, since
+        the gateway was away."""
         with self._lock:
+            if self._away_after == len(self._answers):
+                return AWAY
             later = self._answers[calls:]
         return later[-1] if later and not later[-1].is_good else None
 
@@ -139,7 +148,12 @@ class Door:
             self._room.release()
 
     def _connected(self) -> socket.socket:
-        theirs = socket.create_connection((self._host, self._port), timeout=CONNECT_SECONDS)
+        try:
+            theirs = socket.create_connection((self._host, self._port), timeout=CONNECT_SECONDS)
+        except OSError:
+            with self._lock:
+                self._away_after = len(self._answers)
+            raise
         theirs.settimeout(None)
         theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls:

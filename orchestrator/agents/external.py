@@ -35,6 +35,10 @@ MESSAGE: Final = 2000
 """And of what is told of its failure."""
 
 
+ASKED: Final = 30_000
+"""And of what a person is asked, whichever agent asks; leave is bound to the whole, however long that is."""
+
+
 class AgentBroke(Exception):
     """The agent can't be started, or not gone on with."""
 
@@ -284,7 +288,7 @@ class _Work:
     def _ask(self, wish: Wish) -> Ask:
         return Ask(
             f"ask-{self._assignment.fence}",
-            storable(cut(wish.text)),
+            storable(cut(wish.text, ASKED)),
             tuple(map(storable, wish.options)),
             wish.kind,
             wish.digest,
