@@ -12,6 +12,8 @@ from orchestrator.agents.refusals import verdict
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, NeedsInput, Waits
+from orchestrator.engine.limits import NOT_SENT
+from orchestrator.engine.providers.meaning import OF_GATEWAY
 
 SOON, LATE = timedelta(seconds=5), timedelta(minutes=9)
 
@@ -45,6 +47,20 @@ def test_what_the_request_did_wrong_is_not_sent_again(status: int, retryable: bo
     broke = verdict(Answered(status, None, None), fence=1)
     assert isinstance(broke, Broke)
     assert broke.retryable is retryable
+
+
+@pytest.mark.parametrize("code", sorted(OF_GATEWAY.keys() - {"budget-exhausted", "circuit-open", *NOT_SENT}))
+def test_what_the_gateway_refuses_means_the_same_for_every_kind_of_agent(code: str) -> None:
+    broke, meant = verdict(Answered(403, code, SOON), fence=1), OF_GATEWAY[code]
+    assert isinstance(broke, Broke)
+    assert (broke.code, broke.error, broke.retryable) == (code, meant.error, meant.retryable)
+
+
+def test_a_claim_whose_machine_slept_is_tried_again() -> None:
+    """Its token is no good until the next heartbeat, and nothing is wrong with the work."""
+    broke = verdict(Answered(401, "run-token-invalid"), fence=1)
+    assert isinstance(broke, Broke)
+    assert broke.retryable
 
 
 def test_a_providers_own_words_are_told_and_say_more_than_its_status() -> None:
