@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from orchestrator.agents.door import Answered
+from orchestrator.agents.door import Answered, _Heads
 from orchestrator.agents.error_words import read_words
 from orchestrator.agents.refusals import verdict
 from orchestrator.core.recovery import ErrorClass
@@ -40,6 +40,15 @@ def test_a_budget_asks_a_person_and_an_open_breaker_waits() -> None:
     waits = verdict(Answered(503, "circuit-open", SOON), fence=7)
     assert isinstance(waits, Waits)
     assert waits.on is WaitingOn.CIRCUIT_BREAKER
+
+
+def test_what_a_server_wishes_is_read_as_the_engine_reads_it() -> None:
+    heads = _Heads()
+    heads.asked(b"POST /v1/messages HTTP/1.1\r\n\r\n")
+    times = b"date: Thu, 26 Nov 2026 08:00:00 GMT\r\nRetry-After: Thu, 26 Nov 2026 08:05:00 GMT"
+    answered = heads.answered(b"HTTP/1.1 429 Too Many Requests\r\n" + times + b"\r\n\r\n")
+    assert answered is not None
+    assert answered.retry_after == timedelta(minutes=5)
 
 
 @pytest.mark.parametrize(("status", "retryable"), [(400, False), (401, False), (500, True), (529, True)])
