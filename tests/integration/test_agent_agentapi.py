@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from orchestrator.agents import agentapi
 from orchestrator.agents.agentapi import AgentApi
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, Done, StopReason, Verdict, Waits, Yielded
+from orchestrator.core.workspace import WorkspaceFault
+from orchestrator.workspaces.workspace import Workspace
 from tests.agent_world import AgentWorld
 from tests.agentapi_server import Agent, AgentApiServer, agentapi_server
 from tests.engine_world import Wire
@@ -86,6 +89,30 @@ def test_an_agent_that_works_for_somebody_else_is_waited_for(tmp_path: Path) -> 
         assert "busy" in str(verdict.detail)
         served.become("stable")
         assert isinstance(found.work(), Done)
+
+
+def test_a_checkpoint_that_is_missed_while_the_agent_writes_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agentapi, "CHECKPOINT_SECONDS", 0.0)
+    missed = threading.Event()
+    keep = Workspace.checkpoint
+
+    def checkpoint(workspace: Workspace, label: str) -> str | None:
+        if missed.is_set():
+            return keep(workspace, label)
+        missed.set()
+        raise WorkspaceFault("workspace-git", "a file has just gone")
+
+    def patient(message: str, say: Say) -> None:
+        assert missed.wait(30)
+        fixer(message, say)
+
+    monkeypatch.setattr(Workspace, "checkpoint", checkpoint)
+    with world(tmp_path, patient) as (found, _):
+        verdict = found.work()
+        assert isinstance(verdict, Done), verdict
+        assert any("A checkpoint was missed" in text for _, text in found.inner.wire.logs)
 
 
 class Killed(BaseException):
