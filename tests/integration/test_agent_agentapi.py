@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.agents import agentapi
 from orchestrator.agents.agentapi import AgentApi
+from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, Done, StopReason, Verdict, Waits, Yielded
@@ -91,25 +92,43 @@ def test_an_agent_that_works_for_somebody_else_is_waited_for(tmp_path: Path) -> 
         assert isinstance(found.work(), Done)
 
 
+class Fleeting:
+    """A workspace of which a file goes while it is first read for a checkpoint."""
+
+    def __init__(self, inner: Workspace) -> None:
+        self._inner = inner
+        self.missed = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def checkpoint(self, label: str) -> str | None:
+        if self.missed.is_set():
+            return self._inner.checkpoint(label)
+        self.missed.set()
+        raise WorkspaceFault("workspace-git", "a file has just gone")
+
+
 def test_a_checkpoint_that_is_missed_while_the_agent_writes_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agentapi, "CHECKPOINT_SECONDS", 0.0)
-    missed = threading.Event()
-    keep = Workspace.checkpoint
-
-    def checkpoint(workspace: Workspace, label: str) -> str | None:
-        if missed.is_set():
-            return keep(workspace, label)
-        missed.set()
-        raise WorkspaceFault("workspace-git", "a file has just gone")
+    opened: list[Fleeting] = []
 
     def patient(message: str, say: Say) -> None:
-        assert missed.wait(30)
+        assert opened[0].missed.wait(30)
         fixer(message, say)
 
-    monkeypatch.setattr(Workspace, "checkpoint", checkpoint)
     with world(tmp_path, patient) as (found, _):
+        open_plain = found.inner._workspace
+
+        @contextmanager
+        def open_fleeting(assignment: Assignment) -> Iterator[Any]:
+            with open_plain(assignment) as workspace:
+                opened.append(Fleeting(workspace))
+                yield opened[0]
+
+        found.inner._workspace = open_fleeting  # type: ignore[method-assign]
         verdict = found.work()
         assert isinstance(verdict, Done), verdict
         assert any("A checkpoint was missed" in text for _, text in found.inner.wire.logs)
