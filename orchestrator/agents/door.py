@@ -80,12 +80,6 @@ class Door:
         with self._lock:
             return len(self._answers)
 
-    @property
-    def last(self) -> Answered | None:
-        """How the gateway answered last."""
-        with self._lock:
-            return self._answers[-1] if self._answers else None
-
     def refusal_since(self, calls: int) -> Answered | None:
         """The last answer of those after the first `calls`, if it is an error."""
         with self._lock:
