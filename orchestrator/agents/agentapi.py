@@ -257,8 +257,14 @@ class _Work:
             text = prompts.UNCHANGED
 
     def _save(self, **changes: Any) -> None:
-        self._session = replace(self._session, **changes)
+        elapsed, self._begun = self._elapsed, time.monotonic()
+        self._session = replace(self._session, elapsed=elapsed, **changes)
         self._sessions.save(self._session)
+
+    @property
+    def _elapsed(self) -> timedelta:
+        """Time at work on the step, all claims together."""
+        return self._session.elapsed + timedelta(seconds=time.monotonic() - self._begun)
 
     def _count(self) -> None:
         self._save(prompts=self._session.prompts + 1)
@@ -370,8 +376,7 @@ class _Work:
     def _stopped(self) -> Verdict | None:
         """A soft stop waits for the agent to rest, but not for ever: it must not go on when the claim is
         over, for its folder is set back then."""
-        stop = self._link.stop
-        worked = self._session.elapsed + timedelta(seconds=time.monotonic() - self._begun)
+        stop, worked = self._link.stop, self._elapsed
         if worked >= self._assignment.limits.wall_time:
             self._interrupted()
             why = f"at work for {worked.total_seconds():.0f} seconds"
@@ -382,7 +387,7 @@ class _Work:
         if not stop.is_hard() and time.monotonic() - self._asked_at < PATIENT_SECONDS:
             return None
         self._interrupted()
-        self._save(elapsed=worked)
+        self._save()
         return Yielded(stop.reason)
 
     def _interrupted(self) -> bool:

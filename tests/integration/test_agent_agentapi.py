@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def test_it_works_in_the_folder_that_it_is_given(tmp_path: Path) -> None:
         assert "a + b" in found.inner.file("sums.py")
         assert len([one for one in served.messages if one["role"] == "user"]) == 1
         assert any(kind == "text" for kind, _ in found.inner.wire.notes)
+        assert found.inner.sessions.load().session.elapsed > timedelta(0), "its wall time is limited"
 
 
 def test_a_key_for_what_stands_before_it_is_shown(tmp_path: Path) -> None:
