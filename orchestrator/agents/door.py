@@ -135,10 +135,10 @@ class Door:
 
     def _connected(self) -> socket.socket:
         theirs = socket.create_connection((self._host, self._port), timeout=CONNECT_SECONDS)
-        theirs.settimeout(None)
         theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls:
-            return ssl.create_default_context().wrap_socket(theirs, server_hostname=self._host)
+            theirs = ssl.create_default_context().wrap_socket(theirs, server_hostname=self._host)
+        theirs.settimeout(None)
         return theirs
 
     def _keep(self, *sockets: socket.socket) -> bool:
