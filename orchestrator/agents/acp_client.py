@@ -26,7 +26,7 @@ from acp.schema import (
 
 from orchestrator.agents.external import Leave, Wish
 from orchestrator.agents.oversight import Overseer
-from orchestrator.agents.prompts import APPROVE, DENY
+from orchestrator.core.leave import APPROVE, DENY
 from orchestrator.core.states import WaitingOn
 from orchestrator.engine.untrusted import storable
 

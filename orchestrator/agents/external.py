@@ -19,6 +19,7 @@ from orchestrator.agents.launch import Enclosure, enclosed
 from orchestrator.agents.oversight import Cut, Overseer
 from orchestrator.agents.ports import Asked, Kept, Session, Sessions
 from orchestrator.core.assignment import Assignment, Link, ModelAccess
+from orchestrator.core.leave import is_granted
 from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
@@ -330,4 +331,4 @@ def _leave(kept: Kept) -> Leave | None:
     if asked is None or asked.digest is None or asked.call_id not in kept.answers:
         return None
     answer = kept.answers[asked.call_id]
-    return Leave(asked.digest, prompts.is_granted(answer), answer)
+    return Leave(asked.digest, is_granted(answer), answer)

@@ -346,8 +346,8 @@ circuit-open | A provider is left alone for now
     It failed so often in a row that the gateway asks it nothing until it has had time to recover.
     It is tried again by itself.
 run-token-invalid | The gateway no longer knows this run
-    The claim that the run's token was made for has ended.
-    Nothing: another worker has the step, or it is over.
+    The claim that the run's token was made for has ended, or its worker was asleep for longer than its lease.
+    It is tried again by itself, unless another worker has the step or it is over.
 model-not-allowed | The run may not use this model
     The gateway lets each run use its own models alone.
     Name the model with the task, or allow it for all runs, then: orchestrator task retry <id>

@@ -21,7 +21,6 @@ from orchestrator.cli.ways_on import ways_on
 from orchestrator.core.errors import OrchestratorError
 
 _REFRESH_SECONDS: Final = 0.25
-_ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 
 
 @dataclass

@@ -12,6 +12,7 @@ from orchestrator.commands import replies
 from orchestrator.commands.publication import Publication, following
 from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.core.redaction import LOOKS
+from orchestrator.core.spending import STOP
 from orchestrator.core.states import Event, WaitingOn
 from orchestrator.db import budgets, spending, transitions
 from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
@@ -115,7 +116,7 @@ def _budget(
     connection: Connection, question: Mapping[str, Any], given: str | Mapping[str, Any], by: str
 ) -> Answered:
     step = _step(question)
-    asked = {"asked_at": question["asked_at"], "stop": replies.STOP}
+    asked = {"asked_at": question["asked_at"], "stop": STOP}
     root = one(connection, _BUDGET, tenant=step.tenant_id, task=step.task_id, **asked)
     assert root is not None  # noqa: S101 - the question's task
     bounds = replies.Bounds(root["budget"], spending.spent(connection, step.task), root["raised"])
@@ -128,7 +129,7 @@ def _budget(
 
 def _stop(connection: Connection, question: Mapping[str, Any], by: str) -> Answered:
     """The step fails without another claim: there is nothing that its agent could do about it."""
-    taken = _give(connection, question, replies.STOP, by)
+    taken = _give(connection, question, STOP, by)
     error = {
         "code": "budget-refused",
         "message": f"The budget is used up, and {by} did not raise it.",

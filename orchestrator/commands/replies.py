@@ -13,12 +13,10 @@ from pydantic import ValidationError
 from orchestrator.commands.request import BudgetRequest
 from orchestrator.core.assignment import Budget
 from orchestrator.core.errors import Refused
-from orchestrator.core.spending import Spending, dollars
+from orchestrator.core.leave import APPROVE, DENY, is_granted
+from orchestrator.core.spending import STOP, Spending, dollars
 
 MAX_ANSWER: Final = 20_000
-APPROVE: Final = "Approve"
-DENY: Final = "Deny"
-STOP: Final = "Stop"
 PARTS: Final = ("max_cost_usd", "max_tokens", "max_turns")
 
 _DENIED: Final = re.compile(r"deny\b[\s:.,;-]*(.*)", re.IGNORECASE | re.DOTALL)
@@ -47,11 +45,8 @@ def text_of(given: str | Mapping[str, Any], options: Sequence[str]) -> str:
 
 
 def approval(text: str) -> str:
-    """`Approve` alone, or `Deny`, with words for the agent or without. Raises Refused `answer-invalid`.
-
-    An approval is bound to exactly what was shown, so it has no conditions.
-    """
-    if text.strip().casefold() == APPROVE.casefold():
+    """`Approve` alone, or `Deny`, with words for the agent or without. Raises Refused `answer-invalid`."""
+    if is_granted(text):
         return APPROVE
     found = _DENIED.fullmatch(text.strip())
     if found is None:

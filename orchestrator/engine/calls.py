@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from orchestrator.core.leave import is_granted
 from orchestrator.core.states import Status, WaitingOn
 from orchestrator.core.subtask import SubtaskEnd, SubtaskRequest
 from orchestrator.core.verdict import Ask, Done, NeedsInput, Verdict, Waits
@@ -171,7 +172,7 @@ class Calls:
             return approval.request(call_id, tool, arguments)
         if self._conversation.digests.get(call_id) != approval.digest(tool.name, arguments):
             return approval.ANOTHER
-        return None if approval.is_granted(answer) else approval.denial(answer)
+        return None if is_granted(answer) else approval.denial(answer)
 
     def _run(
         self,

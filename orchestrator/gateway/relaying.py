@@ -7,7 +7,6 @@ on to the caller before they are looked at.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import Ended, Tokens
 from orchestrator.engine.ports import Usage
 from orchestrator.engine.prices import PRICES, Price, cost
+from orchestrator.engine.providers.waiting import retry_after
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request
 from orchestrator.gateway.evidence import Said
@@ -252,7 +252,7 @@ class Relay:
         call = self._call
         call.status = response.status_code
         if call.status in _THROTTLED:
-            call.throttled = _retry_after(response.headers)
+            call.throttled = retry_after(response.headers)
         if response.headers.get("content-encoding", "identity") != "identity":
             raise httpx2.DecodingError("encoded, which nobody asked for")
         streamed = response.headers.get("content-type", "").startswith("text/event-stream")
@@ -336,12 +336,3 @@ def _key_of(request: httpx2.Request) -> bytes:
 async def respond(send: Send, answer: Answer) -> None:
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})
-
-
-def _retry_after(headers: httpx2.Headers) -> timedelta | None:
-    """In either spelling; a date or nonsense counts as none."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        with contextlib.suppress(ValueError, OverflowError):
-            if (seconds := float(headers.get(name, "nan")) / unit) > 0:
-                return timedelta(seconds=seconds)
-    return None

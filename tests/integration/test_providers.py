@@ -106,7 +106,7 @@ def test_a_transport_without_headers_gets_a_block_that_asks_for_nothing(api: str
 GATEWAY = {
     "budget-exhausted": (402, ErrorClass.LIMIT, False),
     "circuit-open": (503, ErrorClass.OVERLOADED, True),
-    "run-token-invalid": (401, ErrorClass.AUTH, False),
+    "run-token-invalid": (401, ErrorClass.NETWORK, True),
     "model-not-allowed": (403, ErrorClass.VALIDATION, False),
     "price-unknown": (403, ErrorClass.VALIDATION, False),
     "provider-missing": (503, ErrorClass.AUTH, False),

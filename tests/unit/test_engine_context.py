@@ -119,9 +119,9 @@ def test_a_summary_stands_for_the_past_but_for_the_task_and_what_people_said(wor
     reader = Reader(
         12,
         (
-            call("q", "ask_followup_question", question="Which one?"),
             call("c1", "write_file", path="new.txt", content="x"),
             call("r", "run_command", command="exit 3"),
+            call("q", "ask_followup_question", question="Which one?"),
         ),
     )
     world.claim(reader, room=ROOM)
