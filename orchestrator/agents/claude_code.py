@@ -59,6 +59,8 @@ _ENVIRONMENT: Final = {
     "DISABLE_AUTOUPDATER": "1",
     "DISABLE_TELEMETRY": "1",
     "IS_SANDBOX": "1",  # or it refuses to act without asking where it runs as root
+    # Else its own subagents work on when its turn has ended, which is the end here.
+    "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
     "CLAUDE_CODE_MAX_RETRIES": "0",  # the orchestrator alone retries
     "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
     "CLAUDE_CODE_SDK_READS_SESSION_STATE": "1",

@@ -40,6 +40,11 @@ RISKS: Final[Mapping[str, str]] = MappingProxyType(
 """In the engine's words; what isn't named here runs something."""
 _LATER: Final = "One at a time: another call of this message waits for a person. Call this again after that."
 
+_FROM_BELOW: Final = (
+    "A person must approve this, and a subagent can't wait for that. Return to the agent that called you and "
+    "say which call is needed: it can ask."
+)
+
 
 class Gate:
     """Of one run. `names`: id of each call → its tool."""
@@ -62,6 +67,11 @@ class Gate:
         call_id = str(call.get("tool_use_id") or tool_use_id or "")
         if not self._is_gated(name):
             return {}
+        if call.get(
+            "agent_id"
+        ):  # put off there it would be lost, and no other call could be put off any more
+            self._refused.add(call_id)
+            return _decision("deny", _FROM_BELOW)
         asked = digest(name, arguments, call_id)
         if self._leave is not None and self._leave.digest == asked:
             return self._answered(name, call_id, self._leave)

@@ -29,6 +29,10 @@ class Missing:
     do: str
 
 
+NO_KEY: Final = "no key for a model"
+"""Of no living gateway: no other worker has one either."""
+
+
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Of one kind of agent on this machine; `version` is what its program says."""
@@ -98,7 +102,7 @@ def _readiness(kind: AgentType, here: Surroundings, root: Path) -> Readiness:
 def _no_provider(kind: AgentType, here: Surroundings) -> Iterable[Missing]:
     if kind.providers and not here.providers & set(kind.providers):
         keys = " or ".join(_KEY_OF[name] for name in kind.providers)
-        yield Missing("no key for a model", f"Set {keys}, then restart: orchestrator restart worker")
+        yield Missing(NO_KEY, f"Set {keys} where the gateway runs, then: orchestrator restart gateway")
 
 
 def _not_installed(name: str) -> Iterable[Missing]:

@@ -77,4 +77,7 @@ def _meant(answered: Answered) -> Meaning:
 
 
 def _with_words(text: str, answered: Answered) -> str:
-    return f"{text}: {answered.words}" if answered.words else f"{text}."
+    """The gateway's own words name its code twice, which is told besides."""
+    code = answered.code
+    words = answered.words.removeprefix(f"{code}: ").removesuffix(f" [{code}]").rstrip(".")
+    return f"{text}: {words}." if words else f"{text}."

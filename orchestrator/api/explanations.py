@@ -64,8 +64,11 @@ task-exists | The task exists already
     The id is taken by a task with another request.
     Choose another id, or leave it out.
 task-ended | The task has ended
-    A completed, failed or cancelled task can't be paused, resumed or cancelled.
+    A completed, failed or cancelled task can't be paused, resumed, cancelled or told anything.
     Run it again: orchestrator task retry <id>
+messages-unheard | Too many messages wait to be heard
+    A task's agent hears messages before its next turn; those of this task have not been taken up yet.
+    Look what it does, or waits for, and say the rest later: orchestrator task status <id>
 not-ended | The task has not ended
     Only a task that has ended can be retried.
     Cancel it first: orchestrator task cancel <id>

@@ -20,7 +20,7 @@ from orchestrator.api.openapi import takes
 from orchestrator.api.wakeups import Wakeups
 from orchestrator.api.wiring import Reader, The, Waking, Writer
 from orchestrator.bootstrap import Wiring
-from orchestrator.commands import answer as answering, intervene, request as requests
+from orchestrator.commands import answer as answering, intervene, message, request as requests
 from orchestrator.commands.keys import Caller
 from orchestrator.commands.request import TaskRequest, Text
 from orchestrator.commands.submit import submit
@@ -75,6 +75,14 @@ class ReasonBody(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     reason: Annotated[Text, Field(max_length=2000)] | None = None
+
+
+class MessageBody(BaseModel):
+    """What the agents of the task are to hear."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: Annotated[Text, Field(min_length=1, max_length=20_000)]
 
 
 class RetryBody(ReasonBody):
@@ -282,6 +290,24 @@ def cancel(wiring: The, caller: Writer, ask: Asking, task_id: str, body: JsonBod
 def retry(wiring: The, caller: Writer, ask: Asking, task_id: str, body: JsonBody) -> Response:
     """A new workflow of the same plan, from the start."""
     return _intervention(wiring, caller, ask, task_id, "retry", body)
+
+
+@router.post(
+    "/tasks/{task_id}/messages",
+    operation_id="tasks.message",
+    status_code=202,
+    response_model=message.Sent,
+    openapi_extra=takes(MessageBody),
+)
+def send_message(wiring: The, caller: Writer, ask: Asking, task_id: str, body: JsonBody) -> Response:
+    """Heard before the next turn of whichever step takes it up first: in order, and once."""
+    text = read(MessageBody, body).text
+
+    def work(connection: Connection) -> Reply:
+        found = resolve(connection, caller.tenant_id, task_id)
+        return Reply(202, plain(message.send(connection, caller.tenant_id, found, text, by=caller.name)))
+
+    return once(wiring, caller, ask, work).response()
 
 
 # ---- questions

@@ -429,6 +429,21 @@ def answer(
 
 
 @app.command()
+def message(
+    task_id: TaskId,
+    text: Annotated[str, typer.Argument(help="What its agent is to hear.")],
+    json: Json = False,
+) -> None:
+    """Tells a task's agent something while it works; it hears that before its next turn."""
+    sent = session.client().post(_path(task_id, "messages"), {"text": text})
+    if json:
+        print_json(sent)
+        return
+    say(f"{sent['task_id']}: {sent['message']}")
+    say(f"  orchestrator task watch {sent['task_id']}")
+
+
+@app.command()
 def pause(task_id: TaskId, reason: Reason = None, json: Json = False) -> None:
     """Starts nothing new; what runs stops at its next turn and is kept."""
     _intervene(task_id, "pause", reason, json=json, then="resume")

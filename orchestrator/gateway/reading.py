@@ -56,8 +56,11 @@ def read(dialect: Dialect, body: bytes, *, provider_tools: bool = False) -> Requ
             f"It would have the provider do more than answer: {what}. That passes only with"
             " ORCHESTRATOR_GATEWAY_PROVIDER_TOOLS=true, for all runs.",
         )
-    most = [content[name] for name in dialect.max_output_fields if isinstance(content.get(name), int)]
-    request = Request(content["model"], content.get("stream") is True, min(most, default=None), content, body)
+    most = [content[name] for name in dialect.max_output_fields if content.get(name) is not None]
+    if not all(type(each) is int and each >= 0 for each in most):
+        return _malformed("The most tokens that it may be answered with are no whole number, from 0.")
+    # Of two such numbers a provider may heed either.
+    request = Request(content["model"], content.get("stream") is True, max(most, default=None), content, body)
     if dialect is not CHAT or not request.streamed or _asks_for_usage(content):
         return request
     options = {**(content.get("stream_options") or {}), "include_usage": True}

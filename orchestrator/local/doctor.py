@@ -178,7 +178,7 @@ def _key(settings: Settings) -> Finding:
         Level.WARNING,
         "ANTHROPIC_API_KEY",
         "not set: only recorded demos will run",
-        "export ANTHROPIC_API_KEY=…, then: orchestrator restart worker",
+        "export ANTHROPIC_API_KEY=…, then: orchestrator restart gateway",
     )
 
 

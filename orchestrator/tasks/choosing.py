@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
+from orchestrator.agents.readiness import NO_KEY, Readiness
 from orchestrator.agents.selection import Choice, NoSuitableAgent, Record, Wanted, select, speaks_to
 from orchestrator.agents.types import AGENT_TYPES, LANGUAGES
 from orchestrator.bootstrap import Wiring
@@ -131,6 +132,7 @@ def _waits(wiring: Wiring, claimed: Claimed, wanted: Wanted, found: NoSuitableAg
         for kind in AGENT_TYPES.values()
         if (kind.name == wanted.named or (wanted.named is None and kind.preference >= 0))
         and speaks_to(kind, wanted.model)
+        and not _lacks_key(wiring.agents.get(kind.name))
     ]
     elsewhere = any(
         kind.name in offers and all(kind.offers(word) or word in offers for word in wanted.capabilities)
@@ -139,3 +141,8 @@ def _waits(wiring: Wiring, claimed: Claimed, wanted: Wanted, found: NoSuitableAg
     )
     detail = {**found.detail(wanted), "elsewhere": elsewhere}
     return Waits(WaitingOn.AGENT, detail, _ELSEWHERE if elsewhere else _NOWHERE)
+
+
+def _lacks_key(here: Readiness | None) -> bool:
+    """What another worker said that it offers, it said when there was a key."""
+    return here is not None and any(gap.what == NO_KEY for gap in here.missing)

@@ -15,7 +15,7 @@ import pytest
 from orchestrator.core.assignment import Limits
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, StopReason, Yielded
-from tests.agent_world import AgentWorld, fixing
+from tests.agent_world import FIX, AgentWorld, fixing
 from tests.agents_installed import installed, with_claude
 from tests.engine_world import Wire
 from tests.integration.repositories import installation
@@ -154,6 +154,29 @@ def test_of_several_risky_calls_in_one_message_none_is_lost(world: AgentWorld, m
     heard = str(model.bodies()[1]["messages"])
     assert "One at a time" in heard
     assert isinstance(verdict, Done)
+
+
+@pytest.mark.parametrize("approvals", [(), ("execute",)])
+def test_a_subagent_is_waited_for_and_what_it_may_not_do_its_agent_can_ask_for(
+    world: AgentWorld, model: RunningModel, approvals: tuple[str, ...]
+) -> None:
+    arguments = {"description": "Sums", "prompt": "Do the sums.", "subagent_type": "general-purpose"}
+    below = {
+        "name": "below",
+        "when": {"contains": "Do the sums.", "lacks": "<step>"},
+        "turns": [{"calls": [{"run": "echo 5 > below.txt"}]}, {"text": "Done."}],
+    }
+    asks = [{"calls": [{"run": FIX}]}] if approvals else []
+    turns = [{"calls": [{"name": "Agent", "arguments": arguments}]}, *asks, {"text": "Done."}]
+    model.play({"conversations": [below, {"name": "above", "turns": turns}]})
+    verdict = world.work(approvals=approvals)
+    if approvals:
+        assert isinstance(verdict, NeedsInput), (verdict, world.log())
+        assert "sed -i" in verdict.ask.text
+        assert "below.txt" not in world.names()
+    else:
+        assert isinstance(verdict, Done), (verdict, world.log())
+        assert world.file("below.txt") == "5\n"
 
 
 def test_a_cancel_leaves_no_process(world: AgentWorld, model: RunningModel) -> None:

@@ -257,6 +257,24 @@ def test_commands_over_a_task_are_kept_with_who_and_why(door: Door) -> None:
     assert door.get(f"/tasks/{created['id']}")["display"]["why"] == "Not needed."
 
 
+def test_a_message_to_a_task_is_kept_without_secrets_and_told_to_who_watches(door: Door) -> None:
+    base = f"/api/v1/tasks/{door.create()['id']}"
+    secret = "sk-ant-api03-" + "a" * 40
+
+    sent = door.client.post(f"{base}/messages", json={"text": f"Use tabs, not {secret}."})
+    empty = door.client.post(f"{base}/messages", json={"text": ""})
+    door.client.post(f"{base}/cancel")
+    late = door.client.post(f"{base}/messages", json={"text": "Stop!"})
+
+    assert (sent.status_code, sent.json()["status"]) == (202, "queued")
+    assert (empty.status_code, empty.json()["code"]) == (422, "request-invalid")
+    assert (late.status_code, late.json()["code"]) == (409, "task-ended")
+    told = [event for event in door.get(f"{base[7:]}/events")["data"] if event["name"] == "message"]
+    assert [event["data"]["by"] for event in told] == ["configured"]
+    assert told[0]["data"]["reason"].startswith("Use tabs, not ")
+    assert secret not in str(told)
+
+
 def test_an_ended_task_is_run_again_by_a_new_workflow(door: Door) -> None:
     created = door.create()
     door.client.post(f"/api/v1/tasks/{created['id']}/cancel")

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from orchestrator.db import choices, transitions
-from tests.agents_ready import NAMED
+from tests.agents_ready import KEYLESS, NAMED
 from tests.integration.ledger import TENANT, Ledger
 from tests.integration.stack import Stack, until, worker
 
@@ -26,7 +26,14 @@ def step(stack: Stack, task_id: str) -> Mapping[str, Any]:
 
 
 def test_a_step_waits_for_the_agent_that_its_task_names_and_a_new_worker_takes_it(stack: Stack) -> None:
-    with worker(with_agents(stack, "engine")):
+    with worker(with_agents(stack, "engine", **{KEYLESS: "goose"})):
+        until(lambda: stack.ledger.rows("SELECT 1 FROM agents"), "a slot")
+        stack.ledger.run("""UPDATE agents SET capabilities = capabilities || '["goose"]'""")  # with a key
+        keyless = stack.call({**ONE, "agent": {"type": "goose"}}).id
+        row = until(lambda: (found := step(stack, keyless))["waiting_on"] == "agent" and found, "the wait")
+        assert isinstance(row, Mapping)
+        assert row["waiting_detail"]["elsewhere"] is False
+
         task_id = stack.call({**ONE, "agent": {"type": "aider"}}).id
         row = until(lambda: (found := step(stack, task_id))["waiting_on"] == "agent" and found, "the wait")
         assert isinstance(row, Mapping)

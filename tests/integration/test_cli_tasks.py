@@ -286,8 +286,10 @@ def test_a_list_in_a_pipe_is_a_line_of_tabs_per_task_newest_first(door: Door) ->
 def test_commands_over_a_task_work_and_name_the_next_one(door: Door) -> None:
     task = door.create()
 
+    told = run(door, "task", "message", task["id"], "Use tabs.")
     said = [run(door, "task", verb, task["id"]) for verb in ("pause", "resume", "cancel", "retry")]
 
+    assert told.stderr.splitlines()[0] == f"{task['id']}: It is heard as soon as a step of it runs."
     assert [one.returncode for one in said] == [0, 0, 0, 0]
     assert f"orchestrator task resume {task['id']}" in said[0].stderr
     assert door.get(f"/tasks/{task['id']}")["workflow"]["number"] == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.commands import answer, intervene, request, subtask
+from orchestrator.commands import answer, intervene, message, request, subtask
 from orchestrator.commands.subtask import Bounds, Call
 from orchestrator.core.errors import Conflict, OrchestratorError, Refused
 from orchestrator.core.states import WaitingOn
@@ -183,10 +183,26 @@ def test_the_sweep_fails_what_nobody_answered(stack: Stack) -> None:
 def test_messages_to_a_parked_task_are_heard_in_order_and_once_when_it_goes_on(ledger: Ledger) -> None:
     ref = asking(ledger, {})
     for text in ("First.", "Second."):
-        ledger.run("INSERT INTO messages (task_id, author, text) VALUES ('t', 'me', :text)", text=text)
+        sent = ledger.do(lambda c, text=text: message.send(c, TENANT, "t", text, by="me"))
+        assert sent.message == "It is heard as soon as a step of it runs."
     ledger.do(lambda c: answer.answer(c, TENANT, "t", "left", by="me"))
     again = ledger.take(ref)
     assert ledger.do(lambda c: effects.take_messages(c, ref, again.fence)) == ["First.", "Second."]
     assert ledger.do(lambda c: effects.take_messages(c, ref, again.fence)) == []
     scope = Scope(ref, again.fence, again.attempt, 0)
     assert ledger.do(lambda c: journal.load(c, scope)).answers == {"call_1": "left"}
+
+
+def test_so_many_messages_wait_and_no_more(ledger: Ledger) -> None:
+    ref = ledger.task("t")["work"]
+
+    def send() -> message.Sent:
+        return ledger.do(lambda c: message.send(c, TENANT, "t", "Again.", by="me"))
+
+    for _ in range(message.MOST_WAITING):
+        send()
+    with pytest.raises(Conflict, match="messages-unheard"):
+        send()
+    claimed = ledger.take(ref)
+    ledger.do(lambda c: effects.take_messages(c, ref, claimed.fence))
+    assert send().message == "It is heard at its agent's next turn."

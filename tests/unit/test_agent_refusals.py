@@ -14,6 +14,8 @@ from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, NeedsInput, Waits
 from orchestrator.engine.limits import NOT_SENT
 from orchestrator.engine.providers.meaning import OF_GATEWAY
+from orchestrator.gateway.dialects import CHAT
+from orchestrator.gateway.refusals import refuse
 
 SOON, LATE = timedelta(seconds=5), timedelta(minutes=9)
 
@@ -77,8 +79,16 @@ def test_a_providers_own_words_are_told_and_say_more_than_its_status() -> None:
     assert isinstance(broke, Broke)
     assert (broke.code, broke.error) == ("context-too-long", ErrorClass.CONTEXT_TOO_LONG)
     assert broke.message.endswith(
-        "answered with status 400: invalid_request_error: prompt is too long: 9 > 8"
+        "answered with status 400: invalid_request_error: prompt is too long: 9 > 8."
     )
+
+
+def test_a_code_of_the_gateway_is_not_repeated_in_its_words() -> None:
+    words = "100 model calls used by the step, its budget is 100."
+    response = b"HTTP/1.1 403 x\r\n\r\n" + refuse(CHAT, "run-limit-reached", words).body
+    broke = verdict(Answered(403, "run-limit-reached", None, read_words(response)), fence=1)
+    assert isinstance(broke, Broke)
+    assert broke.message == f"the agent used up what one step may use: {words}"
 
 
 @pytest.mark.parametrize("cut_at", [0, 30, 70, 120, 10_000])

@@ -115,6 +115,20 @@ def test_a_body_is_read_as_utf_8_as_every_provider_does(coding: str) -> None:
     assert isinstance(read(RESPONSES, '{"model": "m", "input": "\xe4"}'.encode(coding)), Refusal)
 
 
+@pytest.mark.parametrize("less", ["max_tokens", "max_completion_tokens"])
+def test_of_two_bounds_of_a_reply_the_one_that_allows_more_is_counted_with(less: str) -> None:
+    bounds = {"max_tokens": 9000, "max_completion_tokens": 9000, less: 1}
+    found = read(CHAT, json.dumps({"model": "m", **bounds}).encode())
+    assert isinstance(found, Request)
+    assert found.max_output == 9000
+
+
+@pytest.mark.parametrize("most", ["true", "9000.0", "-1", '"9000"', "[9000]"])
+def test_a_bound_of_a_reply_that_may_be_read_in_two_ways_is_not_passed_on(most: str) -> None:
+    body = f'{{"model": "m", "max_tokens": 1, "max_completion_tokens": {most}}}'
+    assert isinstance(read(CHAT, body.encode()), Refusal)
+
+
 def test_tools_schemas_may_be_nested_as_deep_as_real_ones() -> None:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(40):
