@@ -31,6 +31,7 @@ from orchestrator.workspaces.homes import Homes
 from orchestrator.workspaces.locks import held
 from orchestrator.workspaces.mirrors import SCRATCH, Base, Mirrors
 from orchestrator.workspaces.removal import remove_folder
+from orchestrator.workspaces.room import check_disk
 from orchestrator.workspaces.sandbox import Sandbox
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace
 from orchestrator.workspaces.worktree import Place, Worktree
@@ -77,6 +78,10 @@ class Workspaces:
     ) -> Base:
         """Where a task starts; see `Mirrors.fetch`."""
         return self.mirrors.fetch(repository, branch, credentials=credentials, stop=stop)
+
+    def check_disk(self) -> None:
+        """Raises `WorkspaceFault` where the disk has too little left for a step to begin."""
+        check_disk(self._root.parent, self.sandbox.bounds.room)
 
     def start_commit(self, mirror: str, base: str, results: Sequence[str]) -> str:
         """Where a step starts: what it needs, merged on the task's base. Raises `MergeConflict`."""

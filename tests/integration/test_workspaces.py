@@ -3,17 +3,19 @@ from __future__ import annotations
 import os
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from orchestrator.core.assignment import Stop
-from orchestrator.core.workspace import CommandResult, Match, WorkspaceRefusal
+from orchestrator.core.workspace import CommandResult, Match, WorkspaceFault, WorkspaceRefusal
 from orchestrator.workspaces.checkouts import Workspaces
 from orchestrator.workspaces.errors import CommitMissing, MergeConflict, RefMoved
 from orchestrator.workspaces.integrate import Conflict, Integrated, find_step, integrate, move, push
 from orchestrator.workspaces.remotes import Reach
+from orchestrator.workspaces.room import RoomBounds
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace
 from tests.integration.repositories import commit, git, installation, owner, repository, without_bubblewrap
 
@@ -53,6 +55,21 @@ def test_a_checkout_holds_the_base_and_leaves_no_trace_of_ours_in_a_commit(
     assert workspace.list(".", 2) == ["README.md", "src/", "src/app.py", "src/deep/"]
     assert workspace.checkpoint("nothing") is None
     assert workspace.result("nothing", {}, workspace.start) is None
+
+
+def test_a_command_that_fills_the_disk_is_ended_and_its_workspace_with_it(
+    workspaces: Workspaces, source: Path
+) -> None:
+    workspaces.sandbox.bounds = replace(workspaces.sandbox.bounds, room=RoomBounds(bytes=20_000_000))
+    workspace = opened(workspaces, source)
+    fill = "for i in $(seq 200); do head -c 200000 /dev/zero > $i; done"
+    with pytest.raises(WorkspaceFault) as raised:
+        ran(workspace, f"{fill}; sleep 1000")
+    assert raised.value.code == "workspace-too-large"
+    with pytest.raises(WorkspaceFault, match=r"at most 0\.02 GB"):
+        workspace.checkpoint("what it has filled")
+    with pytest.raises(WorkspaceFault, match=r"at most 0\.02 GB"):
+        ran(workspace, "true")
 
 
 def test_commands_work_in_the_tree_with_git_and_python_of_their_own(
