@@ -40,6 +40,7 @@ ASK_TIMEOUT: Final = timedelta(minutes=1)
 _BRANCH: Final = re.compile(
     r"(?!-)(?!.*(?:\.\.|@\{|//|\.lock(?:/|$)))[^\x00-\x20\x7f~^:?*\[\\]{1,244}(?<![/.])"
 )
+_PAST: Final = ("refs/fetched/", "refs/remotes/")
 _FOR_EVER: Final = (
     "not appear to be a git repository", "Repository not found", "Authentication failed", "Permission denied",
     "could not read Username", "The requested URL returned error: 40", "does not exist",
@@ -328,11 +329,35 @@ class Mirrors:
             if new.exists():
                 shutil.rmtree(new)
             self._initialise(new)
+            self._bring_over(at, new)
             new.rename(at / ORIGIN)
         written = at / "objects/info/alternates.new"
         written.parent.mkdir(exist_ok=True)
         written.write_text(f"../{ORIGIN}/objects\n")
         written.rename(at / "objects/info/alternates")
+
+    def _bring_over(self, mirror: Path, origin: Path) -> None:
+        """What a mirror of before had fetched, so that all of it need not come once more. If that fails, it
+        does."""
+        past = Git(mirror, self.reach.environment)
+        if not past.text("for-each-ref", "--count=1", *_PAST):
+            return
+        with contextlib.suppress(GitError):
+            Git(origin, self.reach.environment).run(
+                *(
+                    "fetch",
+                    "--quiet",
+                    "--no-write-fetch-head",
+                    "--no-auto-gc",
+                    "--no-tags",
+                    "--",
+                    str(mirror),
+                ),
+                *(f"+{refs}*:{refs}*" for refs in _PAST),
+                settings=("fetch.unpackLimit=1",),
+                environment={"GIT_ALLOW_PROTOCOL": "file"},
+                timeout=FETCH_TIMEOUT,
+            )
 
     def _clear_locks(self, at: Path) -> None:
         """Locks on these refs are taken under our own lock alone, so here they are a killed process's."""

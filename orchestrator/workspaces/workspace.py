@@ -266,6 +266,10 @@ class Workspace:
             raise found[0]
         return ran
 
+    def count_in(self, folder: Path) -> None:
+        """What is written there counts as these files do: an agent's HOME."""
+        self._room.cover(folder)
+
     def takes_too_much(self) -> WorkspaceFault | None:
         """Why what runs over these files must end now: they take too much of the disk, or it is full. To be
         asked several times a second while a program runs."""
@@ -273,9 +277,6 @@ class Workspace:
 
     def launch(self, program: Program) -> Running:
         """A program over these files, with what it mounts besides; the caller ends it."""
-        for mount in program.mounts:
-            if mount.writable and mount.source.is_dir():
-                self._room.cover(mount.source)
         mounts = (*self._place.agent_mounts(), *program.mounts)
         return self._sandbox.start(replace(program, mounts=mounts))
 

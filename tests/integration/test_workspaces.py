@@ -222,6 +222,7 @@ def test_a_mirror_of_before_goes_on_and_shows_no_other_s_work_either(
     old = workspaces.open(owner("step-1"), name, base)
     newer = commit(source, {"README.md": "hello again\n"})
     assert workspaces.fetch(str(source), None).commit == newer
+    assert git(mirror / "origin", "rev-parse", "refs/fetched/0") == base
     (mirror / "objects/info/alternates").unlink()  # as one leaves it who was killed on the way
     newest = commit(source, {"README.md": "hello for the third time\n"})
     assert workspaces.fetch(str(source), None).commit == newest
