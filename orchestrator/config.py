@@ -220,6 +220,13 @@ class Settings(BaseSettings):
     command_timeout: timedelta = timedelta(minutes=10)
     """How long one command of an agent may run."""
     command_memory_bytes: int = 4 * 1024**3
+    workspace_max_bytes: int = Field(default=20 * 1024**3, gt=0)
+    """What the files of a step may take, with its agent's HOME; beyond it the step is ended."""
+    workspace_max_files: int = Field(default=2_000_000, gt=0)
+    """How many they may be."""
+    disk_free_bytes: int = Field(default=512 * 1024**2, ge=0)
+    """What stays free on a worker's disk: below it no step starts, and those end that have written more than
+    is left. On a small disk a twentieth of it, where that is less."""
     allow_local_repositories: bool = True
     """Whether a task may name a path of the worker's machine."""
     allow_private_addresses: bool = False

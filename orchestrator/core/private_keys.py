@@ -22,6 +22,11 @@ _KEY_LINE: Final = 32
 _MARKS: Final = re.compile(
     r"-----(BEGIN|END) [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----|(?:[\r\n]|\\{1,4}[nr])+"
 )
+_WHOLE: Final = re.compile(
+    r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----(?:(?!-----).){0,20000}"
+    r"-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----",
+    re.DOTALL,
+)
 _AROUND: Final = " \t\"'`,;|>#*+-(){}[]\\"
 _LINE_NUMBER: Final = re.compile(r"\d{1,6}[\t :|)-]+")
 _BODY: Final = re.compile(r"[A-Za-z0-9+/=]+")
@@ -64,6 +69,12 @@ class PrivateKeys:
             at = len(seen) if self._is_inside else max(at, len(seen) - _LONGEST_MARK)
         self._carried = seen[at:]
         return "".join(shown)
+
+    def line(self, text: str) -> str:
+        """A piece that is a line by itself, without its break."""
+        if not self._is_inside and "PRIVATE KEY" not in text:
+            return text
+        return self.text(text + "\n").strip("\n")
 
     @property
     def holds(self) -> bool:
@@ -136,9 +147,10 @@ class PrivateKeys:
 
 
 def without_private_keys(text: str) -> str:
-    """Of a text that is all there."""
+    """Of a text that is all there: of a key that is whole, what stands between its lines goes, too."""
     if "PRIVATE KEY" not in text:
         return text
+    text = _WHOLE.sub(REDACTED, text)
     keys = PrivateKeys()
     return keys.text(text) + keys.rest()
 

@@ -83,7 +83,7 @@ class Redactor:
         if isinstance(value, list | tuple):
             keys = PrivateKeys()  # a list of lines, too, may hold one
             return [
-                self.text(keys.text(item)) if isinstance(item, str) else self.value(item) for item in value
+                self.text(keys.line(item)) if isinstance(item, str) else self.value(item) for item in value
             ]
         return value
 

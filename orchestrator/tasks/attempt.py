@@ -120,6 +120,7 @@ class Desk:
 
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
+        self._wiring.workspaces.check_disk()
         try:
             mirror, start = self._start()
             checkpoint = self.open_journal(assignment).load().checkpoint

@@ -181,8 +181,9 @@ def _record(
     if applied is None:
         return None
     status = applied.instead or status
+    if status in TERMINAL or (isinstance(verdict, Broke) and verdict.error is ErrorClass.STORAGE):
+        desk.remove_workspace()  # also where the disk is full, since the next attempt gets one of its own
     if status in TERMINAL:
-        desk.remove_workspace()
         desk.remove_home()
     released = tuple(
         StepRef(claimed.step.tenant_id, claimed.step.task_id, claimed.step.workflow_id, step_id)

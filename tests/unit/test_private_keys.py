@@ -103,7 +103,18 @@ def test_a_program_that_speaks_of_keys_is_shown_whole_but_for_the_mark() -> None
 
 
 def test_a_list_of_lines_holds_a_key_too() -> None:
-    assert leaked(json.dumps(Redactor().value({"lines": ["before", *KEY, "after"]}))) == []
+    shown = Redactor().value(
+        {"lines": ["before\n", *KEY, "after\n"], "open": [KEY[0], *LINES[:3], "well, yes"]}
+    )
+    assert leaked(json.dumps(shown)) == []
+    assert (shown["lines"][0], shown["lines"][-1]) == ("before\n", "after\n")
+    assert shown["open"] == [REDACTED, "", "", "", "well, yes"]
+    assert Redactor().value(shown) == shown
+
+
+def test_of_a_whole_key_nothing_is_shown_that_stands_between_its_lines() -> None:
+    text = f"{KEY[0]}\n'MIIEvQ' 'IBADAN' 'Bgkqhk'\n{KEY[-1]}\n"
+    assert Redactor().text(text) == f"{REDACTED}\n"
 
 
 def test_hostile_marks_cost_no_more_than_their_length() -> None:
