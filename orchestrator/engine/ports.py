@@ -189,7 +189,8 @@ class ToolResult:
     text: str
     is_error: bool = False
     output: str | None = field(default=None, repr=False, compare=False)
-    """The whole output where `text` shows a part of it: kept under the call's id, for `Journal.output`."""
+    """The whole output, as much of it as is kept, where `text` shows a part of it: under the call's id, for
+    `Journal.output`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,9 @@ from orchestrator.engine.ports import (
     Turn,
     Usage,
 )
-from orchestrator.engine.untrusted import cut
 from orchestrator.tasks import steering
 from orchestrator.tasks.fenced import fenced_at_once
 
-OUTPUT_KEPT: Final = 2_000_000
-"""The most characters of one call's output."""
 _KINDS: Final[Mapping[type[Entry], str]] = {Compacted: "compacted", Corrected: "corrected"}
 
 Delegate = Callable[[Scope, Sequence[SubtaskRequest], str | None], None]
@@ -116,7 +113,7 @@ class PostgresJournal:
 
     def finish_call(self, call_id: str, result: ToolResult, checkpoint: str | None, /) -> None:
         text = self.redactor.text(result.text)
-        output = None if result.output is None else self.redactor.text(cut(result.output, OUTPUT_KEPT))
+        output = None if result.output is None else self.redactor.text(result.output)
         with fenced_at_once(self.engine) as direct:
             journal.finish_call(direct, self.scope, call_id, text, result.is_error, checkpoint, output)
 
