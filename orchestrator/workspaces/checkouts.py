@@ -83,7 +83,8 @@ class Workspaces:
 
     def check_disk(self) -> None:
         """Raises `WorkspaceFault` where the disk has too little left for a step to begin."""
-        check_disk(self._root.parent, self.sandbox.bounds.room)
+        self._root.mkdir(parents=True, exist_ok=True)
+        check_disk(self._root, self.sandbox.bounds.room)
 
     def start_commit(self, mirror: str, base: str, results: Sequence[str]) -> str:
         """Where a step starts: what it needs, merged on the task's base. Raises `MergeConflict`."""

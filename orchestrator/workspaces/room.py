@@ -20,7 +20,7 @@ from orchestrator.core.workspace import WorkspaceFault
 
 EVERY: Final = 1.0
 """Seconds between two questions to the disk."""
-AGAIN: Final = 30.0
+AGAIN: Final = 10.0
 """Seconds after which a tree is looked through in any case: others may have made room meanwhile."""
 SLICE: Final = 0.05
 """Seconds of one look; a large tree takes several."""
@@ -141,11 +141,12 @@ class Room:
 
     def _is_due(self, disk: Disk, now: float) -> bool:
         then = self._disk_then
-        if then is None or now - self._walked_at >= AGAIN:
+        if then is None:
             return True
+        again = now - self._walked_at >= AGAIN
         lost = then.free - disk.free >= max(1, (self._bounds.bytes - self._taken.bytes) // 2)
         lost_inodes = then.inodes - disk.inodes >= max(1, (self._bounds.files - self._taken.files) // 2)
-        return now >= self._rested_at and (lost or lost_inodes or disk.is_low)
+        return now >= self._rested_at and (again or lost or lost_inodes or disk.is_low)
 
     def _walk_on(self, walk: Iterator[_Taken]) -> None:
         began = now = monotonic()

@@ -22,6 +22,7 @@ SMALL = RoomBounds(bytes=2 * MB, files=100)
 def _asks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "EVERY", 0.0)
     monkeypatch.setattr(room, "AGAIN", 0.0)
+    monkeypatch.setattr(room, "_REST", 0)
 
 
 def fill(at: Path, files: int, each: int) -> Path:
