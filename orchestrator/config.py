@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.core.data_dir import usual
 from orchestrator.core.mcp_server import NAME as MCP_NAME, McpServer
 from orchestrator.core.model_choice import ModelOptions, ModelPrice, TaskType
 
@@ -54,8 +56,9 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    data_dir: Path = Path("~/.local/share/orchestrator/default")
-    """Mirrors, workspaces, artifacts, beat's schedule, embedded servers."""
+    data_dir: Path = Field(default_factory=lambda: usual(os.environ), validate_default=True)
+    """Mirrors, workspaces, artifacts, beat's schedule, embedded servers. By default below `XDG_DATA_HOME`, if
+    that is set."""
 
     database_url: SecretStr | None = Field(
         default=None, validation_alias=_named("DATABASE_URL", "DATABASE_URL")
@@ -217,6 +220,13 @@ class Settings(BaseSettings):
     command_timeout: timedelta = timedelta(minutes=10)
     """How long one command of an agent may run."""
     command_memory_bytes: int = 4 * 1024**3
+    workspace_max_bytes: int = Field(default=20 * 1024**3, gt=0)
+    """What the files of a step may take, with its agent's HOME; beyond it the step is ended."""
+    workspace_max_files: int = Field(default=2_000_000, gt=0)
+    """How many they may be."""
+    disk_free_bytes: int = Field(default=512 * 1024**2, ge=0)
+    """What stays free on a worker's disk: below it no step starts, and those end that have written more than
+    is left. On a small disk a twentieth of it, where that is less."""
     allow_local_repositories: bool = True
     """Whether a task may name a path of the worker's machine."""
     allow_private_addresses: bool = False

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from orchestrator.cli.loading import loading
 from tests.servers import PostgresServer, RedisServer, serve_postgres, serve_redis
@@ -18,6 +19,12 @@ REQUIRED = "ORCHESTRATOR_REQUIRE_AGENTS"
 INSTALLER = "scripts/install-agents"
 
 
+ONE_STACK = (
+    "acceptance/test_canvas_and_flower.py",
+    "acceptance/test_deaths.py",
+    "acceptance/test_task_flow.py",
+)
+"""These files' tests have one stack, so one process takes them all; three would start three."""
 LONGEST = (
     "integration/test_worker.py",
     "acceptance/test_readme_commands.py",
@@ -26,6 +33,7 @@ LONGEST = (
     "integration/test_chaos_short.py",
     "integration/test_bench_short.py",
     "integration/test_agents_acp.py",
+    *ONE_STACK,
     "integration/test_subtasks_worker.py",
     "integration/test_subtasks_engine.py",
     "integration/test_local_stack.py",
@@ -50,6 +58,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return order.get("/".join(item.path.parts[-2:]), len(order))
 
     items.sort(key=place)
+
+
+class _ByStack(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "one stack" if file.endswith(ONE_STACK) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return _ByStack(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True)

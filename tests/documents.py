@@ -24,6 +24,7 @@ from orchestrator.bootstrap import load
 from orchestrator.cli.main import app as cli
 from orchestrator.commands.request import TaskRequest
 from orchestrator.config import Settings
+from orchestrator.core.data_dir import usual
 from orchestrator.core.diagram import mermaid
 from orchestrator.core.leave import RISKS
 from orchestrator.core.recovery import BACKOFF
@@ -62,7 +63,7 @@ def settings() -> str:
     rows = (
         (
             "<br>".join(f"`{name}`" for name in _environment_names(field, info)),
-            _default(info.default),
+            _default(usual({}) if info.default_factory else info.default),
             " ".join(meanings.get(field, "").split()),
         )
         for field, info in Settings.model_fields.items()

@@ -52,6 +52,13 @@ def nested(depth: int) -> Any:
     return found
 
 
+def fill() -> None:
+    """As many files of its HOME as a test's machine bears, and waits to be ended for them."""
+    for number in range(200):
+        (Path.home() / str(number)).write_bytes(b"x" * 200_000)
+    time.sleep(300)
+
+
 def leave() -> None:
     """Ends, but for a child that holds the output open."""
     if os.fork():
@@ -142,6 +149,8 @@ def acp_prompt(number: object) -> None:  # noqa: PLR0912 - a table
             live_on()
         case "leaves a child":
             leave()
+        case "files without end":
+            fill()
         case "an endless line":
             endless(b"x" * 65536)
         case "a flood of tools":

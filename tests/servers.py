@@ -23,7 +23,7 @@ _serial = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class PostgresServer:
-    """A server of its own for this test session, with the settings that production has."""
+    """A server of its own for this test session, with the settings that production has but for `no_sync`."""
 
     cluster: postgres.Cluster
     port: int
@@ -31,7 +31,8 @@ class PostgresServer:
     def fresh(self, template: str = "template1") -> str:
         """URL of a new, empty database, or of a copy of `template` (milliseconds)."""
         name = f"test_{next(_serial)}"
-        postgres.create_database(self.cluster, self.port, name, template=template)
+        # Half the work of a copy that is written to the log as well.
+        self.run(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
         return self.cluster.url(self.port, database=name)
 
     def template(self, name: str, fill: Callable[[str], object]) -> str:
@@ -74,11 +75,21 @@ class RedisServer:
         return self.server.url(self.port, database=number)
 
 
+def no_sync(cluster: postgres.Cluster) -> None:
+    """Its server leaves it to the system when to write. What is committed outlives the death of any process,
+    which is all that tests bring about, though not the machine's; a commit takes a twentieth of the time, and
+    dropping a database, which waits until everything is written, even less.
+    """
+    with (cluster.data / "postgresql.auto.conf").open("a") as file:
+        file.write("fsync = off\n")
+
+
 @contextmanager
 def serve_postgres(folder: Path) -> Iterator[PostgresServer]:
     """Runs in `folder` until left; nothing of it remains."""
     home = folder / "postgres"
     cluster = postgres.prepare(home, secrets.token_urlsafe(16), say=print)
+    no_sync(cluster)
     port = ports.choose(0)
     supervisor = Supervisor(folder)
     try:

@@ -326,7 +326,7 @@ class _AcpTalk:
 
     def _silent(self) -> Broke:
         text = f"{self._profile.name} did not answer in time."
-        return Broke("agent-program-silent", text, ErrorClass.TIMEOUT)
+        return Broke("agent-program-silent", text, ErrorClass.AGENT)
 
 
 def _guard(connection: Any) -> None:

@@ -26,9 +26,9 @@ from acp.schema import (
 
 from orchestrator.agents.external import Leave, Wish
 from orchestrator.agents.oversight import Overseer
-from orchestrator.agents.prompts import APPROVE, DENY
+from orchestrator.core.leave import APPROVE, DENY
 from orchestrator.core.states import WaitingOn
-from orchestrator.engine.untrusted import cut, storable
+from orchestrator.engine.untrusted import storable
 
 RISKS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -38,7 +38,6 @@ RISKS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """Of the protocol's kinds of tool; what isn't named (execute, other) may do anything."""
-SHOWN: Final = 8000
 ENDED: Final = ("completed", "failed")
 MOST_MESSAGE: Final = 256 * 1024
 """Characters of a message that are kept, the last ones."""
@@ -190,7 +189,7 @@ class Client:
             leave, self._leave = self._leave, None
             self.was_denied = not leave.is_granted
             return _chosen(options, allow=leave.is_granted)
-        text = f"The agent wants to use a tool (risk: {tool.risk}):\n{cut(whole, SHOWN)}"
+        text = f"The agent wants to use a tool (risk: {tool.risk}):\n{whole}"
         await self._ask(Wish(WaitingOn.TOOL_APPROVAL, text, (APPROVE, DENY), digest))
         return RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
 

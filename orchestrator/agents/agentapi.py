@@ -22,9 +22,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from orchestrator.agents import prompts
+from orchestrator.agents.external import SUMMARY
+from orchestrator.agents.oversight import CHECKPOINT_SECONDS, PATIENT_SECONDS
 from orchestrator.agents.ports import Sessions
 from orchestrator.core.assignment import Assignment, Link
-from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, Done, StopReason, Verdict, Waits, Yielded
 from orchestrator.core.workspace import WorkspaceFault
@@ -39,7 +41,6 @@ LOOK_SECONDS: Final = 0.3
 SILENT_SECONDS: Final = 20.0
 """After a message was taken and nothing was said of it, and the agent isn't at work."""
 BUSY: Final = timedelta(seconds=30)
-_SUMMARY: Final = 4000
 _MOST_LINE: Final = 4 * 1024**2
 """Bytes of one event: it holds a whole message, which is told anew whenever it has grown."""
 _MOST_ANSWER: Final = 16 * 1024**2
@@ -51,8 +52,6 @@ _LEFT_SECONDS: Final = 2.0
 _INTERRUPT: Final = "\x03"
 _INTERRUPT_SECONDS: Final = 3.0
 _RESTING: Final = "stable"
-CHECKPOINT_SECONDS: Final = 2.0
-PATIENT_SECONDS: Final = 30.0
 
 
 class Unreachable(Exception):
@@ -204,6 +203,9 @@ class AgentApi:
             return Broke("agentapi-unreachable", f"agentapi: {away.message}", away.error)
         except WorkspaceFault as fault:
             return Broke(fault.code, fault.message, fault.error)
+        except OSError as error:
+            text = f"the workspace failed: {error.strerror or error}"
+            return Broke("workspace-io", text, of_os_error(error))
 
 
 class _Work:
@@ -246,7 +248,7 @@ class _Work:
                 text = prompts.steered([one.text for one in heard])
                 continue
             if self._workspace.is_changed or prompts.says_no_change(ended):
-                summary = cut(storable(ended.strip()), _SUMMARY) or "Done by agentapi."
+                summary = cut(storable(ended.strip()), SUMMARY) or "Done by agentapi."
                 return Done(summary, {"agent": "agentapi"})
             if self._session.nudged:
                 why = "the agent says that it is done, but changed no file in the folder that it was given."
@@ -255,8 +257,14 @@ class _Work:
             text = prompts.UNCHANGED
 
     def _save(self, **changes: Any) -> None:
-        self._session = replace(self._session, **changes)
+        elapsed, self._begun = self._elapsed, time.monotonic()
+        self._session = replace(self._session, elapsed=elapsed, **changes)
         self._sessions.save(self._session)
+
+    @property
+    def _elapsed(self) -> timedelta:
+        """Time at work on the step, all claims together."""
+        return self._session.elapsed + timedelta(seconds=time.monotonic() - self._begun)
 
     def _count(self) -> None:
         self._save(prompts=self._session.prompts + 1)
@@ -266,6 +274,13 @@ class _Work:
         self._kept_at = time.monotonic()
         if (commit := self._workspace.checkpoint("agentapi")) is not None:
             self._sessions.keep_checkpoint(self._session.prompts + 1, commit)
+
+    def _checkpoint_amid_work(self) -> None:
+        """The agent writes while we read: a file that has just gone is no reason to end its work."""
+        try:
+            self._checkpoint()
+        except WorkspaceFault as fault:
+            self._link.log("system", f"A checkpoint was missed: {fault.message}\n")
 
     # --- what it is told ------------------------------------------------------------------------------------
 
@@ -320,7 +335,7 @@ class _Work:
                 if (stopped := self._stopped()) is not None:
                     return stopped
                 if time.monotonic() - self._kept_at > CHECKPOINT_SECONDS:
-                    self._checkpoint()
+                    self._checkpoint_amid_work()
                 if status != _RESTING or not events.empty():
                     continue
                 if (said := self._answer(mark)) is not None:
@@ -361,17 +376,18 @@ class _Work:
     def _stopped(self) -> Verdict | None:
         """A soft stop waits for the agent to rest, but not for ever: it must not go on when the claim is
         over, for its folder is set back then."""
-        stop, worked = self._link.stop, timedelta(seconds=time.monotonic() - self._begun)
-        if self._session.elapsed + worked >= self._assignment.limits.wall_time:
+        stop, worked = self._link.stop, self._elapsed
+        if worked >= self._assignment.limits.wall_time:
             self._interrupted()
-            return Broke("limit-wall-time", f"at work for {worked}", ErrorClass.LIMIT, retryable=False)
+            why = f"at work for {worked.total_seconds():.0f} seconds"
+            return Broke("limit-wall-time", why, ErrorClass.LIMIT, retryable=False)
         if stop.reason is None:
             return None
         self._asked_at = self._asked_at or time.monotonic()
         if not stop.is_hard() and time.monotonic() - self._asked_at < PATIENT_SECONDS:
             return None
         self._interrupted()
-        self._save(elapsed=self._session.elapsed + worked)
+        self._save()
         return Yielded(stop.reason)
 
     def _interrupted(self) -> bool:

@@ -32,7 +32,7 @@ from claude_agent_sdk import (
     UserMessage,
 )
 
-from orchestrator.agents.claude_leave import Gate
+from orchestrator.agents.claude_leave import RISKS, Gate
 from orchestrator.agents.claude_pipe import Pipe
 from orchestrator.agents.claude_transcripts import Mirror, restore
 from orchestrator.agents.external import AgentBroke, Leave, TurnEnd, flooded, multiplied
@@ -52,7 +52,6 @@ _INTERRUPT_SECONDS: Final = 3.0
 _START_SECONDS: Final = 60.0
 _GOES_ON_SECONDS: Final = 4.0
 """After which a resumed session that doesn't go on by itself is told to."""
-_READS: Final = frozenset({"Read", "Glob", "Grep", "LS", "TodoWrite", "NotebookRead", "BashOutput"})
 _LEFT_OUT: Final = ("WebFetch", "WebSearch")
 """There is no network, and what a provider fetches for a model nobody here has seen."""
 _ENVIRONMENT: Final = {
@@ -257,7 +256,7 @@ class Talk:
             result.tool_use_id,
             is_error=bool(result.is_error),
             output=_output(result.content),
-            changes_files=name not in _READS,
+            changes_files=RISKS.get(name) != "read",
         )
 
     def _end(self, result: ResultMessage) -> TurnEnd:

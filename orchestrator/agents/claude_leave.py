@@ -23,8 +23,8 @@ from claude_agent_sdk import (
 )
 from claude_agent_sdk.types import DeferredToolUse, HookEvent
 
-from orchestrator.agents import prompts
 from orchestrator.agents.external import Leave, Wish
+from orchestrator.core.leave import APPROVE, DENY
 from orchestrator.core.states import WaitingOn
 
 QUESTION: Final = "AskUserQuestion"
@@ -91,7 +91,7 @@ class Gate:
 
     @staticmethod
     def _denial(leave: Leave) -> str:
-        words = "" if leave.answer.casefold() == prompts.DENY.casefold() else f" They say: {leave.answer}"
+        words = "" if leave.answer.casefold() == DENY.casefold() else f" They say: {leave.answer}"
         return f"A person denied it. Don't do the same by other means.{words}"
 
     async def settle(
@@ -123,7 +123,7 @@ class Gate:
             return Wish(WaitingOn.QUESTION, text, options, asked)
         shown = json.dumps(arguments, indent=2, sort_keys=True, ensure_ascii=False)
         text = f"The agent wants to call {deferred.name} with\n{shown}"
-        return Wish(WaitingOn.TOOL_APPROVAL, text, (prompts.APPROVE, prompts.DENY), asked)
+        return Wish(WaitingOn.TOOL_APPROVAL, text, (APPROVE, DENY), asked)
 
     def unasked(self, denials: Sequence[Any]) -> int:
         """Of its refused calls those that neither a person nor this gate refused."""

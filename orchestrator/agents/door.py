@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Final, Self
 from urllib.parse import urlsplit
 
 from orchestrator.agents.error_words import read_words
+from orchestrator.engine.providers.meaning import CODE_HEADER
+from orchestrator.engine.providers.waiting import retry_after
 
 CHUNK: Final = 65536
 CONNECTIONS: Final = 64
@@ -29,7 +31,6 @@ MOST_ERROR: Final = 128 * 1024
 SOCKET: Final = "gateway"
 CALL: Final = b"POST /v1/"
 COUNTING: Final = b"POST /v1/messages/count_tokens"
-CODE_HEADER: Final = "x-orchestrator-code"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class Answered:
         return self.status < 400  # noqa: PLR2004 - where HTTP's errors begin
 
 
+AWAY: Final = Answered(503, "gateway-unready")
+"""What a gateway would say that isn't there."""
+
+
 class Door:
     """Accepts connections and carries each to the host and port of `base_url`; https is spoken there.
 
@@ -63,6 +68,8 @@ class Door:
         self._open: set[socket.socket] = set()
         self._room = threading.BoundedSemaphore(CONNECTIONS)
         self._answers: list[Answered] = []
+        self._away_after: int | None = None
+        """How many answers there were when nobody was behind it."""
         self.path = folder / SOCKET if folder is not None else None
         self._listener = _listening(folder)
         self._ended = False
@@ -79,15 +86,12 @@ class Door:
         with self._lock:
             return len(self._answers)
 
-    @property
-    def last(self) -> Answered | None:
-        """How the gateway answered last."""
-        with self._lock:
-            return self._answers[-1] if self._answers else None
-
     def refusal_since(self, calls: int) -> Answered | None:
-        """The last answer of those after the first `calls`, if it is an error."""
+        """The last answer of those after the first `calls`, if it is an error; or that there was none, since
+        the gateway was away."""
         with self._lock:
+            if self._away_after == len(self._answers):
+                return AWAY
             later = self._answers[calls:]
         return later[-1] if later and not later[-1].is_good else None
 
@@ -139,11 +143,16 @@ class Door:
             self._room.release()
 
     def _connected(self) -> socket.socket:
-        theirs = socket.create_connection((self._host, self._port), timeout=CONNECT_SECONDS)
-        theirs.settimeout(None)
+        try:
+            theirs = socket.create_connection((self._host, self._port), timeout=CONNECT_SECONDS)
+        except OSError:
+            with self._lock:
+                self._away_after = len(self._answers)
+            raise
         theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls:
-            return ssl.create_default_context().wrap_socket(theirs, server_hostname=self._host)
+            theirs = ssl.create_default_context().wrap_socket(theirs, server_hostname=self._host)
+        theirs.settimeout(None)
         return theirs
 
     def _keep(self, *sockets: socket.socket) -> bool:
@@ -224,15 +233,7 @@ def _read_head(head: bytes) -> Answered | None:
         return None  # 100 Continue: the answer is still to come
     lines = (line.partition(":") for line in rest.split("\r\n"))
     fields = {name.strip().lower(): value.strip() for name, _, value in lines}
-    return Answered(int(words[1]), fields.get(CODE_HEADER), _retry_after(fields))
-
-
-def _retry_after(fields: Mapping[str, str]) -> timedelta | None:
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        text = fields.get(name, "")
-        if text.replace(".", "", 1).isdigit():
-            return timedelta(seconds=min(float(text) * unit, 86400.0))
-    return None
+    return Answered(int(words[1]), fields.get(CODE_HEADER), retry_after(fields))
 
 
 def _copy(source: socket.socket, target: socket.socket, look: Callable[[bytes], None]) -> None:

@@ -19,6 +19,7 @@ from orchestrator.agents.launch import Enclosure, enclosed
 from orchestrator.agents.oversight import Cut, Overseer
 from orchestrator.agents.ports import Asked, Kept, Session, Sessions
 from orchestrator.core.assignment import Assignment, Link, ModelAccess
+from orchestrator.core.leave import is_granted
 from orchestrator.core.recovery import ErrorClass, of_os_error
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Ask, Broke, Done, NeedsInput, StopReason, Verdict, Yielded
@@ -33,6 +34,10 @@ SUMMARY: Final = 4000
 
 MESSAGE: Final = 2000
 """And of what is told of its failure."""
+
+
+ASKED: Final = 30_000
+"""And of what a person is asked, whichever agent asks; leave is bound to the whole, however long that is."""
 
 
 class AgentBroke(Exception):
@@ -284,7 +289,7 @@ class _Work:
     def _ask(self, wish: Wish) -> Ask:
         return Ask(
             f"ask-{self._assignment.fence}",
-            storable(cut(wish.text)),
+            storable(cut(wish.text, ASKED)),
             tuple(map(storable, wish.options)),
             wish.kind,
             wish.digest,
@@ -326,4 +331,4 @@ def _leave(kept: Kept) -> Leave | None:
     if asked is None or asked.digest is None or asked.call_id not in kept.answers:
         return None
     answer = kept.answers[asked.call_id]
-    return Leave(asked.digest, prompts.is_granted(answer), answer)
+    return Leave(asked.digest, is_granted(answer), answer)

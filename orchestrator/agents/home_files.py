@@ -91,7 +91,7 @@ def _folder(home: Path, path: PurePosixPath, *, make: bool) -> int:
     for part in path.parts:
         before = at
         try:
-            if part == "..":
+            if part in ("..", path.root):
                 raise OSError("a path leads out of its folder")
             if make:
                 _make(part, before)

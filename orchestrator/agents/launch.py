@@ -134,6 +134,7 @@ def enclosed(
     two agents must not share a home."""
     home = homes.open(HomeOwner(assignment.task_id, assignment.step_id))
     end_runs(RUN_MARK, lambda run: is_run_of(home, run))
+    workspace.count_in(home)
     if not workspace.is_confined:
         link.log("system", PLAINLY)
     with Door(access.base_url, home.parent if workspace.is_confined else None) as door:

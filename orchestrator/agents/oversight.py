@@ -136,6 +136,8 @@ class Overseer:
             return Broke("limit-wall-time", message, ErrorClass.LIMIT, retryable=False)
         if calls > self._limits.turns:
             return Broke("limit-turns", f"not done after {calls} turns", ErrorClass.LIMIT, retryable=False)
+        if (fault := self._workspace.takes_too_much()) is not None:
+            return Broke(fault.code, fault.message, fault.error)
         return None
 
     def _tell_calls(self) -> None:

@@ -18,7 +18,6 @@ from typing import Any, Final, Literal
 
 ROOT_VARIABLE: Final = "ORCHESTRATOR_AGENTS_DIR"
 _PINS: Final = Path(__file__).parents[1] / "data" / "agents.toml"
-_CLAUDE: Final = "claude-code"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Final
 
 from orchestrator.agents.ports import Asked
 from orchestrator.core.assignment import Assignment
+from orchestrator.core.leave import is_granted
 from orchestrator.core.states import WaitingOn
 from orchestrator.engine import prompt
 
@@ -41,7 +42,6 @@ UNCHANGED: Final = (
     f'line that begins with "{NO_CHANGE}:" and say why.'
 )
 GO_ON: Final = "Go on with the step."
-APPROVE, DENY = "Approve", "Deny"
 
 
 def first(assignment: Assignment, heard: Sequence[str] = (), *, again: bool = False) -> str:
@@ -82,11 +82,6 @@ def answered(asked: Asked, answer: str, heard: Sequence[str] = ()) -> str:
                 "Don't ask this again; carry the step to its end."
             )
     return "\n\n".join([said, *map(prompt.message, heard)])
-
-
-def is_granted(answer: str) -> bool:
-    """Leave is given by this word alone."""
-    return answer.strip().casefold() == APPROVE.casefold()
 
 
 def says_no_change(text: str) -> bool:

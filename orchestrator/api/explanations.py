@@ -118,8 +118,11 @@ artifact-store-unavailable | The artifact store can't be reached
     The folder or bucket with the stored files doesn't answer, or is full.
     Check ORCHESTRATOR_ARTIFACT_URL and the room there.
 disk-full | A disk is full
-    A file of the step could not be written on its worker's machine: no room, or no quota.
+    A file could not be written on a worker's machine, or less is free than ORCHESTRATOR_DISK_FREE_BYTES says.
     Make room there; the step tries again by itself for more than an hour.
+workspace-too-large | The step's files take too much room
+    Its commands, or its agent, left more in the workspace or in the agent's HOME than a step may take.
+    Raise ORCHESTRATOR_WORKSPACE_MAX_BYTES or …_MAX_FILES, or have it write less: orchestrator task retry <id>
 disk-broken | A disk can't be read or written
     The worker's machine reported an input/output error under the step's files.
     Look at that machine's disk, then: orchestrator task retry <id>
@@ -349,8 +352,8 @@ circuit-open | A provider is left alone for now
     It failed so often in a row that the gateway asks it nothing until it has had time to recover.
     It is tried again by itself.
 run-token-invalid | The gateway no longer knows this run
-    The claim that the run's token was made for has ended.
-    Nothing: another worker has the step, or it is over.
+    The claim that the run's token was made for has ended, or its worker was asleep for longer than its lease.
+    It is tried again by itself, unless another worker has the step or it is over.
 model-not-allowed | The run may not use this model
     The gateway lets each run use its own models alone.
     Name the model with the task, or allow it for all runs, then: orchestrator task retry <id>

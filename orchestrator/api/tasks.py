@@ -29,6 +29,7 @@ from orchestrator.core.states import Status
 from orchestrator.db.connect import Connection
 from orchestrator.db.sql import TaskRef
 from orchestrator.queries.interventions import InterventionLine, interventions
+from orchestrator.queries.plan import PlanLine, plan
 from orchestrator.queries.questions import QuestionLine, question
 from orchestrator.queries.reading import snapshot
 from orchestrator.queries.task import TaskDetail, resolve, task
@@ -203,6 +204,14 @@ def get_task(wiring: The, caller: Reader, task_id: str) -> Response:
         found = resolve(connection, caller.tenant_id, task_id)
         detail = task(connection, caller.tenant_id, found)
     return answer(detail)
+
+
+@router.get("/tasks/{task_id}/plan", operation_id="tasks.plan", response_model=PlanLine)
+def get_plan(wiring: The, caller: Reader, task_id: str) -> Response:
+    """What of its plan can run side by side, its critical path, and how long it takes by its estimates."""
+    with snapshot(wiring.engine) as connection:
+        found = resolve(connection, caller.tenant_id, task_id)
+        return answer(plan(connection, caller.tenant_id, found))
 
 
 # ---- intervene

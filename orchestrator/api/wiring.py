@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
@@ -57,4 +57,3 @@ Waking = Annotated[Wakeups, Depends(_wakeups)]
 Reader = Annotated[Caller, Depends(_needing(Scope.READ))]
 Writer = Annotated[Caller, Depends(_needing(Scope.WRITE))]
 Admin = Annotated[Caller, Depends(_needing(Scope.ADMIN))]
-Problems = dict[int | str, dict[str, Any]]

@@ -222,6 +222,7 @@ class Wiring:
         from orchestrator.workspaces.checkouts import Workspaces
         from orchestrator.workspaces.mirrors import Mirrors
         from orchestrator.workspaces.remotes import Reach
+        from orchestrator.workspaces.room import RoomBounds
         from orchestrator.workspaces.sandbox import Bounds, Sandbox
 
         settings, root = self.settings, self.settings.data_dir
@@ -233,7 +234,12 @@ class Wiring:
             path=os.environ.get("PATH", os.defpath),
             read_only=settings.sandbox_read_only,
             strict=settings.strict_sandbox,
-            bounds=Bounds(memory_bytes=settings.command_memory_bytes),
+            bounds=Bounds(
+                memory_bytes=settings.command_memory_bytes,
+                room=RoomBounds(
+                    settings.workspace_max_bytes, settings.workspace_max_files, settings.disk_free_bytes
+                ),
+            ),
         )
         return Workspaces(root, mirrors, sandbox, Bundles(mirrors, self.artifacts))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from orchestrator.core.spending import STOP
+
 _KINDS: Final = {"tool_approval": "approval", "budget": "budget"}
 
 
@@ -18,8 +20,8 @@ def lines(question: Mapping[str, Any]) -> Iterator[str]:
     if question["kind"] == "tool_approval" and question["subject_digest"]:
         yield f"    for exactly this: sha256 {question['subject_digest']}"
     if question["kind"] == "budget":
-        offered = "".join(f"{option}, " for option in question["options"] if option != "Stop")
-        yield f"    the new maximum: {offered}10 (US dollars), 500000 tokens, 200 turns; or Stop"
+        offered = "".join(f"{option}, " for option in question["options"] if option != STOP)
+        yield f"    the new maximum: {offered}10 (US dollars), 500000 tokens, 200 turns; or {STOP}"
     if question["on_expiry"] == "fail":
         yield f"    without an answer it fails at {_moment(question)}"
     elif question["on_expiry"] == "default":
@@ -31,7 +33,7 @@ def prompt(question: Mapping[str, Any]) -> str:
     many = len(question["options"])
     match question["kind"]:
         case "budget":
-            return "a maximum, or Stop"
+            return "a maximum, or {STOP}"
         case "tool_approval":
             return f"1-{many}, or Deny and why"
         case _:

@@ -18,6 +18,7 @@ import typer
 
 from orchestrator.cli.local import AsJson, Data, ready, settings, whole_or_nothing
 from orchestrator.cli.terminal import out, print_line, say
+from orchestrator.cli.unechoed import unechoed
 
 if TYPE_CHECKING:
     from orchestrator.cli.client import Client
@@ -55,10 +56,12 @@ def demo(
     speak = say if as_json else typer.echo
     show = _print_events if as_json else _show
     if not ephemeral and (running := _running(found.data_dir, speak)) is not None:
-        raise typer.Exit(show(running, found.data_dir, memory))
+        with unechoed():
+            code = show(running, found.data_dir, memory)
+        raise typer.Exit(code)
     options = Options(ephemeral=ephemeral, flower=not no_flower)
     try:
-        with Stack(options, found, say=speak) as stack:
+        with unechoed(), Stack(options, found, say=speak) as stack:
             began = time.monotonic()
             stack.start()
             took = time.monotonic() - began

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
+from orchestrator.core.data_dir import usual
 from orchestrator.core.errors import Refused
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def settings() -> Settings:
 
 def data_dir(given: Path | None = None) -> Path:
     """The folder that `--data` or the environment names, or the usual one; without reading all settings."""
-    named = given or os.environ.get("ORCHESTRATOR_DATA_DIR") or "~/.local/share/orchestrator/default"
+    named = given or os.environ.get("ORCHESTRATOR_DATA_DIR") or usual(os.environ)
     return Path(named).expanduser().resolve()
 
 

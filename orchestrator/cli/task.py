@@ -21,7 +21,18 @@ from orchestrator.cli.request import build, by_option
 from orchestrator.cli.session import segment
 from orchestrator.cli.spans import seconds
 from orchestrator.cli.system import Json
-from orchestrator.cli.terminal import clean, console, interactive, line, out, print_json, say, since, table
+from orchestrator.cli.terminal import (
+    clean,
+    console,
+    interactive,
+    line,
+    out,
+    print_json,
+    say,
+    since,
+    span,
+    table,
+)
 from orchestrator.cli.ways_on import ways_on
 from orchestrator.core.errors import Conflict, OrchestratorError, Refused, Unavailable, Unknown
 
@@ -219,6 +230,36 @@ def status(
     else:
         _print_task(task, verbose=verbose)
     raise typer.Exit(code_of_task(task) if exit_status else ExitCode.OK)
+
+
+@app.command()
+def plan(task_id: TaskId, json: Json = False) -> None:
+    """What of a plan can run side by side, and how long that takes by its estimates."""
+    found = session.client().get(_path(task_id, "plan"))
+    if json:
+        print_json(found)
+        return
+    groups = {key: number for number, keys in enumerate(found["parallel_groups"], start=1) for key in keys}
+    table(
+        ("step", "group", "estimate", "needs"),
+        [
+            (
+                step["key"],
+                str(groups[step["key"]]),
+                "" if step["estimate_seconds"] is None else span(step["estimate_seconds"]),
+                ", ".join(step["needs"]),
+            )
+            for step in found["steps"]
+        ],
+    )
+    say(f"Critical path: {' → '.join(found['critical_path'])}")
+    if found["parallel_seconds"] is None:
+        say("No step has an estimate.")
+        return
+    longest, together = span(found["sequential_seconds"]), span(found["parallel_seconds"])
+    unknown = found["steps_without_estimate"]
+    gap = f"; steps without an estimate: {unknown}" if unknown else ""
+    say(f"Estimated: {together} side by side, {longest} one after the other{gap}")
 
 
 @app.command()

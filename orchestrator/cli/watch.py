@@ -16,11 +16,11 @@ from orchestrator.cli.codes import ExitCode, code_of_task
 from orchestrator.cli.events import aside, clock, doing, told
 from orchestrator.cli.session import segment
 from orchestrator.cli.terminal import console, interactive, line, out, say
+from orchestrator.cli.unechoed import unechoed
 from orchestrator.cli.ways_on import ways_on
 from orchestrator.core.errors import OrchestratorError
 
 _REFRESH_SECONDS: Final = 0.25
-_ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 
 
 @dataclass
@@ -105,7 +105,8 @@ class Watch:
         screen = console()
         task: dict[str, Any] = self.client.get(self.path)
         frame = lambda: draw(task, self.doing, screen.height)  # noqa: E731 - what Live asks for at each tick
-        with Live(get_renderable=frame, console=screen, refresh_per_second=4, screen=False):
+        picture = Live(get_renderable=frame, console=screen, refresh_per_second=4, screen=False)
+        with unechoed(), picture:
             if self._to_ask(task):
                 return task
             heard = _Listener(self)

@@ -12,8 +12,9 @@ from orchestrator.commands import replies
 from orchestrator.commands.publication import Publication, following
 from orchestrator.core.errors import Conflict, Unknown
 from orchestrator.core.redaction import LOOKS
+from orchestrator.core.spending import STOP
 from orchestrator.core.states import Event, WaitingOn
-from orchestrator.db import budgets, transitions
+from orchestrator.db import budgets, spending, transitions
 from orchestrator.db.sql import StepRef, TaskRef, dumps, one, rows, statement
 from orchestrator.db.waking import wake
 
@@ -100,7 +101,11 @@ def _step(question: Mapping[str, Any]) -> StepRef:
 
 _BUDGET: Final = statement(
     """
-    SELECT r.budget FROM tasks t JOIN tasks r ON r.tenant_id = t.tenant_id AND r.id = t.root_id
+    SELECT r.budget, EXISTS (
+        SELECT 1 FROM tasks k JOIN questions q ON q.tenant_id = k.tenant_id AND q.task_id = k.id
+        WHERE k.tenant_id = t.tenant_id AND k.root_id = t.root_id AND q.kind = 'budget'
+          AND q.answered_at >= :asked_at AND q.answer ->> 'text' <> :stop) AS raised
+    FROM tasks t JOIN tasks r ON r.tenant_id = t.tenant_id AND r.id = t.root_id
     WHERE t.tenant_id = :tenant AND t.id = :task FOR UPDATE OF r
     """
 )
@@ -111,9 +116,11 @@ def _budget(
     connection: Connection, question: Mapping[str, Any], given: str | Mapping[str, Any], by: str
 ) -> Answered:
     step = _step(question)
-    root = one(connection, _BUDGET, tenant=step.tenant_id, task=step.task_id)
+    asked = {"asked_at": question["asked_at"], "stop": STOP}
+    root = one(connection, _BUDGET, tenant=step.tenant_id, task=step.task_id, **asked)
     assert root is not None  # noqa: S101 - the question's task
-    raised = replies.budget(given, question["options"], root["budget"])
+    bounds = replies.Bounds(root["budget"], spending.spent(connection, step.task), root["raised"])
+    raised = replies.budget(given, question["options"], bounds)
     if raised is None:
         return _stop(connection, question, by)
     budgets.raise_budget(connection, step.task, raised)
@@ -122,7 +129,7 @@ def _budget(
 
 def _stop(connection: Connection, question: Mapping[str, Any], by: str) -> Answered:
     """The step fails without another claim: there is nothing that its agent could do about it."""
-    taken = _give(connection, question, replies.STOP, by)
+    taken = _give(connection, question, STOP, by)
     error = {
         "code": "budget-refused",
         "message": f"The budget is used up, and {by} did not raise it.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
@@ -12,16 +13,19 @@ from pydantic import ValidationError
 from orchestrator.commands.request import BudgetRequest
 from orchestrator.core.assignment import Budget
 from orchestrator.core.errors import Refused
-from orchestrator.core.spending import dollars
+from orchestrator.core.leave import APPROVE, DENY, is_granted
+from orchestrator.core.spending import STOP, Spending, dollars
 
 MAX_ANSWER: Final = 20_000
-APPROVE: Final = "Approve"
-DENY: Final = "Deny"
-STOP: Final = "Stop"
 PARTS: Final = ("max_cost_usd", "max_tokens", "max_turns")
 
 _DENIED: Final = re.compile(r"deny\b[\s:.,;-]*(.*)", re.IGNORECASE | re.DOTALL)
-_AMOUNT: Final = re.compile(r"\$?\s*(\d[\d_]*(?:\.\d+)?)\s*(usd|dollars?|\$|tokens?|turns?)?", re.IGNORECASE)
+_AMOUNT: Final = re.compile(
+    r"\$?\s*((?:\d{1,3}(?:,\d{3})+|\d[\d_]*)(?:\.\d+)?)\s*(usd|dollars?|\$|tokens?|turns?)?",
+    re.IGNORECASE | re.ASCII,
+)
+_BETWEEN: Final = re.compile(r"(?<!\d),|,(?!\d)")
+"""A comma within a number belongs to it: as thousands, else it is a mistake, and not two amounts."""
 _UNITS: Final = {"tok": "max_tokens", "tur": "max_turns"}
 
 
@@ -41,11 +45,8 @@ def text_of(given: str | Mapping[str, Any], options: Sequence[str]) -> str:
 
 
 def approval(text: str) -> str:
-    """`Approve` alone, or `Deny`, with words for the agent or without. Raises Refused `answer-invalid`.
-
-    An approval is bound to exactly what was shown, so it has no conditions.
-    """
-    if text.strip().casefold() == APPROVE.casefold():
+    """`Approve` alone, or `Deny`, with words for the agent or without. Raises Refused `answer-invalid`."""
+    if is_granted(text):
         return APPROVE
     found = _DENIED.fullmatch(text.strip())
     if found is None:
@@ -56,8 +57,18 @@ def approval(text: str) -> str:
     return f"{DENY}: {found[1]}" if found[1] else DENY
 
 
-def budget(given: str | Mapping[str, Any], options: Sequence[str], now: Mapping[str, Any]) -> Budget | None:
-    """The new bounds; None: stop. `now`: those of today, of which some must rise. Raises Refused
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a new maximum is held against: the tree's budget of now, and what is spent of it. `raised`: since
+    the question was asked, by another one's answer, so that its own may leave the budget as it is."""
+
+    now: Mapping[str, Any]
+    spent: Spending
+    raised: bool
+
+
+def budget(given: str | Mapping[str, Any], options: Sequence[str], bounds: Bounds) -> Budget | None:
+    """The new bounds, each above what is spent and what was allowed; None: stop. Raises Refused
     `answer-invalid`."""
     if isinstance(given, Mapping) and not given.keys().isdisjoint(PARTS):
         asked: dict[str, Any] = {name: given[name] for name in PARTS if given.get(name) is not None}
@@ -66,13 +77,15 @@ def budget(given: str | Mapping[str, Any], options: Sequence[str], now: Mapping[
         if text.casefold() == STOP.casefold():
             return None
         asked = _amounts(text)
+    if not asked:
+        raise _invalid("It asks for more budget, and the answer has no amount.", _HOW)
     try:
         wanted = BudgetRequest.model_validate(asked)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise _invalid(f"{fault['loc'][0]}: {fault['msg']}.", _HOW) from None
     for name in asked:
-        _check_rise(name, getattr(wanted, name), now)
+        _check_rise(name, getattr(wanted, name), bounds)
     return Budget(wanted.max_turns, wanted.max_tokens, wanted.max_cost_usd)
 
 
@@ -82,24 +95,34 @@ _HOW: Final = (
 
 
 def _amounts(text: str) -> dict[str, Any]:
-    """`10`, `$10`, `10 USD, 500_000 tokens`."""
+    """`10`, `$10`, `1,000 USD, 500_000 tokens`."""
     asked: dict[str, Any] = {}
-    for part in text.split(","):
+    for part in _BETWEEN.split(text):
         found = _AMOUNT.fullmatch(part.strip())
         if found is None:
             raise _invalid(f"It asks for more budget, and {part.strip()[:80]!r} is no amount.", _HOW)
         name = _UNITS.get((found[2] or "")[:3].lower(), "max_cost_usd")
-        asked[name] = found[1].replace("_", "")
+        if name in asked:
+            raise _invalid(f"The answer says {name} twice.", _HOW)
+        asked[name] = found[1].replace("_", "").replace(",", "")
     return asked
 
 
-def _check_rise(name: str, wanted: Decimal | int, now: Mapping[str, Any]) -> None:
-    there = {part: now[part] for part in PARTS if now.get(part) is not None}
+def _check_rise(name: str, wanted: Decimal | int, bounds: Bounds) -> None:
+    there = {part: bounds.now[part] for part in PARTS if bounds.now.get(part) is not None}
     if name not in there:
         known = ", ".join(f"{part} {bound}" for part, bound in there.items()) or "no bound"
         raise _invalid(f"The task's budget has no {name}; it has {known}.", _HOW)
-    if Decimal(wanted) <= Decimal(str(there[name])):
+    allowed, rise = Decimal(str(there[name])), Decimal(wanted)
+    if rise < allowed or (rise == allowed and not bounds.raised):
         raise _invalid(f"{name} {wanted} is not more than the {there[name]} of now.", _HOW)
+    parts: dict[str, Decimal | int] = {
+        "max_cost_usd": bounds.spent.cost_usd,
+        "max_tokens": bounds.spent.tokens,
+        "max_turns": bounds.spent.calls,
+    }
+    if rise <= parts[name]:
+        raise _invalid(f"{name} {wanted} is not more than the {parts[name]} that are spent already.", _HOW)
 
 
 def shown(raised: Budget) -> str:

@@ -24,7 +24,7 @@ class Circuit:
 
     state: BreakerState = BreakerState.CLOSED
     failures: int = 0
-    """In a row, while closed."""
+    """In a row: those that opened it, and the probes that failed since. Zero once it is closed again."""
     successes: int = 0
     """Of probes, while half open."""
     opened_at: datetime | None = None
@@ -57,9 +57,10 @@ class CircuitBreaker:
                 reopens = (circuit.opened_at or now) + self.recovery_timeout
                 if now < reopens:
                     return Refused(reopens - now)
-                return Circuit(
-                    BreakerState.HALF_OPEN,
-                    opened_at=circuit.opened_at,
+                return replace(
+                    circuit,
+                    state=BreakerState.HALF_OPEN,
+                    successes=0,
                     probing_until=now + self.probe_timeout,
                 )
             case BreakerState.HALF_OPEN:

@@ -16,9 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import networkx as nx
-
-from orchestrator.core.plan import Plan, graph
+from orchestrator.core import graph
+from orchestrator.core.plan import Plan, needs as needs_of
 
 
 @dataclass(eq=False, slots=True)
@@ -48,9 +47,8 @@ class Unit:
 
 def grow(plan: Plan, most_steps: int) -> tuple[Unit, ...]:
     """The roots of all canvases, none of over `most_steps` steps; those that start at once come first."""
-    reduced = nx.transitive_reduction(graph(plan))
-    needs = {key: frozenset(reduced.pred[key]) for key in plan.keys}
-    generations = [set(group) for group in nx.topological_generations(reduced)]
+    needs = graph.reduced(needs_of(plan))
+    generations = [set(group) for group in graph.generations(needs)]
     return _split(_Forest(needs, generations, most_steps).grown(), most_steps)
 
 

@@ -1,4 +1,5 @@
-"""What may need leave: classes of risk, our own tools, Claude Code's, and those that servers bring along."""
+"""What may need leave: classes of risk, our own tools, Claude Code's, and those that servers bring along; and
+the words by which it is given."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import difflib
 import re
 from typing import Final
 
+APPROVE: Final = "Approve"
+DENY: Final = "Deny"
+"""Maybe with words for the agent after it."""
 RISKS: Final = ("read", "write", "execute", "network", "delegate")
 """The classes that `*` stands for."""
 ENGINE_TOOLS: Final = (
@@ -33,3 +37,8 @@ def fault(name: str) -> str | None:
         f"Tools: {', '.join(ENGINE_TOOLS)}; Claude Code's {', '.join(CLAUDE_CODE_TOOLS)}; "
         "an MCP server's as mcp__server__tool"
     )
+
+
+def is_granted(answer: str) -> bool:
+    """By one word alone: an approval is bound to exactly what was shown, so it has no conditions."""
+    return answer.strip().casefold() == APPROVE.casefold()

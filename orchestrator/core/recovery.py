@@ -74,6 +74,30 @@ BACKOFF: Final[Mapping[ErrorClass, Backoff]] = MappingProxyType(
 )
 
 
+NOT_THE_AGENTS: Final = frozenset(
+    {
+        ErrorClass.NETWORK,
+        ErrorClass.RATE_LIMIT,
+        ErrorClass.OVERLOADED,
+        ErrorClass.TIMEOUT,
+        ErrorClass.AUTH,
+        ErrorClass.RESOURCE,
+        ErrorClass.STORAGE,
+        ErrorClass.REPOSITORY,
+        ErrorClass.RECORDING,
+    }
+)
+"""What a provider, the machine or the repository did: whichever agent works would have met it."""
+OF_MODELS: Final = "model-"
+"""How the codes begin of what a model or its provider did wrong, whatever their class."""
+
+
+def speaks_against_agent(error: str | None, code: str) -> bool:
+    """Whether a failure of that class and code says something of the kind of agent that met it. Without a
+    class it was no agent that failed: a deadline, a person's word, a worker that died."""
+    return error is not None and error not in NOT_THE_AGENTS and not code.startswith(OF_MODELS)
+
+
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 

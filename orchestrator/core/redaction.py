@@ -13,7 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote, quote_plus
 
-REDACTED: Final = "[redacted]"
+from orchestrator.core import private_keys
+from orchestrator.core.private_keys import PrivateKeys, without_private_keys
+
+REDACTED: Final = private_keys.REDACTED
 SHORTEST: Final = 6
 SHORTEST_NAME: Final = 16
 _LONGEST_WORD: Final = 1000
@@ -21,10 +24,7 @@ _WORD_END: Final = re.compile(r"[\s\"'<>\0]")
 
 _SHAPES: Final = re.compile(
     r"""
-    -----BEGIN\ [A-Z0-9 ]{0,30}PRIVATE\ KEY(?:\ BLOCK)?-----
-        (?: (?:(?!-----).){0,20000} -----END\ [A-Z0-9 ]{0,30}PRIVATE\ KEY(?:\ BLOCK)?-----
-          | (?:[\s\\nr]{0,8}[A-Za-z0-9+/=]{16,})* )
-    | \bsk-ant-[A-Za-z0-9_-]{16,}
+      \bsk-ant-[A-Za-z0-9_-]{16,}
     | \bsk-(?:proj-)?[A-Za-z0-9_-]{32,}
     | \bor[kt]_[A-Za-z0-9_-]{16,}
     | \bgh[pousr]_[A-Za-z0-9]{20,}
@@ -68,6 +68,7 @@ class Redactor:
         for spelling in self._known:  # a search each: far faster than one pattern of many alternatives
             if spelling in text:
                 text = text.replace(spelling, REDACTED)
+        text = without_private_keys(text)
         text = _SHAPES.sub(REDACTED, text)
         text = _BEARER.sub(rf"\1{REDACTED}", text)
         return _USER_INFO.sub(rf"\1{REDACTED}@", text)
@@ -80,7 +81,10 @@ class Redactor:
         if isinstance(value, Mapping):
             return {self._name(key): self.value(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self.value(item) for item in value]
+            keys = PrivateKeys()  # a list of lines, too, may hold one
+            return [
+                self.text(keys.line(item)) if isinstance(item, str) else self.value(item) for item in value
+            ]
         return value
 
     def _name(self, key: Any) -> Any:

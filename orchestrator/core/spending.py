@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from orchestrator.core.assignment import Budget
 
+STOP: Final = "Stop"
+"""The answer of who gives a task no higher budget."""
 WARN_AT: Final = Decimal("0.8")
 OUTPUT_RESERVED: Final = 4096
 """Tokens: few replies are longer, whatever `max_tokens` a caller allows itself."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from orchestrator.core.recovery import NOT_THE_AGENTS, OF_MODELS, speaks_against_agent
 from orchestrator.db.claims import holds
 from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.journal import FenceLost
@@ -27,7 +28,8 @@ _KNOWN: Final = statement(
     ), ended AS (
         SELECT coalesce(s.agent_type, r.agent_type, 'engine') AS kind,
             count(*) FILTER (WHERE s.status = 'completed') AS completed,
-            count(*) FILTER (WHERE s.status = 'failed') AS failed
+            count(*) FILTER (WHERE s.status = 'failed' AND s.error ->> 'class' <> ALL(:not_the_agents)
+                AND s.error ->> 'code' NOT LIKE :of_models) AS failed
         FROM (SELECT id, agent_type FROM tasks WHERE tenant_id = :tenant
               ORDER BY created_at DESC LIMIT 100) r
         JOIN steps s ON s.tenant_id = :tenant AND s.task_id = r.id AND s.kind = 'agent'
@@ -40,8 +42,11 @@ _KNOWN: Final = statement(
     """
 )
 _LABELS: Final = statement("SELECT labels FROM tasks WHERE tenant_id = :tenant AND id = :task")
-_OUTCOME: Final = statement(
-    "SELECT outcome FROM attempts WHERE tenant_id = :tenant AND step_id = :step AND number = :number"
+_BROKE: Final = statement(
+    """
+    SELECT error FROM attempts
+    WHERE tenant_id = :tenant AND step_id = :step AND number = :number AND outcome = 'broke'
+    """
 )
 _BEGUN: Final = statement("SELECT 1 FROM turns WHERE tenant_id = :tenant AND step_id = :step LIMIT 1")
 _OFFERS: Final = statement(
@@ -61,8 +66,9 @@ _CHOOSE: Final = statement(
 
 def known(connection: Connection, tenant_id: str) -> dict[str, dict[str, int]]:
     """Kind → slots that offer it, steps that run with it, and how the steps of the last hundred tasks
-    ended: slots, busy, completed, failed."""
-    found = rows(connection, _KNOWN, tenant=tenant_id)
+    ended: slots, busy, completed, failed (by what speaks against it)."""
+    others = {"not_the_agents": list(NOT_THE_AGENTS), "of_models": f"{OF_MODELS}%"}
+    found = rows(connection, _KNOWN, tenant=tenant_id, **others)
     return {row.pop("kind"): {name: int(value) for name, value in row.items()} for row in found}
 
 
@@ -71,10 +77,11 @@ def labels(connection: Connection, step: StepRef) -> Mapping[str, str]:
     return dict(row["labels"]) if row else {}
 
 
-def outcome(connection: Connection, step: StepRef, attempt: int) -> str | None:
-    """How an attempt ended: broke, lease_lost, …; None: it hasn't."""
-    row = one(connection, _OUTCOME, tenant=step.tenant_id, step=step.step_id, number=attempt)
-    return None if row is None else row["outcome"]
+def is_blamed(connection: Connection, step: StepRef, attempt: int) -> bool:
+    """Whether that attempt broke by what speaks against its agent."""
+    row = one(connection, _BROKE, tenant=step.tenant_id, step=step.step_id, number=attempt)
+    error = {} if row is None else row["error"] or {}
+    return speaks_against_agent(error.get("class"), str(error.get("code")))
 
 
 def has_begun(connection: Connection, step: StepRef) -> bool:

@@ -17,7 +17,7 @@ from orchestrator.core.states import PHASES, RULES, Event, Phase, Status
 from orchestrator.db import agents
 from orchestrator.db.locks import EXCEEDED_SQL, LOCK_SQL, lock_task
 from orchestrator.db.sql import Direct, Prepared, StepRef, dumps, one, rows, statement
-from orchestrator.db.transitions import settle
+from orchestrator.db.transitions import Applied, give_back, settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +330,21 @@ def waiting_for_slot(connection: Connection, tenant_id: str) -> list[StepRef]:
     return [StepRef(row["tenant_id"], row["task_id"], row["workflow_id"], row["id"]) for row in found]
 
 
+_OWN: Final = statement(
+    """
+    SELECT fence FROM steps WHERE tenant_id = :tenant AND id = :step AND agent_id = :agent
+      AND status = 'running' AND lease_until IS NOT NULL
+    """
+)
+
+
+def take_back(connection: Connection, step: StepRef, agent_id: str) -> Applied | None:
+    """Undoes a claim whose COMMIT a slot never heard of: the step waits again, the attempt goes on. Only for
+    a slot that surely works on nothing; whoever did would find the fence lost with the next claim."""
+    row = one(connection, _OWN, tenant=step.tenant_id, step=step.step_id, agent=agent_id)
+    return None if row is None else give_back(connection, step, row["fence"], "the claim was not heard")
+
+
 # --- keeping it ---------------------------------------------------------------------------------------------
 
 _URGENT_SQL: Final = """
@@ -363,8 +378,7 @@ _URGENT_SQL: Final = """
 """Whether step `s` of task `t` should make room: steps of more urgent tasks, which its slot could take, have
 waited for longer than the patience, no slot that could take them is idle, and there are more of them than
 steps that should make room before this one (those of less urgent tasks, then those that began earlier)."""
-_BEAT: Final = statement(
-    f"""
+_BEAT_SQL: Final = f"""
     UPDATE steps s SET lease_until = clock_timestamp() + make_interval(secs => :lease),
         heartbeat_at = clock_timestamp(),
         progress_at = CASE WHEN :moved THEN clock_timestamp() ELSE s.progress_at END
@@ -373,8 +387,8 @@ _BEAT: Final = statement(
       AND s.lease_until IS NOT NULL AND t.tenant_id = s.tenant_id AND t.id = s.task_id
     RETURNING t.cancel_requested_at IS NOT NULL AS cancel, t.paused_at IS NOT NULL AS pause, s.lease_until,
         {EXCEEDED_SQL} AS exceeded, {_URGENT_SQL} AS urgent
-    """
-)
+"""
+_BEAT: Final = statement("SELECT set_config('lock_timeout', :wait, true);" + _BEAT_SQL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +415,7 @@ def heartbeat(
     patience: timedelta = timedelta(0),
 ) -> Beat | None:
     """Prolongs the lease; None: it is lost, whoever works must stop. `moved`: there was progress since.
+    Raises, like an error of the database, if somebody keeps the row for more than an eighth of the lease.
 
     `urgent`: the priorities for whose steps others make room, once they have waited for `patience`, and the
     queue of each.
@@ -412,6 +427,7 @@ def heartbeat(
         step=step.step_id,
         fence=fence,
         lease=lease.total_seconds(),
+        wait=f"{lease / 8 // timedelta(milliseconds=1)}ms",
         moved=moved,
         urgent=[str(priority) for priority in urgent],
         urgent_queues=list(urgent.values()),

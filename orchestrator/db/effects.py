@@ -15,7 +15,7 @@ from orchestrator.core.states import Event
 from orchestrator.core.verdict import Ask
 from orchestrator.db.claims import holds
 from orchestrator.db.events import EventDraft, append_events
-from orchestrator.db.journal import FenceLost
+from orchestrator.db.journal import FenceLost, question_key
 from orchestrator.db.sql import Direct, Prepared, StepRef, TaskRef, dumps, one, rows, statement
 from orchestrator.db.transitions import Applied, give_back, park
 
@@ -114,6 +114,8 @@ _ASK: Final = statement(
 )
 """With what the task's request says of silence; a default is for open questions alone, and only if the asker
 has one."""
+_CONVERSATION: Final = statement("SELECT conflicts FROM steps WHERE tenant_id = :tenant AND id = :step")
+"""A step's conversation is begun anew after each conflict."""
 _ASKED: Final = statement(
     """
     SELECT id, answered_at FROM questions WHERE tenant_id = :tenant AND step_id = :step AND call_id = :call
@@ -132,6 +134,9 @@ def ask(connection: Connection, step: StepRef, fence: int, question: Ask) -> App
     """
     if not holds(connection, step, fence):
         return None
+    held = one(connection, _CONVERSATION, tenant=step.tenant_id, step=step.step_id)
+    assert held is not None  # noqa: S101 - just locked
+    call = question_key(held["conflicts"], question.call_id)
     written = one(
         connection,
         _ASK,
@@ -139,15 +144,14 @@ def ask(connection: Connection, step: StepRef, fence: int, question: Ask) -> App
         task=step.task_id,
         workflow=step.workflow_id,
         step=step.step_id,
-        call=question.call_id,
+        call=call,
         kind=question.kind,
         digest=question.subject_digest,
         default=None if question.default is None else question.default.replace("\x00", "\ufffd"),
         text=question.text.replace("\x00", "\ufffd"),
         options=dumps(list(question.options)),
     )
-    keys = {"tenant": step.tenant_id, "step": step.step_id, "call": question.call_id}
-    asked = one(connection, _ASKED, **keys)
+    asked = one(connection, _ASKED, tenant=step.tenant_id, step=step.step_id, call=call)
     assert asked is not None  # noqa: S101 - just written, or there before
     if asked["answered_at"] is not None:
         return give_back(connection, step, fence, "answered before")

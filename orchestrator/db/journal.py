@@ -75,7 +75,7 @@ _FINISH: Final = Prepared(
     ), consumed AS (
         UPDATE questions SET consumed_at = coalesce(consumed_at, clock_timestamp())
         FROM finished
-        WHERE tenant_id = :tenant AND step_id = :step AND call_id = :call AND answered_at IS NOT NULL
+        WHERE tenant_id = :tenant AND step_id = :step AND call_id = :question AND answered_at IS NOT NULL
     )
     SELECT 1 FROM finished
     """,
@@ -137,6 +137,12 @@ _ELSEWHERE: Final = Prepared(
     """,
     conversation="int",
 )
+
+
+def question_key(conversation: int, call_id: str = "") -> str:
+    """What a question is known by besides its step: the ids of calls are a model's own, and may come again in
+    the conversation that is begun anew after a conflict, for something else."""
+    return f"{conversation}/{call_id}" if conversation else call_id
 
 
 class FenceLost(Exception):
@@ -243,6 +249,7 @@ def finish_call(
         _FINISH,
         **scope.keys,
         call=call_id,
+        question=question_key(scope.conversation, call_id),
         result=result.replace("\x00", "\ufffd"),
         is_error=is_error,
         checkpoint=checkpoint,
@@ -285,11 +292,16 @@ def session(connection: Connection, scope: Scope) -> Mapping[str, Any] | None:
 
 
 def load(connection: Connection, scope: Scope) -> Stored:
-    keys = scope.keys
-    answered = rows(connection, _ANSWERS, **keys)
+    keys, own = scope.keys, question_key(scope.conversation)
+    found = rows(connection, _ANSWERS, **keys)
+    answered = {row["call_id"].removeprefix(own): row for row in found if row["call_id"].startswith(own)}
     return Stored(
         tuple(rows(connection, _TURNS, **keys)),
         tuple(rows(connection, _CALLS, **keys)),
-        {row["call_id"]: row["answer"]["text"] for row in answered},
-        {row["call_id"]: row["subject_digest"] for row in answered if row["subject_digest"] is not None},
+        {call_id: row["answer"]["text"] for call_id, row in answered.items()},
+        {
+            call_id: row["subject_digest"]
+            for call_id, row in answered.items()
+            if row["subject_digest"] is not None
+        },
     )

@@ -23,7 +23,7 @@ from orchestrator.db.events import EventDraft, append_events
 from orchestrator.db.gateways import SILENT_SECONDS
 from orchestrator.db.locks import LOCK_SQL
 from orchestrator.db.run_tokens import GOOD_SQL, Run, run_of
-from orchestrator.db.sql import Prepared, TaskRef, dumps, one, statement
+from orchestrator.db.sql import Direct, Prepared, StepRef, TaskRef, one, statement
 
 _UNBOUNDED: Final = Budget()
 MOST_AT_ONCE: Final = 16
@@ -375,14 +375,6 @@ _SPENT: Final = statement(
     WHERE t.tenant_id = :tenant AND t.id = :task
     """
 )
-_RAISE: Final = statement(
-    """
-    UPDATE tasks r SET budget = r.budget || CAST(:bounds AS jsonb), updated_at = clock_timestamp()
-    FROM tasks t WHERE t.tenant_id = :tenant AND t.id = :task AND r.tenant_id = t.tenant_id
-      AND r.id = t.root_id
-    RETURNING r.budget
-    """
-)
 
 
 def spent(connection: Connection, task: TaskRef) -> Spending:
@@ -391,13 +383,22 @@ def spent(connection: Connection, task: TaskRef) -> Spending:
     return Spending() if row is None else Spending(row["spent_usd"], row["spent_tokens"], row["calls"])
 
 
-def raise_budget(connection: Connection, task: TaskRef, budget: Budget) -> Budget | None:
-    """Sets the bounds that are given, of the whole tree; the others stay. None: no such task."""
-    bounds = {
-        "max_cost_usd": None if budget.cost_usd is None else str(budget.cost_usd),
-        "max_tokens": budget.tokens,
-        "max_turns": budget.turns,
-    }
-    given = {name: bound for name, bound in bounds.items() if bound is not None}
-    row = one(connection, _RAISE, tenant=task.tenant_id, task=task.task_id, bounds=dumps(given))
-    return None if row is None else spending.budget_of(row["budget"])
+_LAST: Final = Prepared(
+    "model_call_last",
+    """
+    SELECT outcome = 'failed' AND (http_status IS NULL OR http_status NOT BETWEEN 400 AND 499
+        OR http_status = 429) AS failed
+    FROM model_calls
+    WHERE tenant_id = :tenant AND task_id = :task AND step_id = :step AND fence = :fence
+      AND ended_at IS NOT NULL
+    ORDER BY started_at DESC LIMIT 1
+    """,
+    fence="int",
+)
+
+
+def was_failed_by_provider(connection: Connection | Direct, step: StepRef, fence: int) -> bool:
+    """Whether the last call of a claim failed, and not by what it asked for."""
+    keys = {"tenant": step.tenant_id, "task": step.task_id, "step": step.step_id}
+    row = one(connection, _LAST, **keys, fence=fence)
+    return row is not None and bool(row["failed"])

@@ -8,13 +8,13 @@ from collections.abc import Collection, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
+from orchestrator.core.leave import APPROVE, DENY
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Ask
 from orchestrator.engine.ports import ToolResult
 from orchestrator.engine.tools.tool import Tool
 from orchestrator.engine.untrusted import storable
 
-APPROVE, DENY = "Approve", "Deny"
 ANOTHER: Final = ToolResult(
     "not run: a person was asked, but about another call than this one. Ask anew by calling it again.",
     is_error=True,
@@ -49,10 +49,6 @@ def request(call_id: str, tool: Tool[Any], arguments: Mapping[str, Any]) -> Ask:
         WaitingOn.TOOL_APPROVAL,
         digest(tool.name, arguments),
     )
-
-
-def is_granted(answer: str) -> bool:
-    return answer.strip().casefold() == APPROVE.casefold()
 
 
 def denial(answer: str) -> ToolResult:

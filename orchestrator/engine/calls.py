@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from orchestrator.core.leave import is_granted
 from orchestrator.core.states import Status, WaitingOn
 from orchestrator.core.subtask import SubtaskEnd, SubtaskRequest
 from orchestrator.core.verdict import Ask, Done, NeedsInput, Verdict, Waits
@@ -22,17 +23,24 @@ from orchestrator.engine.tools.tool import Outcome, Risk, Tool
 from orchestrator.engine.untrusted import cut, storable
 
 _SUBTASK: Final = "start_subtask"
+_QUESTION: Final = "ask_followup_question"
+_CLAIM: Final = "attempt_completion"
 INTERRUPTED: Final = ToolResult(
     "interrupted, outcome unknown: the agent was stopped while this call ran, and it was not run again. "
     "Look at the state of things before you go on.",
     is_error=True,
 )
 UNSEEN_FAILURE: Final = ToolResult(
-    "attempt_completion was not accepted: an earlier call of the same reply failed. Read its result first.",
+    "attempt_completion was not accepted: another call of the same reply failed. Read its result first.",
     is_error=True,
 )
 SUBTASKS_FIRST: Final = ToolResult(
     "attempt_completion was not accepted: subtasks of the same reply had not ended. Look at their results.",
+    is_error=True,
+)
+ANSWER_FIRST: Final = ToolResult(
+    "not done: it was decided on in the same reply as a question, before the answer was known. Read the "
+    "answer, and call it again if it is still right.",
     is_error=True,
 )
 ACCEPTED: Final = ToolResult("accepted")
@@ -82,10 +90,13 @@ class Calls:
         return before[-1] if before and before[-1] != self._checkpoints[-1][1] else None
 
     def carry_out(self, turn: Turn) -> Verdict | None:
-        """The turn's calls, in order; a verdict when one of them ends or parks the step."""
-        failed, wanted = False, list[SubtaskRequest]()
-        for block in tool_calls(turn.content):
-            refusal = SUBTASKS_FIRST if wanted else UNSEEN_FAILURE if failed else None
+        """The turn's calls, in order, and a claim to be done after all others, wherever it stands: it is
+        judged by what they came to. A verdict when one of them ends or parks the step."""
+        answered, failed, wanted = False, False, list[SubtaskRequest]()
+        for block in sorted(tool_calls(turn.content), key=lambda block: block["name"] == _CLAIM):
+            refusal = (
+                ANSWER_FIRST if answered else SUBTASKS_FIRST if wanted else UNSEEN_FAILURE if failed else None
+            )
             outcome = self._outcome(turn, block, refusal)
             match outcome:
                 case Done():
@@ -97,6 +108,7 @@ class Calls:
                 case ToolResult():
                     self._dialogue.add_result(block["id"], outcome)
                     failed = failed or outcome.is_error
+                    answered = answered or (block["name"] == _QUESTION and not outcome.is_error)
         return self._delegate(turn, wanted) if wanted else None
 
     def _done(self, claimed: Done) -> Done:
@@ -115,6 +127,9 @@ class Calls:
         self._means.unless_hard()
         if call is not None and not (tool and _may_run_again(tool)):
             return self._finish(turn, call_id, INTERRUPTED)
+        if refusal is ANSWER_FIRST and tool is not None and tool.risk not in (Risk.READ, Risk.TALK):
+            self._means.journal.begin_call(turn.number, call_id, name, arguments)
+            return self._finish(turn, call_id, ANSWER_FIRST)
         if tool is not None and approval.is_needed(tool, self._means.assignment.approvals):
             arguments = self._means.journal.as_kept(arguments)
             if isinstance(leave := self._leave(call_id, tool, arguments), Ask):
@@ -157,7 +172,7 @@ class Calls:
             return approval.request(call_id, tool, arguments)
         if self._conversation.digests.get(call_id) != approval.digest(tool.name, arguments):
             return approval.ANOTHER
-        return None if approval.is_granted(answer) else approval.denial(answer)
+        return None if is_granted(answer) else approval.denial(answer)
 
     def _run(
         self,

@@ -11,24 +11,17 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.engine import prompt
 from orchestrator.engine.dialogue import CHARACTERS_PER_TOKEN, Dialogue
-from orchestrator.engine.ports import Compacted, Model, ModelError, ModelRequest, Reply
+from orchestrator.engine.ports import Compacted, Model, ModelError, ModelRequest, Reply, counted
 from orchestrator.engine.untrusted import cut, storable
 
 WINDOW: Final = 200_000
 """Tokens of a model that doesn't say how many it has."""
 _SUMMARY_CHARACTERS: Final = 20_000
-
-
-@runtime_checkable
-class Counting(Protocol):
-    """A model that can say how large a request is, by asking its provider."""
-
-    def count(self, request: ModelRequest, /) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +65,10 @@ class Context:
         """The provider is asked for the exact number only where the estimate says that it is; where it gives
         none, the estimate counts."""
         full = self._window * self._room.full
-        if self._dialogue.estimate >= full and isinstance(self._model, Counting):
+        if self._dialogue.estimate >= full:
             with suppress(ModelError):
-                self._dialogue.counted(self._model.count(self._request()))
+                if (tokens := counted(self._model, self._request())) is not None:
+                    self._dialogue.counted(tokens)
         return self._dialogue.estimate >= full
 
     def shorter(self) -> Compacted | None:

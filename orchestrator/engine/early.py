@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.engine import approval
 from orchestrator.engine.means import Means
 from orchestrator.engine.ports import CallCompleted
-from orchestrator.engine.tools.tool import Outcome, Risk
+from orchestrator.engine.tools.tool import Outcome, Risk, Tool
 
 
 class Early:
@@ -46,7 +46,7 @@ class Early:
             running = self._reading.submit(tool.run, self._means.workspace, call.arguments, context)
             self._read[call.call_id] = (call.arguments, running)
 
-    def _asks(self, tool: Any) -> bool:
+    def _asks(self, tool: Tool[Any]) -> bool:
         return approval.is_needed(tool, self._means.assignment.approvals)
 
     def take(self, call_id: str, arguments: Mapping[str, Any]) -> Outcome | None:

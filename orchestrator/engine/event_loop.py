@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import wait
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -31,17 +32,11 @@ class EventLoop:
         """Its result. Cancels it and raises `TimeoutError` when it takes longer, `Stopped` at a hard stop."""
         until = monotonic() + seconds
         running = asyncio.run_coroutine_threadsafe(work, self._loop)
-        while True:
-            try:
-                return running.result(min(_TICK, max(0.0, until - monotonic())))
-            except TimeoutError:
-                if running.done():
-                    raise  # its own
-                if stop.is_hard() or monotonic() >= until:
-                    running.cancel()
-                    if stop.is_hard():
-                        raise Stopped from None
-                    raise
+        while not wait({running}, min(_TICK, max(0.0, until - monotonic()))).done:
+            if stop.is_hard() or monotonic() >= until:
+                running.cancel()
+                raise Stopped if stop.is_hard() else TimeoutError
+        return running.result()
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs it beside what is called, until its end or the loop's."""

@@ -9,13 +9,12 @@ from typing import Final
 
 from orchestrator.core.assignment import Budget, Limits
 from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.spending import dollars
+from orchestrator.core.spending import STOP, dollars
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Ask, Broke, NeedsInput, Verdict, Waits
 from orchestrator.engine.dialogue import Dialogue
 from orchestrator.engine.ports import ModelError, Spending
 
-STOP: Final = "Stop"
 PARKED_AFTER: Final = timedelta(minutes=1)
 """A longer wish of the provider's is waited for without a worker."""
 NOT_SENT: Final = frozenset({"provider-throttled", "too-many-calls"})

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol, runtime_checkable
 
 from orchestrator.core.assignment import Stop
 from orchestrator.core.recovery import ErrorClass
@@ -156,7 +156,7 @@ class Model(Protocol):
     """Answers one request, once: it never retries and never hides an error in text.
 
     A model may also have `metered: bool` (its usage is written down elsewhere), `context_tokens: int` (the
-    most that a request and its reply may have) and `count(request) -> int` (tokens, asked of the provider).
+    most that a request and its reply may have) and be `Counting`.
     """
 
     @property
@@ -167,6 +167,19 @@ class Model(Protocol):
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
         """Raises `ModelError`, or `Stopped` as soon as `stop` is set hard."""
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A model whose provider may say how large a request is."""
+
+    def count(self, request: ModelRequest, /) -> int | None:
+        """Tokens; None: nobody counts them. Raises `ModelError`."""
+
+
+def counted(model: Model, request: ModelRequest) -> int | None:
+    """Tokens, as the model's provider counts them; never a guess."""
+    return model.count(request) if isinstance(model, Counting) else None
 
 
 @dataclass(frozen=True, slots=True)

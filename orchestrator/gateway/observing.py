@@ -227,18 +227,7 @@ class _Responses:
             seen.written += len(event["delta"])
 
     def whole(self, seen: Seen, reply: Mapping[str, Any]) -> None:
-        error = reply.get("error")
-        if isinstance(error, dict):
-            seen.error = str(error.get("code") or error.get("type") or "error")[:80]
-        usage = reply.get("usage")
-        if isinstance(usage, dict):
-            cached = _count((usage.get("input_tokens_details") or {}).get("cached_tokens"))
-            seen.tokens = {
-                "input": max(0, _count(usage.get("input_tokens")) - cached),
-                "output": _count(usage.get("output_tokens")),
-                "cache_read": cached,
-            }
-            seen.counted = True
+        _hear_openai(seen, reply, "input_tokens", "output_tokens")
 
 
 class _Chat:
@@ -254,18 +243,27 @@ class _Chat:
             _grow(seen, kept["message"], choice.get("delta") or {})
 
     def whole(self, seen: Seen, reply: Mapping[str, Any]) -> None:
-        error = reply.get("error")
-        if isinstance(error, dict):
-            seen.error = str(error.get("code") or error.get("type") or "error")[:80]
-        usage = reply.get("usage")
-        if isinstance(usage, dict):
-            cached = _count((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
-            seen.tokens = {
-                "input": max(0, _count(usage.get("prompt_tokens")) - cached),
-                "output": _count(usage.get("completion_tokens")),
-                "cache_read": cached,
-            }
-            seen.counted = True
+        _hear_openai(seen, reply, "prompt_tokens", "completion_tokens")
+
+
+def _hear_openai(seen: Seen, reply: Mapping[str, Any], asked: str, answered: str) -> None:
+    """Its error and its counts. What was cached is counted as a part of the input there, and not here."""
+    error = reply.get("error")
+    if isinstance(error, dict):
+        seen.error = str(error.get("code") or error.get("type") or "error")[:80]
+    usage = reply.get("usage")
+    if isinstance(usage, dict):
+        details = usage.get(f"{asked}_details") or {}
+        whole = _count(usage.get(asked))
+        read = min(whole, _count(details.get("cached_tokens")))
+        written = min(whole - read, _count(details.get("cache_write_tokens")))
+        seen.tokens = {
+            "input": whole - read - written,
+            "output": _count(usage.get(answered)),
+            "cache_read": read,
+            "cache_write": written,
+        }
+        seen.counted = True
 
 
 def _grow(seen: Seen, into: dict[str, Any], delta: Mapping[str, Any]) -> None:

@@ -18,12 +18,12 @@ from orchestrator.core import run_token
 from orchestrator.core.spending import tokens_expected
 from orchestrator.db import spending
 from orchestrator.db.run_tokens import Run
-from orchestrator.db.spending import NewCall, Refusal, Tokens
+from orchestrator.db.spending import NewCall, Refusal
 from orchestrator.gateway.dialects import COUNTING, MOST_PARTS, Dialect, Request, parts_of
 from orchestrator.gateway.keys import KeyUnavailable
 from orchestrator.gateway.observing import Observer
 from orchestrator.gateway.refusals import Answer, refuse
-from orchestrator.gateway.relaying import Call, Passage, Relay, cost_of, respond
+from orchestrator.gateway.relaying import Call, Passage, Relay, cost_of, reserved, respond
 from orchestrator.gateway.room import PART_BYTES, Place
 
 HOW_TO_SHOW: Final = "Show the run's token: Authorization: Bearer …, or x-api-key."
@@ -100,7 +100,7 @@ class Passing:
         outgoing = passage.client.build_request(
             "POST",
             provider.url(dialect, scope.get("query_string", b"")),
-            headers=provider.headers(scope["headers"], passage.trace(run), secret),
+            headers=provider.headers(scope["headers"], passage.trace(run), secret, run.sha256),
             content=request.body,
         )
         observer = Observer(dialect, streamed=request.streamed)
@@ -120,6 +120,7 @@ class Passing:
     ) -> Run | Refusal:
         """Counting tokens is free, and bounded as calls are."""
         free = self._dialect is COUNTING
+        dearest = reserved(request, expected)
         call = NewCall(
             id=call_id,
             sha256=sha256,
@@ -128,7 +129,7 @@ class Passing:
             model=request.model,
             dialect=self._dialect.name,
             streamed=request.streamed,
-            cost_usd=Decimal(0) if free else cost_of(request.model, Tokens(*expected), passage.prices),
+            cost_usd=Decimal(0) if free else cost_of(request.model, dearest, passage.prices),
             tokens=0 if free else sum(expected),
         )
         return await (passage.books.look(call) if free else passage.books.reserve(call))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -27,7 +28,7 @@ _HOP_BY_HOP: Final = frozenset(
 )
 _PASSED: Final = frozenset(
     {
-        *(b"accept", b"user-agent", b"idempotency-key", b"x-client-request-id"),
+        *(b"accept", b"user-agent", b"x-client-request-id"),
         *(b"anthropic-version", b"anthropic-beta", b"anthropic-dangerous-direct-browser-access"),
         *(b"openai-beta", b"originator", b"session-id", b"session_id", b"thread-id", b"agent-session-id"),
         *(b"x-app", b"x-claude-code-session-id"),
@@ -36,6 +37,7 @@ _PASSED: Final = frozenset(
 _PASSED_PREFIXES: Final = (b"x-stainless-", b"x-codex-")
 """What real agents and SDKs tell providers. Nothing else goes out: neither what ties calls to runs here, nor
 what chooses an account, a project, or another reading of the body."""
+_IDEMPOTENCY: Final = b"idempotency-key"
 _PASSED_QUERY: Final = frozenset({"beta", "api-version"})
 _KEPT_BACK: Final = frozenset({b"set-cookie", b"content-length", b"server", b"date", b"alt-svc"})
 
@@ -57,14 +59,19 @@ class Provider:
         return f"{self.base_url}{dialect.path}{asked and '?'}{asked}"
 
     def headers(
-        self, given: Iterable[tuple[bytes, bytes]], added: Mapping[str, str], secret: str | None
+        self,
+        given: Iterable[tuple[bytes, bytes]],
+        added: Mapping[str, str],
+        secret: str | None,
+        run: str = "",
     ) -> list[tuple[bytes, bytes]]:
-        """Those of the caller's that are for providers, and the real key. Encoded replies couldn't be
-        observed."""
+        """Those of the caller's that are for providers, and the real key. `run`: what no other run has in
+        common with the caller's. Encoded replies couldn't be observed."""
         kept = [
-            (name, value)
+            (name, _of_run(run, value) if name == _IDEMPOTENCY else value)
             for name, value in given
-            if name not in self.ours and (name in _PASSED or name.startswith(_PASSED_PREFIXES))
+            if name not in self.ours
+            and (name in _PASSED or name == _IDEMPOTENCY or name.startswith(_PASSED_PREFIXES))
         ]
         kept.append((b"content-type", b"application/json"))
         kept.append((b"accept-encoding", b"identity"))
@@ -93,6 +100,12 @@ class Provider:
         if self.name is Family.ANTHROPIC:
             return [(b"x-api-key", secret.encode())]
         return [(b"authorization", b"Bearer " + secret.encode())]
+
+
+def _of_run(run: str, key: bytes) -> bytes:
+    """All runs share one account: with a key that others can guess, one could be answered what was said to
+    another. The same for the same of one run, as its SDK tries again."""
+    return sha256(b"%b:%b" % (run.encode(), key)).hexdigest().encode()
 
 
 def providers_of(settings: Settings, redactor: Redactor) -> Mapping[Family, Provider]:

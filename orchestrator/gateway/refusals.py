@@ -10,9 +10,8 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Final
 
+from orchestrator.engine.providers.meaning import CODE_HEADER
 from orchestrator.gateway.dialects import Dialect, Family
-
-CODE_HEADER: Final = "x-orchestrator-code"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,9 @@ on to the caller before they are looked at.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Final
@@ -23,6 +22,7 @@ from orchestrator.db.run_tokens import Run
 from orchestrator.db.spending import Ended, Tokens
 from orchestrator.engine.ports import Usage
 from orchestrator.engine.prices import PRICES, Price, cost
+from orchestrator.engine.providers.waiting import retry_after
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.dialects import COUNTING, Dialect, Family, Request
 from orchestrator.gateway.evidence import Said
@@ -43,6 +43,8 @@ _REMEMBERED: Final = 100_000
 _TOKENS_PER_SECOND: Final = 50
 """That a model writes or thinks, about; thoughts may pass unseen."""
 _LONGEST_THOUGHT: Final = 128_000
+_CACHED: Final = b'"cache_control"'
+"""How a request marks what is to be cached."""
 _HOUR: Final = b'"1h"'
 """How long a request asks for what it marks to be cached."""
 _SETTLE_SECONDS: Final = 2.0
@@ -123,7 +125,7 @@ class Call:
 
     def presumed(self, ended: Ended, prices: Mapping[str, Price]) -> Ended:
         """What can be written down in any case: as it was reserved, and nothing of what a provider said."""
-        used = None if ended.used is None else Tokens(*self.expected, estimated=True)
+        used = None if ended.used is None else replace(reserved(self.request, self.expected), estimated=True)
         price = None if used is None else cost_of(self.request.model, used, prices)
         return Ended(ended.outcome, None, "count-unusable", used, price, ended.tried)
 
@@ -142,6 +144,15 @@ class Call:
         if self.request.content.get("previous_response_id"):  # it reads all that came before, too
             read = max(read, _REMEMBERED)
         return self.observer.tokens(read, written if left else 0, for_an_hour=_HOUR in self.request.body)
+
+
+def reserved(request: Request, expected: tuple[int, int]) -> Tokens:
+    """The dearest that a call of so many input and output tokens can be: where something is to be cached, all
+    that is read is taken for that, and for an hour if that is asked for anywhere."""
+    read, written = expected
+    if _CACHED not in request.body:
+        return Tokens(read, written)
+    return Tokens(output=written, cache_write=read, cache_write_hour=read if _HOUR in request.body else 0)
 
 
 def _code(said: str | None) -> str | None:
@@ -241,7 +252,7 @@ class Relay:
         call = self._call
         call.status = response.status_code
         if call.status in _THROTTLED:
-            call.throttled = _retry_after(response.headers)
+            call.throttled = retry_after(response.headers)
         if response.headers.get("content-encoding", "identity") != "identity":
             raise httpx2.DecodingError("encoded, which nobody asked for")
         streamed = response.headers.get("content-type", "").startswith("text/event-stream")
@@ -325,12 +336,3 @@ def _key_of(request: httpx2.Request) -> bytes:
 async def respond(send: Send, answer: Answer) -> None:
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})
-
-
-def _retry_after(headers: httpx2.Headers) -> timedelta | None:
-    """In either spelling; a date or nonsense counts as none."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        with contextlib.suppress(ValueError, OverflowError):
-            if (seconds := float(headers.get(name, "nan")) / unit) > 0:
-                return timedelta(seconds=seconds)
-    return None

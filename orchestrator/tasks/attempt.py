@@ -32,7 +32,7 @@ from orchestrator.db.effects import StoredFile
 from orchestrator.db.journal import FenceLost, Scope
 from orchestrator.engine.ports import Journal, LeaseLost
 from orchestrator.tasks import choosing, subtasks
-from orchestrator.tasks.circuits import AgentCircuit
+from orchestrator.tasks.circuits import AgentCircuit, laid_at_its_cause
 from orchestrator.tasks.journal import PostgresJournal
 from orchestrator.tasks.link import StepLink
 from orchestrator.tasks.sessions import PostgresSessions
@@ -120,6 +120,7 @@ class Desk:
 
     @contextmanager
     def open_workspace(self, assignment: Assignment) -> Iterator[Workspace]:
+        self._wiring.workspaces.check_disk()
         try:
             mirror, start = self._start()
             checkpoint = self.open_journal(assignment).load().checkpoint
@@ -319,7 +320,8 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
         circuit = AgentCircuit(wiring, assignment.agent_type)
         if (waits := circuit.ask()) is not None:
             return waits, None
-        verdict = _agents_word(wiring, assignment, link, desk)
+        said = _agents_word(wiring, assignment, link, desk)
+        verdict = laid_at_its_cause(wiring, claimed.step, claimed.fence, said)
         circuit.tell(verdict)
         if isinstance(verdict, Done):
             finished = desk.finish(verdict.summary)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from orchestrator.core.private_keys import PrivateKeys
 from orchestrator.core.redaction import last_word_end
 from orchestrator.db.effects import LogChunk
 from orchestrator.db.events import EventDraft
@@ -74,7 +75,8 @@ class Batch:
 
 class Backlog:
     """Filled by the agent's threads, emptied by one who writes at a time. What was taken takes room until it
-    is written: so no more than `most_notes` and `most_characters` are held at any time. `clean` redacts."""
+    is written: so no more than `most_notes` and `most_characters` are held at any time. `clean` redacts; a
+    private key may have come in any number of pieces, for minutes."""
 
     def __init__(
         self,
@@ -89,6 +91,8 @@ class Backlog:
         self._asides: list[EventDraft] = []
         self._events: list[EventDraft] = []
         self._said: list[_Said] = []
+        self._keys: dict[str, PrivateKeys] = {}
+        """By stream."""
         self._logs: list[LogChunk] = []
         """Redacted, and not written when it was tried."""
         self._held = (0, 0)
@@ -144,6 +148,8 @@ class Backlog:
         them is found in neither."""
         with self._lock:
             said = self._finished(waits)
+            if not waits:
+                said += [(stream, "") for stream, keys in self._keys.items() if keys.holds]
             if not (self._events or self._logs or said or any(self._dropped)):
                 return None
             held_back = sum(len(piece) for each in self._said for piece in each.pieces)
@@ -151,7 +157,7 @@ class Backlog:
             events, logs, dropped = [*self._asides, *self._events], self._logs, self._dropped
             self._asides, self._events, self._logs = [], [], []
             self._new, self._dropped = (0, held_back), (0, 0)
-        rows = [*logs, *(row for each in said for row in self._rows(*each))]
+        rows = [*logs, *(row for each in said for row in self._rows(*each, is_last=not waits))]
         return Batch(events, rows, notes, characters - held_back, *dropped)
 
     def _finished(self, waits: float) -> list[tuple[str, str]]:
@@ -170,8 +176,10 @@ class Backlog:
             self._said += [rest] if rest else []
         return texts
 
-    def _rows(self, stream: str, text: str) -> Iterator[LogChunk]:
-        clean = self._clean(text)
+    def _rows(self, stream: str, text: str, *, is_last: bool) -> Iterator[LogChunk]:
+        keys = self._keys.setdefault(stream, PrivateKeys())
+        text = keys.text(text)
+        clean = self._clean(text + keys.rest() if is_last else text)
         return (LogChunk(stream, clean[at : at + _ROW]) for at in range(0, len(clean), _ROW))
 
     def written(self, batch: Batch) -> None:

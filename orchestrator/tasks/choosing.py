@@ -1,7 +1,7 @@
 """Gives a claimed step its kind of agent: the one that the request names, or one by rule, with the reason.
 
 A choice holds for its attempt, wherever that goes on. After an attempt that broke it is made anew, with what
-is known by then; a worker's death is not held against an agent.
+is known by then; a worker's death and a provider's faults are not held against an agent.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NOWHERE: Final = timedelta(seconds=30)
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """What was chosen by rule for an earlier attempt; `failed`: kind → attempts that it broke."""
+    """What was chosen by rule for an earlier attempt; `failed`: kind → attempts that broke by its fault."""
 
     kind: str
     attempt: int
@@ -104,8 +104,8 @@ def _among_several(wiring: Wiring, claimed: Claimed, wanted: Wanted, before: _Be
 def _failed(connection: Connection, claimed: Claimed, before: _Before | None) -> Mapping[str, int]:
     if before is None:
         return {}
-    broke = choices.outcome(connection, claimed.step, before.attempt) == "broke"
-    return Counter(before.failed) + Counter({before.kind: int(broke)})
+    blamed = choices.is_blamed(connection, claimed.step, before.attempt)
+    return Counter(before.failed) + Counter({before.kind: int(blamed)})
 
 
 def _before(spec: Mapping[str, Any]) -> _Before | None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
 from orchestrator.bootstrap import Wiring
 from orchestrator.core.breaker import BreakerState
-from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.recovery import OF_MODELS, ErrorClass
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, Done, NeedsInput, Verdict, Waits
-from orchestrator.db import breakers, connect
+from orchestrator.db import breakers, connect, spending
 from orchestrator.db.breakers import BreakerKind, Tried
 from orchestrator.db.connect import SQLAlchemyError
+from orchestrator.db.sql import StepRef
 
 log: Final = structlog.get_logger(__name__)
 _LOOKED_AT_EVERY: Final = 1.0
@@ -56,7 +57,7 @@ class AgentCircuit:
     def tell(self, verdict: Verdict) -> None:
         """How it went. That this can't be written down changes nothing for the step."""
         match verdict:
-            case Broke(error=error) if error in _ITS_OWN:
+            case Broke(code, _, error) if error in _ITS_OWN and not code.startswith(OF_MODELS):
                 tried = Tried.FAILED
                 self.wiring.unbroken_agents.pop(self.agent_type, None)
             case Done() | NeedsInput():
@@ -79,3 +80,13 @@ class AgentCircuit:
                 )
         except SQLAlchemyError as error:
             log.warning("circuit_not_told", agent_type=self.agent_type, error=type(error).__name__)
+
+
+def laid_at_its_cause(wiring: Wiring, step: StepRef, fence: int, verdict: Verdict) -> Verdict:
+    """An agent that its provider failed in the middle of a reply says so in words of its own, or takes half a
+    reply for the whole. What the gateway saw of its last call tells whose failure that was."""
+    if not isinstance(verdict, Broke) or verdict.error is not ErrorClass.AGENT:
+        return verdict
+    with connect.at_once(wiring.engine) as direct:
+        failed = spending.was_failed_by_provider(direct, step, fence)
+    return replace(verdict, error=ErrorClass.OVERLOADED) if failed else verdict

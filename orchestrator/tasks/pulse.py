@@ -1,4 +1,8 @@
-"""A worker process's heartbeat: one thread keeps its slots and all that they carry out alive."""
+"""A worker process's heartbeat: one thread keeps its slots and all that they carry out alive.
+
+Nothing else may hold it up: what its steps say is written by a thread of its own, so is what is left on disk
+tidied up, and what needs no database is looked at where nobody waits for a Postgres that hangs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import structlog
@@ -17,7 +22,7 @@ from orchestrator.core.verdict import StopReason
 from orchestrator.db import agents, claims, interventions, waking
 from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Beat, Claimed
-from orchestrator.db.connect import SQLAlchemyError
+from orchestrator.db.connect import SQLAlchemyError, is_lost
 from orchestrator.tasks.branches import follow_rows
 from orchestrator.tasks.link import StepLink
 
@@ -25,7 +30,7 @@ log: Final = structlog.get_logger(__name__)
 _LOOK: Final = 0.5
 _OWN_END: Final = 0.8
 """Part of the lease after which a worker that hears nothing from Postgres stops on its own."""
-_CLEAN_AFTER_SWEEPS: Final = 6
+_TIDY_AFTER_SWEEPS: Final = 6
 """Looking for workspaces that nobody owns any more costs a look at the disk: not at each sweep."""
 
 
@@ -71,15 +76,23 @@ class Pulse:
         self._taken: set[int] = set()
         self._carried: dict[str, _Carried] = {}
         self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._begun = False
 
     def start(self) -> None:
         """Begins to beat; a slot is registered when it is first taken."""
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-                self._thread.start()
-                threading.Thread(target=self._watch, name="grace", daemon=True).start()
+            begun, self._begun = self._begun, True
+        if begun:
+            return
+        settings = self._wiring.settings
+        lease = settings.lease.total_seconds()
+        for name, work, seconds in (
+            ("heartbeat", self._beat, lease / 4),
+            ("grace", self._look, min(_LOOK, lease / 8)),
+            ("observations", self._keep_up, _LOOK),
+            ("tidying", self._tidy, settings.sweep_every.total_seconds() * _TIDY_AFTER_SWEEPS),
+        ):
+            threading.Thread(target=self._repeat, args=(work, seconds), name=name, daemon=True).start()
 
     def end(self) -> None:
         """The worker ends in order: its slots are released."""
@@ -141,33 +154,24 @@ class Pulse:
             if carried is not None and carried.claimed.fence == claimed.fence:
                 del self._carried[claimed.step.step_id]
 
-    def _run(self) -> None:
-        lease = self._wiring.settings.lease.total_seconds()
-        every = lease / 4
-        clean_every = self._wiring.settings.sweep_every.total_seconds() * _CLEAN_AFTER_SWEEPS
-        beaten = cleaned = time.monotonic()
-        while not self._ended.wait(min(_LOOK, every)):
+    def _repeat(self, work: Callable[[], None], seconds: float) -> None:
+        due = time.monotonic() + seconds
+        while not self._ended.wait(max(0.0, due - time.monotonic())):
+            due = time.monotonic() + seconds
             try:
-                for carried in self._all():
-                    carried.link.keep_up()
-                if time.monotonic() - beaten >= every:
-                    beaten = time.monotonic()
-                    self._beat()
-                if time.monotonic() - cleaned >= clean_every:
-                    cleaned = time.monotonic()
-                    self._clean()
-                    follow_rows(self._wiring)
+                work()
             except Exception:
-                log.exception("heartbeat_stumbled")
+                log.exception("pulse_stumbled", thread=threading.current_thread().name)
 
-    def _watch(self) -> None:
-        """A thread of its own: the one that beats may be waiting for a Postgres that hangs."""
-        every = min(_LOOK, self._wiring.settings.lease.total_seconds() / 8)
-        while not self._ended.wait(every):
-            try:
-                self._look()
-            except Exception:
-                log.exception("watch_stumbled")
+    def _keep_up(self) -> None:
+        """It may wait for a task's row, which a sibling step keeps while it merges."""
+        for carried in self._all():
+            carried.link.keep_up()
+
+    def _tidy(self) -> None:
+        """It may wait for a disk, or for a mirror that somebody fetches into."""
+        self._clean()
+        follow_rows(self._wiring)
 
     def _all(self) -> list[_Carried]:
         with self._lock:
@@ -187,37 +191,42 @@ class Pulse:
             carried.link.grace.look(now)
 
     def _beat(self) -> None:
-        lease = self._wiring.settings.lease
-        try:
-            for carried in self._all():
-                before = time.monotonic()
-                moved = carried.link.take_moved()
-                with self._wiring.engine.begin() as connection:
-                    beat = claims.heartbeat(
-                        connection,
-                        carried.claimed.step,
-                        carried.claimed.fence,
-                        lease,
-                        moved=moved,
-                        urgent=self._urgent,
-                        patience=self._wiring.settings.publish_grace,
-                    )
-                if beat is None:
-                    self._lost(carried)
-                    continue
-                carried.heard = before
-                self._acknowledge(carried, beat)
-                if beat.cancel:
-                    carried.link.stop.set(StopReason.CANCEL)
-                elif beat.exceeded:
-                    carried.link.stop.set(StopReason(beat.exceeded))
-                elif beat.pause:
-                    carried.link.stop.set(StopReason.PAUSE)
-                elif beat.urgent:
-                    carried.link.stop.set(StopReason.URGENT)
-            self._beat_for_slots()
-        except SQLAlchemyError as error:
-            log.warning("heartbeat_missed", error=type(error).__name__)
+        """A row that somebody keeps for long holds up the beat of its own step alone."""
+        beats: list[Callable[[], None]] = [partial(self._beat_for, carried) for carried in self._all()]
+        for beat in (*beats, self._beat_for_slots):
+            try:
+                beat()
+            except SQLAlchemyError as error:
+                log.warning("heartbeat_missed", error=type(error).__name__)
+                if is_lost(error):
+                    return
+
+    def _beat_for(self, carried: _Carried) -> None:
+        before = time.monotonic()
+        moved = carried.link.take_moved()
+        with self._wiring.engine.begin() as connection:
+            beat = claims.heartbeat(
+                connection,
+                carried.claimed.step,
+                carried.claimed.fence,
+                self._wiring.settings.lease,
+                moved=moved,
+                urgent=self._urgent,
+                patience=self._wiring.settings.publish_grace,
+            )
+        if beat is None:
+            self._lost(carried)
+            return
+        carried.heard = before
+        self._acknowledge(carried, beat)
+        if beat.cancel:
+            carried.link.stop.set(StopReason.CANCEL)
+        elif beat.exceeded:
+            carried.link.stop.set(StopReason(beat.exceeded))
+        elif beat.pause:
+            carried.link.stop.set(StopReason.PAUSE)
+        elif beat.urgent:
+            carried.link.stop.set(StopReason.URGENT)
 
     def _acknowledge(self, carried: _Carried, beat: Beat) -> None:
         """Once for each command, in a transaction of its own: nobody may wait for it with the lease's row."""

@@ -80,9 +80,30 @@ def run_step(task: Task[Any, Any], workplace: Workplace, arguments: Mapping[str,
 
 
 def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) -> Claimed | Refusal:
-    signature, at_once = request_signature(task), wiring.settings.max_concurrent_workflows
+    try:
+        return take(wiring, step, agent_id, request_signature(task))
+    except SQLAlchemyError as error:
+        # The row says that it is ready, so the sweep sends it again when Postgres is back.
+        log.warning("claim_impossible", step=step.step_id, error=type(error).__name__)
+        raise Ignore from None
+
+
+def take(
+    wiring: Wiring, step: StepRef, agent_id: str, signature: Mapping[str, Any] | None
+) -> Claimed | Refusal:
+    """Claims for a slot that has nothing else in hand; waits for a Postgres that is away. Raises
+    SQLAlchemyError."""
+    at_once = wiring.settings.max_concurrent_workflows
+    in_doubt = False
 
     def claim() -> Claimed | Refusal:
+        nonlocal in_doubt
+        if in_doubt:
+            with wiring.engine.begin() as connection:
+                undone = claims.take_back(connection, step, agent_id)
+            if undone is not None:
+                publish(wiring, following(step.task, undone.settled))
+        in_doubt = True
         with connect.at_once(wiring.engine) as direct:
             claimed = claims.claim(
                 direct,
@@ -92,6 +113,7 @@ def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) ->
                 signature=signature,
                 workflows_at_once=at_once,
             )
+        in_doubt = False
         if claimed is not None:
             return claimed
         with wiring.engine.begin() as connection:
@@ -107,12 +129,7 @@ def _take(task: Task[Any, Any], wiring: Wiring, step: StepRef, agent_id: str) ->
             return claim()
         return found
 
-    try:
-        return patiently(claim_or_wait, wiring.settings.lease)
-    except SQLAlchemyError as error:
-        # The row says that it is ready, so the sweep sends it again when Postgres is back.
-        log.warning("claim_impossible", step=step.step_id, error=type(error).__name__)
-        raise Ignore from None
+    return patiently(claim_or_wait, wiring.settings.lease)
 
 
 def request_signature(task: Task[Any, Any]) -> dict[str, Any]:
@@ -164,8 +181,9 @@ def _record(
     if applied is None:
         return None
     status = applied.instead or status
+    if status in TERMINAL or (isinstance(verdict, Broke) and verdict.error is ErrorClass.STORAGE):
+        desk.remove_workspace()  # also where the disk is full, since the next attempt gets one of its own
     if status in TERMINAL:
-        desk.remove_workspace()
         desk.remove_home()
     released = tuple(
         StepRef(claimed.step.tenant_id, claimed.step.task_id, claimed.step.workflow_id, step_id)

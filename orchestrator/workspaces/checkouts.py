@@ -29,13 +29,16 @@ from orchestrator.workspaces.files import Files
 from orchestrator.workspaces.git import Git
 from orchestrator.workspaces.homes import Homes
 from orchestrator.workspaces.locks import held
-from orchestrator.workspaces.mirrors import SCRATCH, Base, Mirrors
+from orchestrator.workspaces.mirrors import Base, Mirrors
 from orchestrator.workspaces.removal import remove_folder
+from orchestrator.workspaces.room import check_disk
 from orchestrator.workspaces.sandbox import Sandbox
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace
 from orchestrator.workspaces.worktree import Place, Worktree
 
 OWNER: Final = "workspace.json"
+READY: Final = "whole"
+"""Beside it there were checkouts called `ready`, which borrowed the mirror's objects: they are made anew."""
 # Left out of commits even where a project doesn't say so: made by running things, never by writing them.
 IGNORED: Final = (
     "__pycache__/", "*.pyc", ".pytest_cache/", ".mypy_cache/", ".ruff_cache/", ".hypothesis/", ".venv/",
@@ -78,6 +81,10 @@ class Workspaces:
         """Where a task starts; see `Mirrors.fetch`."""
         return self.mirrors.fetch(repository, branch, credentials=credentials, stop=stop)
 
+    def check_disk(self) -> None:
+        """Raises `WorkspaceFault` where the disk has too little left for a step to begin."""
+        check_disk(self._root.parent, self.sandbox.bounds.room)
+
     def start_commit(self, mirror: str, base: str, results: Sequence[str]) -> str:
         """Where a step starts: what it needs, merged on the task's base. Raises `MergeConflict`."""
         for commit in results:
@@ -100,11 +107,10 @@ class Workspaces:
         for commit in filter(None, (start, checkpoint)):
             self.bundles.ensure(mirror, commit)
         folder = self._root / owner.name
-        # All tasks without a repository have one mirror: to one of them it would show all the others' work.
-        place = Place(folder, self.mirrors.objects(mirror), is_alone=mirror == SCRATCH)
+        place = Place(folder, self.mirrors.objects(mirror), self.mirrors.fetched(mirror))
         again = self._claim(owner, folder)
         if not again:
-            self._make(place, git, checkpoint or start)
+            self._make(place, mirror, checkpoint or start)
         workspace = Workspace(owner, place, git, self.sandbox, start, partial(self.bundles.ensure, mirror))
         if again or checkpoint is not None:
             workspace.restore(checkpoint or start)
@@ -141,7 +147,7 @@ class Workspaces:
     def _claim(self, owner: AttemptOwner, folder: Path) -> bool:
         """Writes the record, under the lock of the sweep; whether there was a whole checkout already."""
         with held(self._root / ".lock"):
-            again = _read_owner(folder) is not None and (folder / "own" / "ready").exists()
+            again = _read_owner(folder) is not None and (folder / "own" / READY).exists()
             if folder.exists() and not again:
                 remove_folder(folder)
             folder.mkdir(exist_ok=True)
@@ -150,38 +156,43 @@ class Workspaces:
             new.rename(folder / OWNER)
         return again
 
-    def _make(self, place: Place, git: Git, commit: str) -> None:
+    def _make(self, place: Place, mirror: str, commit: str) -> None:
+        git = self.mirrors.git(mirror)
         place.tree.mkdir()
-        _make_repository(place.own, place.objects, commit)
-        _make_repository(place.seen, None if place.is_alone else place.objects, commit)
-        if place.is_alone:
-            _copy_history(git, place, commit)
+        _make_repository(place.own, place.borrowed, commit)
+        _make_repository(place.seen, tuple(filter(None, [place.fetched])), commit)
+        if place.fetched is None or not self.mirrors.origin(mirror).has(commit):
+            _copy_history(git, place, commit, self.mirrors.tips(mirror))
         Worktree(place, self.sandbox, Files(place.tree)).checkout(commit, clean=False)
         if not git.has(commit):
             raise CommitMissing(commit, f"commit {commit} vanished")
         shutil.copyfile(place.own / "index", place.seen / "index")
-        (place.own / "ready").touch()
+        (place.own / READY).touch()
 
 
-def _copy_history(git: Git, place: Place, commit: str) -> None:
-    """Git writes a pack beside its own objects, then renames it: they may be on another disk than workspaces,
-    so it is told that its own are the new ones."""
+def _copy_history(git: Git, place: Place, commit: str, without: Sequence[str]) -> None:
+    """Gives the agent's repository what `commit` reaches and the commits `without` don't.
+
+    Git writes a pack beside its own objects, then renames it: they may be on another disk than workspaces,
+    so it is told that its own are the new ones.
+    """
     objects = place.seen / "objects"
     borrowed = str(place.objects).replace("\\", "\\\\").replace('"', '\\"')
     where = {"GIT_OBJECT_DIRECTORY": str(objects), "GIT_ALTERNATE_OBJECT_DIRECTORIES": f'"{borrowed}"'}
     pack = str(objects / "pack/pack")
-    git.run("pack-objects", "-q", "--revs", pack, stdin=f"{commit}\n".encode(), environment=where)
+    wanted = "".join(f"{line}\n" for line in (commit, *(f"^{each}" for each in without)))
+    git.run("pack-objects", "-q", "--revs", pack, stdin=wanted.encode(), environment=where)
 
 
-def _make_repository(at: Path, objects: Path | None, commit: str) -> None:
-    """What `git init` would make, without starting it. `objects`: of another one, which it borrows."""
+def _make_repository(at: Path, borrowed: Sequence[Path], commit: str) -> None:
+    """What `git init` would make, without starting it. `borrowed`: other repositories' objects."""
     for folder in ("objects/info", "objects/pack", "refs/heads", "info"):
         (at / folder).mkdir(parents=True)
     (at / "config").write_text(_CONFIG)
     (at / "HEAD").write_text("ref: refs/heads/work\n")
     (at / "refs/heads/work").write_text(f"{commit}\n")
-    if objects is not None:
-        (at / "objects/info/alternates").write_text(f"{objects}\n")
+    if borrowed:
+        (at / "objects/info/alternates").write_text("".join(f"{objects}\n" for objects in borrowed))
     (at / "info/exclude").write_text("".join(f"{pattern}\n" for pattern in IGNORED))
 
 

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.private_keys import PrivateKeys
 from orchestrator.core.redaction import beginning, next_word_start
 
 TICK: Final = 0.1
@@ -34,6 +35,7 @@ class Ended(StrEnum):
     STOP = "stop"
     OUTPUT = "output limit"
     PROCESSES = "process limit"
+    ROOM = "room on the disk"
 
 
 class Kin(Protocol):
@@ -46,7 +48,8 @@ class Kin(Protocol):
 
 @dataclass(slots=True)
 class Tail:
-    """Keeps the last `limit` bytes of what was printed, and passes the first `shown` on as text."""
+    """Keeps the last `limit` bytes of what was printed, and passes the first `shown` on as text, without the
+    private keys in it: who hears of it in pieces couldn't find them, least when several commands print."""
 
     limit: int
     shown: int
@@ -55,6 +58,7 @@ class Tail:
     _kept: deque[bytes] = field(default_factory=deque)
     _size: int = 0
     _decoders: dict[str, codecs.IncrementalDecoder] = field(default_factory=dict)
+    _keys: dict[str, PrivateKeys] = field(default_factory=dict)
 
     def feed(self, stream: str, data: bytes) -> None:
         decoder = self._decoders.setdefault(stream, codecs.getincrementaldecoder("utf-8")("replace"))
@@ -67,6 +71,8 @@ class Tail:
             text = decoder.decode(data[: self.shown - before])
             if self.total > self.shown:
                 text = beginning(text, len(text) - 1) if text else text
+            text = self._keys.setdefault(stream, PrivateKeys()).text(text)
+            if self.total > self.shown:
                 text += "\n[the rest of the output is not shown live]\n"
             if text:
                 self.on_output(text)
@@ -93,10 +99,11 @@ def watch(
     stop: Stop,
     most_bytes: int,
     feed: Callable[[str, bytes], None],
+    takes_too_much: Callable[[], bool] = bool,
 ) -> Ended:
     """Reads until the end, at most `timeout` and a second or two from now; nothing of it lives on.
 
-    When `feed` raises, the command is killed, too.
+    When `feed` raises, the command is killed, too. `takes_too_much` is asked at each look: of the disk.
     """
     ended = Ended.EXIT
     try:
@@ -106,7 +113,14 @@ def watch(
                     os.set_blocking(pipe.fileno(), False)
                     selector.register(pipe, selectors.EVENT_READ, stream)
             ended = _read(
-                process, kin, selector, monotonic() + timeout.total_seconds(), stop, most_bytes, feed
+                process,
+                kin,
+                selector,
+                monotonic() + timeout.total_seconds(),
+                stop,
+                most_bytes,
+                feed,
+                takes_too_much,
             )
     finally:
         _kill(process, kin)
@@ -124,6 +138,7 @@ def _read(
     stop: Stop,
     most_bytes: int,
     feed: Callable[[str, bytes], None],
+    takes_too_much: Callable[[], bool],
 ) -> Ended:
     ended: Ended | None = None
     seen = 0
@@ -151,7 +166,14 @@ def _read(
         if ready and now - looked < TICK and seen <= most_bytes and process.poll() is None:
             continue
         looked = now
-        ended = _verdict(process, kin, late=now >= until, stopped=stop.is_hard(), flooded=seen > most_bytes)
+        ended = _verdict(
+            process,
+            kin,
+            takes_too_much,
+            late=now >= until,
+            stopped=stop.is_hard(),
+            flooded=seen > most_bytes,
+        )
         if ended is not None:
             _kill(process, kin)
             until = monotonic() + LINGER
@@ -159,7 +181,13 @@ def _read(
 
 
 def _verdict(
-    process: subprocess.Popen[bytes], kin: Kin, *, late: bool, stopped: bool, flooded: bool
+    process: subprocess.Popen[bytes],
+    kin: Kin,
+    takes_too_much: Callable[[], bool],
+    *,
+    late: bool,
+    stopped: bool,
+    flooded: bool,
 ) -> Ended | None:
     if flooded:
         return Ended.OUTPUT
@@ -169,7 +197,9 @@ def _verdict(
         return Ended.STOP
     if late:
         return Ended.TIMEOUT
-    return Ended.PROCESSES if kin.too_many() else None
+    if kin.too_many():
+        return Ended.PROCESSES
+    return Ended.ROOM if takes_too_much() else None
 
 
 def _kill(process: subprocess.Popen[bytes], kin: Kin) -> None:

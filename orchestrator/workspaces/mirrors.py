@@ -1,10 +1,13 @@
 """One bare mirror for each repository, shared by all workspaces of this machine.
 
-    refs/fetched/…, remotes/…      what the repository had when we last looked
     refs/heads/agent/<task id>     the branches that tasks build; core.task_id spells the id
-    refs/keep/<sha>                starts, results and checkpoints that something may still need
+    refs/keep/<sha>                bases, starts, results and checkpoints that something may still need
+    origin/                        a repository of its own, whose objects the mirror borrows:
+        refs/fetched/…, remotes/…  what the repository had when we last looked
 
-Nothing is ever collected as garbage here: a checkout reads the mirror's objects for as long as it lives.
+An agent's commands see what lies in `origin`, and of the rest what their own step builds on: of other tasks'
+branches nothing. Nothing is ever collected as garbage here: a checkout reads these objects for as long as it
+lives. Mirrors of before had all in one; theirs is parted from what is fetched next.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from orchestrator.workspaces.locks import held
 from orchestrator.workspaces.remotes import Reach, Route
 
 SCRATCH: Final = "scratch"
+ORIGIN: Final = "origin"
 AGENT_BRANCHES: Final = f"refs/heads/{task_ids.BRANCHES}"
 EMPTY_TREE: Final = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 FETCH_TIMEOUT: Final = timedelta(minutes=30)
@@ -36,6 +40,7 @@ ASK_TIMEOUT: Final = timedelta(minutes=1)
 _BRANCH: Final = re.compile(
     r"(?!-)(?!.*(?:\.\.|@\{|//|\.lock(?:/|$)))[^\x00-\x20\x7f~^:?*\[\\]{1,244}(?<![/.])"
 )
+_PAST: Final = ("refs/fetched/", "refs/remotes/")
 _FOR_EVER: Final = (
     "not appear to be a git repository", "Repository not found", "Authentication failed", "Permission denied",
     "could not read Username", "The requested URL returned error: 40", "does not exist",
@@ -71,8 +76,23 @@ class Mirrors:
     def git(self, mirror: str) -> Git:
         return Git(self._root / f"{mirror}.git", self.reach.environment)
 
+    def origin(self, mirror: str) -> Git:
+        """What was fetched, and nothing else."""
+        return Git(self._root / f"{mirror}.git" / ORIGIN, self.reach.environment)
+
     def objects(self, mirror: str) -> Path:
         return self._root / f"{mirror}.git" / "objects"
+
+    def fetched(self, mirror: str) -> Path | None:
+        """The objects that were fetched; None: a mirror of before, into which nothing was fetched since."""
+        found = self.origin(mirror).directory / "objects"
+        return found if found.is_dir() else None
+
+    def tips(self, mirror: str) -> list[str]:
+        """Ids that reach all that was fetched and is still in use there."""
+        if self.fetched(mirror) is None:
+            return []
+        return self.origin(mirror).text("for-each-ref", "--format=%(objectname)").split()
 
     def fetch(
         self,
@@ -92,7 +112,9 @@ class Mirrors:
         url = self.reach.checked(repository)
         route, mirror = self.reach.route(url, credentials), _name(url)
         if branch is not None and SHA.fullmatch(branch):
-            return Base(self._with(route, mirror, branch, stop), branch, None)
+            self._with(route, mirror, branch, stop)
+            self._keep_base(mirror, branch)
+            return Base(mirror, branch, None)
         source, commit = self._ask(route, mirror, branch, stop)
         if commit is None:
             return self._empty(mirror, source)
@@ -103,7 +125,9 @@ class Mirrors:
             if commit is None:
                 raise
             self._with(route, mirror, commit, stop, source)
-        return Base(mirror, self.git(mirror).text("rev-parse", f"{commit}^{{commit}}"), _short(source))
+        base = self.git(mirror).text("rev-parse", f"{commit}^{{commit}}")
+        self._keep_base(mirror, base)
+        return Base(mirror, base, _short(source))
 
     def prepare(
         self,
@@ -119,10 +143,13 @@ class Mirrors:
         url = self.reach.checked(repository)
         mirror = _name(url)
         if (self._root / f"{mirror}.git").is_dir() and self.git(mirror).has(commit):
+            self._keep_base(mirror, commit)
             return mirror
         if self._empty(mirror, None).commit == commit:
             return mirror
-        return self._with(self.reach.route(url, credentials), mirror, commit, stop)
+        self._with(self.reach.route(url, credentials), mirror, commit, stop)
+        self._keep_base(mirror, commit)
+        return mirror
 
     def remote_ref(
         self,
@@ -140,6 +167,11 @@ class Mirrors:
     def keep(self, mirror: str, commit: str) -> None:
         """A ref of its own, so that the commit can be bundled and is never lost."""
         self.git(mirror).run("update-ref", f"refs/keep/{commit}", commit)
+
+    def _keep_base(self, mirror: str, commit: str) -> None:
+        """Bundles are taken over only on top of what a reference of the mirror itself reaches."""
+        if not (self.git(mirror).directory / "refs/keep" / commit).exists():
+            self.keep(mirror, commit)
 
     def built(self) -> list[Built]:
         """Every branch of a task, in every mirror of this machine."""
@@ -193,24 +225,25 @@ class Mirrors:
 
     def _with(
         self, route: Route, mirror: str, commit: str, stop: Stop | None, source: str | None = None
-    ) -> str:
-        """Fetches unless the commit is here. Packs arrive whole (`unpackLimit`), so one here is complete."""
-        git = self.git(mirror)
-        if git.directory.is_dir() and git.has(commit):
-            return mirror
+    ) -> None:
+        """Fetches unless the commit was. Packs arrive whole (`unpackLimit`), so one here is complete."""
+        git, origin = self.git(mirror), self.origin(mirror)
+        if self._is_parted(git.directory) and origin.has(commit):
+            return
         with held(self._root / f"{mirror}.lock", stop):
             if git.directory.is_dir():
-                if not git.has(commit):
+                self._part(mirror)
+                if not origin.has(commit):
                     self._clear_locks(git.directory)
+                    self._clear_locks(origin.directory)
                     self._fetch(route, mirror, commit, source, stop)
             else:
                 new = f"{mirror}.new"
                 self._make(new)
                 self._fetch(route, new, commit, source, stop)
                 (self._root / f"{new}.git").rename(git.directory)
-        if not git.has(commit):
+        if not origin.has(commit):
             raise CommitMissing(commit, f"{route.shown} doesn't hold commit {commit} any more")
-        return mirror
 
     def _fetch(self, route: Route, mirror: str, commit: str, source: str | None, stop: Stop | None) -> None:
         words = ("fetch", "--quiet", "--no-write-fetch-head", "--no-auto-gc", "--force", "--prune")
@@ -220,7 +253,7 @@ class Mirrors:
             wanted = (f"+{source}:refs/fetched/{hashlib.sha256(source.encode()).hexdigest()[:16]}",)
         try:
             self._talk(route, mirror, words, wanted, FETCH_TIMEOUT, stop)
-            if source is None and not self.git(mirror).has(commit):
+            if source is None and not self.origin(mirror).has(commit):
                 self._talk(route, mirror, words, (f"{commit}:refs/keep/{commit}",), FETCH_TIMEOUT, stop)
         except RepositoryUnreachable as error:
             if "not our ref" in error.message or "unadvertised object" in error.message:
@@ -237,7 +270,7 @@ class Mirrors:
         stop: Stop | None,
     ) -> Output:
         try:
-            return self.git(mirror).run(
+            return self.origin(mirror).run(
                 *words,
                 *filter(None, route.program[:1]),
                 "--",
@@ -273,9 +306,58 @@ class Mirrors:
         at = self._root / f"{mirror}.git"
         if at.exists():
             shutil.rmtree(at)
-        at.mkdir(parents=True)
-        self.git(mirror).run("init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(at))
+        self._initialise(at)
+        self._part(mirror)
+
+    def _initialise(self, at: Path) -> None:
+        at.mkdir(parents=True, exist_ok=True)
+        Git(at, self.reach.environment).run(
+            "init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(at)
+        )
         (at / "info").mkdir(exist_ok=True)
+
+    def _is_parted(self, at: Path) -> bool:
+        return (at / ORIGIN).is_dir() and (at / "objects/info/alternates").exists()
+
+    def _part(self, mirror: str) -> None:
+        """Under the mirror's lock: gives it the repository that is fetched into, if it has none yet."""
+        at = self._root / f"{mirror}.git"
+        if self._is_parted(at):
+            return
+        if not (at / ORIGIN).is_dir():
+            new = at / f"{ORIGIN}.new"
+            if new.exists():
+                shutil.rmtree(new)
+            self._initialise(new)
+            self._bring_over(at, new)
+            new.rename(at / ORIGIN)
+        written = at / "objects/info/alternates.new"
+        written.parent.mkdir(exist_ok=True)
+        written.write_text(f"../{ORIGIN}/objects\n")
+        written.rename(at / "objects/info/alternates")
+
+    def _bring_over(self, mirror: Path, origin: Path) -> None:
+        """What a mirror of before had fetched, so that all of it need not come once more. If that fails, it
+        does."""
+        past = Git(mirror, self.reach.environment)
+        if not past.text("for-each-ref", "--count=1", *_PAST):
+            return
+        with contextlib.suppress(GitError):
+            Git(origin, self.reach.environment).run(
+                *(
+                    "fetch",
+                    "--quiet",
+                    "--no-write-fetch-head",
+                    "--no-auto-gc",
+                    "--no-tags",
+                    "--",
+                    str(mirror),
+                ),
+                *(f"+{refs}*:{refs}*" for refs in _PAST),
+                settings=("fetch.unpackLimit=1",),
+                environment={"GIT_ALLOW_PROTOCOL": "file"},
+                timeout=FETCH_TIMEOUT,
+            )
 
     def _clear_locks(self, at: Path) -> None:
         """Locks on these refs are taken under our own lock alone, so here they are a killed process's."""

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic_ns
@@ -24,6 +24,7 @@ from orchestrator.workspaces.commands import Ended, Tail, watch
 from orchestrator.workspaces.errors import GitError, SandboxUnavailable
 from orchestrator.workspaces.kin import Kindred, end_orphans, threads_of_machine
 from orchestrator.workspaces.programs import RUN_MARK, Mount, Program, Running, arguments_file
+from orchestrator.workspaces.room import RoomBounds
 
 ISOLATION: Final = (
     "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session",
@@ -82,6 +83,8 @@ class Bounds:
     """How much of the output is passed on while it runs."""
     kept_bytes: int = 64 * 1024
     """How much of the output's end the result keeps."""
+    room: RoomBounds = field(default_factory=RoomBounds)
+    """What all commands of an attempt together may leave on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +152,10 @@ class Sandbox:
         on_output: Callable[[str], None],
         stop: Stop,
         shown_bytes: int | None = None,
+        takes_too_much: Callable[[], bool] = bool,
     ) -> Ran:
         """For what people and models watch: text in pieces, `shown_bytes` of it (None: as bounded), the end
-        of it kept."""
+        of it kept. It is killed once `takes_too_much`, which is asked ten times a second."""
         tail = Tail(self.bounds.kept_bytes, shown_bytes or self.bounds.shown_bytes, on_output)
         code, ended = self._go(
             words,
@@ -162,6 +166,7 @@ class Sandbox:
             stdout=subprocess.PIPE,
             stop=stop,
             tail=tail,
+            takes_too_much=takes_too_much,
         )
         return Ran(code if ended is Ended.EXIT else None, tail.text, tail.truncated, ended)
 
@@ -252,6 +257,7 @@ class Sandbox:
         stdout: int | IO[bytes],
         stop: Stop,
         tail: Tail,
+        takes_too_much: Callable[[], bool] = bool,
     ) -> tuple[int, Ended]:
         """Runs it to its end: the exit code as a shell would say it, and why it ended."""
         group = self._group()
@@ -283,6 +289,7 @@ class Sandbox:
                     stop=stop,
                     most_bytes=self.bounds.output_bytes,
                     feed=tail.feed,
+                    takes_too_much=takes_too_much,
                 )
         finally:
             if group is not None:

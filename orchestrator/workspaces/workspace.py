@@ -15,7 +15,13 @@ from typing import Final
 from orchestrator.core.assignment import Stop
 from orchestrator.core.redaction import beginning
 from orchestrator.core.task_id import spelled
-from orchestrator.core.workspace import BackgroundOutput, CommandResult, Match, WorkspaceRefusal
+from orchestrator.core.workspace import (
+    BackgroundOutput,
+    CommandResult,
+    Match,
+    WorkspaceFault,
+    WorkspaceRefusal,
+)
 from orchestrator.workspaces.background import Background
 from orchestrator.workspaces.commands import Ended
 from orchestrator.workspaces.errors import GitError, MergeConflict, TreeRefused
@@ -23,6 +29,7 @@ from orchestrator.workspaces.files import Files
 from orchestrator.workspaces.git import Git
 from orchestrator.workspaces.integrate import compose, merged_tree
 from orchestrator.workspaces.programs import Mount, Program, Running
+from orchestrator.workspaces.room import Room
 from orchestrator.workspaces.sandbox import Ran, Sandbox
 from orchestrator.workspaces.worktree import MAX_CHANGES, Place, Worktree
 
@@ -86,6 +93,7 @@ class Workspace:
         self._worktree = Worktree(place, sandbox, self._files)
         self._background = Background()
         self._served: list[Running] = []
+        self._room = Room([at.source for at in place.agent_mounts() if at.writable], sandbox.bounds.room)
         self._last = git.commit(start)
 
     @property
@@ -236,8 +244,16 @@ class Workspace:
         stop: Stop,
         shown_bytes: int | None = None,
     ) -> Ran:
+        found: list[WorkspaceFault] = []
+
+        def takes_too_much() -> bool:
+            found.extend(filter(None, [self.takes_too_much()]))
+            return bool(found)
+
+        if takes_too_much():
+            raise found[0]
         shell = next((at for at in ("/bin/bash", "/usr/bin/bash") if Path(at).exists()), "/bin/sh")
-        return self._sandbox.run(
+        ran = self._sandbox.run(
             [shell, "-c", command],
             mounts=self._place.agent_mounts(),
             folder=self.visible_path,
@@ -245,7 +261,20 @@ class Workspace:
             on_output=on_output,
             stop=stop,
             shown_bytes=shown_bytes,
+            takes_too_much=takes_too_much,
         )
+        if ran.ended is Ended.ROOM:
+            raise found[0]
+        return ran
+
+    def count_in(self, folder: Path) -> None:
+        """What is written there counts as these files do: an agent's HOME."""
+        self._room.cover(folder)
+
+    def takes_too_much(self) -> WorkspaceFault | None:
+        """Why what runs over these files must end now: they take too much of the disk, or it is full. To be
+        asked several times a second while a program runs."""
+        return self._room.fault()
 
     def launch(self, program: Program) -> Running:
         """A program over these files, with what it mounts besides; the caller ends it."""
@@ -326,6 +355,7 @@ class Workspace:
 
     def _taken(self) -> str:
         """Brings the tree's objects to the mirror, checked; its id. Raises TreeRefused."""
+        self._room.check_size()
         try:
             with self._worktree.snapshot(self._last.sha, self._last.tree) as (tree, pack):
                 if pack is not None:

@@ -65,10 +65,10 @@ class Place:
 
     folder: Path
     objects: Path
-    """The mirror's objects, which both repositories borrow."""
-    is_alone: bool = False
-    """Whether the mirror holds what is none of this step's business: the agent's repository then has objects
-    of its own, and its commands don't see the mirror's."""
+    """The mirror's objects, which our repository borrows."""
+    fetched: Path | None
+    """What the task's own repository has, which the agent's borrows, too. What else it needs it holds itself:
+    the mirror holds other tasks' work, and its commands don't see that."""
 
     @property
     def tree(self) -> Path:
@@ -83,9 +83,14 @@ class Place:
         """The agent's repository."""
         return self.folder / "git"
 
+    @property
+    def borrowed(self) -> tuple[Path, ...]:
+        """Objects that our repository reads."""
+        return (self.objects, *filter(None, [self.fetched]))
+
     def agent_mounts(self) -> tuple[Mount, ...]:
         config = self.seen / "config"
-        borrowed = () if self.is_alone else (Mount(self.objects, str(self.objects)),)
+        borrowed = () if self.fetched is None else (Mount(self.fetched, str(self.fetched)),)
         return (
             Mount(self.tree, "/workspace", writable=True),
             Mount(self.seen, "/git", writable=True),
@@ -240,7 +245,7 @@ class Worktree:
         }
         return self._sandbox.pipe(
             words,
-            mounts=(tree, self._own, Mount(self._place.objects, str(self._place.objects))),
+            mounts=(tree, self._own, *(Mount(at, str(at)) for at in self._place.borrowed)),
             folder=top,
             environment={
                 **ISOLATION,

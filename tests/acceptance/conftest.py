@@ -12,12 +12,7 @@ from orchestrator.local import ports
 from tests.acceptance.running import Doors, recorded, up
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever starts a stack of its own comes before the shared one, which runs until the session ends."""
-    items.sort(key=lambda item: "doors" in getattr(item, "fixturenames", ()))
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     """Leases and sweeps are short, so that a test sees the recovery that a user would wait a minute for."""
     port = str(ports.choose(0))

@@ -106,7 +106,11 @@ class Report:
 def run(seed: int, steps: int, *, fence: bool = True, keep_logs: Path | None = None) -> Report:
     """One run in an installation of its own."""
     began = time.monotonic()
-    with installed(**PROFILE) as here, small_disk(here.data) as small, ways(here.ports, PROCESSES) as found:
+    with (
+        installed(synced=False, **PROFILE) as here,
+        small_disk(here.data) as small,
+        ways(here.ports, PROCESSES) as found,
+    ):
         try:
             report = _run(here, seed, steps, found, small=small, fence=fence)
         finally:

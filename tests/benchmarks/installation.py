@@ -28,10 +28,13 @@ from orchestrator.local.supervisor import Supervisor
 from orchestrator.queues.names import Lane
 from orchestrator.queues.settings import WORKER_ENVIRONMENT
 from orchestrator.queues.topology import topology
+from tests.servers import no_sync
 
 REPOSITORY: Final = Path(__file__).parent.parent.parent
 WORKER_APP: Final = "tests.benchmarks.worker"
 LANES: Final = tuple(lane for lane in Lane if lane is not Lane.SYSTEM)
+SYNCED = True
+"""Postgres as users have it is what gets measured; a test that asks only whether it does can do without."""
 _OURS: Final = (
     "ORCHESTRATOR_",
     "DATABASE_URL",
@@ -211,11 +214,14 @@ def _parent(pid: int) -> int | None:
 
 
 @contextmanager
-def installed(**settings: str) -> Iterator[Installation]:
-    """An installation with an empty, migrated database. `settings` are ORCHESTRATOR_… without that prefix."""
+def installed(*, synced: bool | None = None, **settings: str) -> Iterator[Installation]:
+    """An installation with an empty, migrated database. `settings` are ORCHESTRATOR_… without that prefix.
+    `synced`: SYNCED, unless something else is wanted."""
     folder = Path(tempfile.mkdtemp(prefix="orchestrator-bench-"))
     quiet = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(_OURS)}
     cluster = postgres.prepare(folder / "postgres", secrets.token_urlsafe(16), say=_to_stderr)
+    if not (SYNCED if synced is None else synced):
+        no_sync(cluster)
     server = redis.Server(redis.program(), folder / "redis", secrets.token_urlsafe(16))
     found = {"postgres": ports.choose(0), "redis": ports.choose(0)}
     supervisor = Supervisor(folder, say=_to_stderr)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +24,8 @@ from orchestrator.queues.settings import WORKER_ENVIRONMENT
 from orchestrator.tasks.publish import perform
 from orchestrator.tasks.registry import Registered, register
 from orchestrator.tasks.sweep import Swept, run_sweep
+from tests.integration import forking
+from tests.integration.forking import Forked
 from tests.integration.harness import FOLDER, Notes
 from tests.integration.ledger import Ledger, opened
 
@@ -141,7 +141,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    process: subprocess.Popen[bytes]
+    process: Forked
     log: Path
     name: str
 
@@ -162,16 +162,15 @@ def worker(
     name = f"agent-{uuid4().hex[:8]}@test"
     log = stack.folder / f"{name}.log"
     wanted = queues or ",".join(stack.wiring.topology.consumed(Lane))
-    command = [
-        *(sys.executable, "-m", "tests.integration.celery_worker", app, "--hostname", name),
-        *("--queues", wanted, "--pool", pool, "--concurrency", str(slots), "--loglevel", "INFO"),
+    words = [
+        *(app, "--hostname", name, "--queues", wanted),
+        *("--pool", pool, "--concurrency", str(slots), "--loglevel", "INFO"),
     ]
-    environment = {**os.environ, **WORKER_ENVIRONMENT, **stack.environment}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=output, stderr=output)
+    log.touch()
+    process = forking.start(words, {**os.environ, **WORKER_ENVIRONMENT, **stack.environment}, log)
     found = WorkerProcess(process, log, name)
     try:
-        until(lambda: b" ready." in log.read_bytes() or process.poll() is not None, "the worker")
+        until(lambda: " ready." in found.text() or process.poll() is not None, "the worker")
         assert process.poll() is None, found.text()
         yield found
     finally:

@@ -6,15 +6,20 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.agents import agentapi
 from orchestrator.agents.agentapi import AgentApi
+from orchestrator.core.assignment import Assignment
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, Done, StopReason, Verdict, Waits, Yielded
+from orchestrator.core.workspace import WorkspaceFault
+from orchestrator.workspaces.workspace import Workspace
 from tests.agent_world import AgentWorld
 from tests.agentapi_server import Agent, AgentApiServer, agentapi_server
 from tests.engine_world import Wire
@@ -59,6 +64,7 @@ def test_it_works_in_the_folder_that_it_is_given(tmp_path: Path) -> None:
         assert "a + b" in found.inner.file("sums.py")
         assert len([one for one in served.messages if one["role"] == "user"]) == 1
         assert any(kind == "text" for kind, _ in found.inner.wire.notes)
+        assert found.inner.sessions.load().session.elapsed > timedelta(0), "its wall time is limited"
 
 
 def test_a_key_for_what_stands_before_it_is_shown(tmp_path: Path) -> None:
@@ -86,6 +92,48 @@ def test_an_agent_that_works_for_somebody_else_is_waited_for(tmp_path: Path) -> 
         assert "busy" in str(verdict.detail)
         served.become("stable")
         assert isinstance(found.work(), Done)
+
+
+class Fleeting:
+    """A workspace of which a file goes while it is first read for a checkpoint."""
+
+    def __init__(self, inner: Workspace) -> None:
+        self._inner = inner
+        self.missed = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def checkpoint(self, label: str) -> str | None:
+        if self.missed.is_set():
+            return self._inner.checkpoint(label)
+        self.missed.set()
+        raise WorkspaceFault("workspace-git", "a file has just gone")
+
+
+def test_a_checkpoint_that_is_missed_while_the_agent_writes_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agentapi, "CHECKPOINT_SECONDS", 0.0)
+    opened: list[Fleeting] = []
+
+    def patient(message: str, say: Say) -> None:
+        assert opened[0].missed.wait(30)
+        fixer(message, say)
+
+    with world(tmp_path, patient) as (found, _):
+        open_plain = found.inner._workspace
+
+        @contextmanager
+        def open_fleeting(assignment: Assignment) -> Iterator[Any]:
+            with open_plain(assignment) as workspace:
+                opened.append(Fleeting(workspace))
+                yield opened[0]
+
+        found.inner._workspace = open_fleeting  # type: ignore[method-assign]
+        verdict = found.work()
+        assert isinstance(verdict, Done), verdict
+        assert any("A checkpoint was missed" in text for _, text in found.inner.wire.logs)
 
 
 class Killed(BaseException):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.agents import programs
 from orchestrator.agents.conformance import scenarios
 from orchestrator.agents.conformance.scenarios import SCENARIOS
 from orchestrator.agents.types import AGENT_TYPES
@@ -14,6 +15,7 @@ from orchestrator.core.errors import Refused, Unavailable
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Ask, Broke, NeedsInput
 from tests.agents_installed import installed
+from tests.readme import ROOT, blocks
 
 MODELS = {
     "claude-code": "claude-sonnet-4-6",
@@ -33,6 +35,28 @@ def test_it_does_what_each_must_and_says_what_it_cannot(name: str) -> None:
     lacking = {one.name for one in SCENARIOS if one.needs - AGENT_TYPES[name].capabilities}
     assert {one.scenario for one in told if one.state == "skipped"} == lacking
     assert len(told) == len(SCENARIOS)
+
+
+def test_the_how_to_s_example_of_an_agent_of_one_s_own_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("goose")
+    (example,) = blocks("python", ROOT / "docs/how-to/agents.md")
+    here = example.replace("~/.cache/orchestrator/agents", str(programs.default_root()))
+    (tmp_path / "my_agent.py").write_text(here)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    some = {
+        "fixes a bug; its calls of the model are seen",
+        "asks a person, ends, and goes on with the answer",
+    }
+    monkeypatch.setattr(scenarios, "SCENARIOS", [one for one in SCENARIOS if one.name in some])
+    told: list[conformance.Outcome] = []
+    conformance.run("my_agent:make", MODELS["goose"], told.append)
+    assert [(one.state, one.detail) for one in told] == [
+        ("passed", ""),
+        ("skipped", "it can't do: questions"),
+    ]
 
 
 def test_a_program_that_is_not_there_is_said_once_with_the_way_to_get_it(

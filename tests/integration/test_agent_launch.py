@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.agents import door
+from orchestrator.agents.door import Door
 from orchestrator.agents.launch import Confines, Enclosure, enclosed
 from orchestrator.core.assignment import ModelAccess
 from orchestrator.core.workspace import WorkspaceFault
@@ -244,6 +246,18 @@ def test_why_the_gateway_refused_is_read_at_the_door_and_a_body_can_not_pass_for
     assert (refusal.status, refusal.code) == (402, "budget-exhausted")
     assert refusal.retry_after is not None
     assert refusal.retry_after.total_seconds() == 7
+
+
+def test_a_gateway_that_never_shakes_hands_holds_no_connection_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(door, "CONNECT_SECONDS", 0.3)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        Door(f"https://127.0.0.1:{silent.getsockname()[1]}", None) as opened,
+        socket.create_connection(("127.0.0.1", opened.port), timeout=60) as agents,
+    ):
+        assert agents.recv(1) == b""
 
 
 def test_exit_codes_and_input_pass_through(enclosure: Enclosure) -> None:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from orchestrator.agents.launch import Confines, Enclosure
 from orchestrator.agents.programs import Program
 from orchestrator.core.assignment import Assignment, Limits, Stop
 from orchestrator.core.verdict import Broke, Done, StopReason, Verdict, Yielded
+from orchestrator.workspaces.room import RoomBounds
 from tests.agent_world import AgentWorld
 from tests.agents_installed import with_claude
 from tests.integration.repositories import installation, without_bubblewrap
@@ -228,6 +229,16 @@ def test_a_program_that_closes_its_output_and_lives_on_is_ended(
     found = make(speaks, "closes its output", plain=plain)
     verdict = found.work()
     assert (verdict.code if isinstance(verdict, Broke) else DONE) == code, verdict
+    assert found.world.left() == []
+
+
+def test_a_program_that_fills_the_disk_is_ended(make: Make) -> None:
+    found = make("acp", "files without end")
+    sandbox = found.world.workspaces.sandbox
+    sandbox.bounds = replace(sandbox.bounds, room=RoomBounds(bytes=20_000_000))
+    verdict = found.work()
+    assert isinstance(verdict, Broke), verdict
+    assert verdict.code == "workspace-too-large"
     assert found.world.left() == []
 
 

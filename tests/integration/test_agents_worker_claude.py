@@ -60,3 +60,19 @@ def test_claude_code_asks_and_is_killed_and_goes_on_in_its_session(stack: Stack,
         assert "return a + b" in at.result()
         sessions = at.stack.ledger.rows("SELECT DISTINCT session FROM transcripts")
         assert len(sessions) == 1
+
+
+def test_a_reply_that_its_provider_breaks_off_is_not_held_against_claude_code(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """It says that it failed itself; the gateway saw how its last call ended."""
+    installed("claude-code")
+    broken = {**fixing(), "faults": [{"kind": "error-event", "times": 2}]}
+    with site("claude-code", stack, tmp_path, broken) as at, at.worker() as process:
+        at.submit()
+        at.stack.healed(lambda: at.stack.ledger.row("t")["finished_at"], "the end")
+        assert at.stack.ledger.row("t")["status"] == "completed", process.text()
+        first, *_ = at.stack.ledger.rows("SELECT outcome, error FROM attempts ORDER BY number")
+        assert (first["outcome"], first["error"]["code"]) == ("broke", "agent-failed")
+        assert first["error"]["class"] == "overloaded"
+        assert at.stack.ledger.rows("SELECT kind FROM breakers") == [{"kind": "provider"}]

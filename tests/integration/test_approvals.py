@@ -20,7 +20,7 @@ from orchestrator.engine.tools import toolbox
 from orchestrator.engine.tools.policy import ToolPolicy
 from orchestrator.engine.web import HostPolicy
 from orchestrator.tasks.attempt import _approvals
-from tests.integration.ledger import TENANT, Ledger
+from tests.integration.ledger import TENANT, Ledger, step
 
 DIGEST = "ab" * 32
 ASKS = {
@@ -158,6 +158,11 @@ BUDGET = {"budget": {"max_cost_usd": "5", "max_tokens": 1000}}
             "Raised to $10.00, 5,000 tokens",
         ),
         ({"max_tokens": 2000}, {"max_cost_usd": "5", "max_tokens": 2000}, "Raised to 2,000 tokens"),
+        (
+            "1,000, 2,500 tokens",
+            {"max_cost_usd": "1000", "max_tokens": 2500},
+            "Raised to $1000.00, 2,500 tokens",
+        ),
         ({"text": "6 dollars"}, {"max_cost_usd": "6", "max_tokens": 1000}, "Raised to $6.00"),
     ],
 )
@@ -185,12 +190,52 @@ def test_a_raise_binds_from_the_same_transaction_on(
         ({"max_tokens": 1000}, "not more than the 1000"),
         ({"max_tokens": "many"}, "max_tokens"),
         ("NaN", "no amount"),
+        ("€10", "'€10' is no amount"),
+        ("7,50", "'7,50' is no amount"),
+        ("7 USD, 8 USD", "says max_cost_usd twice"),
+        ({"max_cost_usd": None}, "has no amount"),
     ],
 )
 def test_what_raises_nothing_is_refused(ledger: Ledger, given: Any, says: str) -> None:
     asking(ledger, WaitingOn.BUDGET, **BUDGET)
     assert says in refused(ledger, given)
     assert ledger.row()["budget"] == BUDGET["budget"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("6", "max_cost_usd 6 is not more than the 6.25"),
+        ("6.25", "not more than the 6.25"),
+        ("10 USD, 1500 tokens", "max_tokens 1500 is not more than the 1500 that are spent already"),
+    ],
+)
+def test_a_raise_to_no_more_than_is_spent_is_refused(ledger: Ledger, given: str, says: str) -> None:
+    """Calls in flight may spend more than the bound; below that a raise would only ask again."""
+    asking(ledger, WaitingOn.BUDGET, **BUDGET)
+    ledger.run(
+        "INSERT INTO budgets (tenant_id, root_id, spent_usd, spent_tokens, calls)"
+        " VALUES (:tenant, 't', 6.25, 1500, 2)",
+        tenant=TENANT,
+    )
+    assert says in refused(ledger, given)
+    assert ledger.row()["budget"] == BUDGET["budget"]
+    assert say(ledger, "6.26") == "Raised to $6.26"
+
+
+def test_two_steps_that_ask_for_the_same_budget_go_on_by_the_same_answer(ledger: Ledger) -> None:
+    refs = ledger.task("t", step("a"), step("b"), **BUDGET)
+    for ref in refs.values():
+        claimed = ledger.take(ref)
+        ledger.do(lambda c, at=claimed: effects.ask(c, at.step, at.fence, ASKS[WaitingOn.BUDGET]))
+    first, second = (ledger.question(ref)["id"] for ref in refs.values())
+    assert say(ledger, "10", first) == "Raised to $10.00"
+    with pytest.raises(Refused, match="9 is not more than the 10"):
+        say(ledger, "9", second)
+    assert say(ledger, "10", second) == "Raised to $10.00"
+    assert ledger.row()["budget"]["max_cost_usd"] == "10"
+    assert ledger.row()["open_questions"] == 0
+    ledger.assert_consistent()
 
 
 @pytest.mark.parametrize("given", ["Stop", "stop", {"choice": 2}])

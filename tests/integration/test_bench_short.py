@@ -11,6 +11,7 @@ from tests.benchmarks import (
     bench,
     gateway,
     growth,
+    installation,
     latency,
     makespan,
     parked,
@@ -21,6 +22,11 @@ from tests.benchmarks import (
 )
 
 pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "SYNCED", False)
 
 
 def test_durable_and_bare_workflows_both_end_and_are_compared() -> None:

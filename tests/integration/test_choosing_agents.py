@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
+from orchestrator.db import choices, transitions
 from tests.agents_ready import KEYLESS, NAMED
+from tests.integration.ledger import TENANT, Ledger
 from tests.integration.stack import Stack, until, worker
 
+NOW = timedelta(0)
 ONE = {"description": "Something", "steps": [{"id": "a", "description": "Do it"}]}
 
 
@@ -82,6 +86,37 @@ def test_after_an_attempt_that_broke_another_agent_is_given_the_step(stack: Stac
     choice = row["spec"]["agent_choice"]
     assert choice["failed"] == {"engine": 1}
     assert "failed here once" in choice["reason"]
+
+
+WHOSE = {
+    ("agent", "agent-failed"): True,
+    ("internal", "agent-crashed"): True,
+    ("limit", "limit-turns"): True,
+    ("dependency", "agent-program-missing"): True,
+    ("overloaded", "model-overloaded"): False,
+    ("overloaded", "agent-failed"): False,
+    ("rate_limit", "model-rate-limited"): False,
+    ("network", "gateway-unready"): False,
+    ("timeout", "provider-timeout"): False,
+    ("auth", "model-unauthorized"): False,
+    ("agent", "model-repeated-call"): False,
+    ("storage", "artifact-store-away"): False,
+    (None, "deadline-exceeded"): False,
+}
+"""The class and code of a failure, and whether it speaks against the kind of agent that met it."""
+
+
+def test_an_agent_is_held_to_its_own_failures_and_to_no_provider_s(ledger: Ledger) -> None:
+    for number, ((error, code), blamed) in enumerate(WHOSE.items()):
+        ref = ledger.task(f"t{number}")["work"]
+        told = {"code": code, "message": "x", **({"class": error} if error else {})}
+        first = ledger.take(ref)
+        ledger.do(lambda c, at=first, told=told: transitions.retry_later(c, at.step, at.fence, told, NOW))
+        assert ledger.do(lambda c, at=first: choices.is_blamed(c, at.step, 1)) is blamed, code
+        second = ledger.take(ref)
+        ledger.do(lambda c, at=second, told=told: transitions.fail(c, at.step, at.fence, told))
+    (known,) = ledger.do(lambda c: choices.known(c, TENANT)).values()
+    assert (known["completed"], known["failed"]) == (0, sum(WHOSE.values()))
 
 
 def test_the_default_agent_is_told_with_other_news_without_a_row_of_its_own(stack: Stack) -> None:

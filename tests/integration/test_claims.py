@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from threading import Barrier
+from typing import Any
 
+import psycopg2
 import pytest
 from sqlalchemy import text
 
@@ -16,8 +20,10 @@ from orchestrator.core.states import Event, WaitingOn
 from orchestrator.db import agents, claims, transitions
 from orchestrator.db.agents import Slot
 from orchestrator.db.claims import Claimed, Refusal, Why
-from orchestrator.db.sql import StepRef
+from orchestrator.db.sql import Prepared, StepRef
 from orchestrator.db.waking import due, wake
+from orchestrator.tasks.step import take
+from tests.integration.gateway_server import wired
 from tests.integration.ledger import LEASE, TENANT, Ledger, opened, step
 from tests.integration.stack import until
 
@@ -400,7 +406,7 @@ def test_beside_a_hundred_thousand_that_wait_a_heartbeat_finds_the_urgent_ones_b
     }
     with ledger.engine.connect() as connection:
         explained = connection.execute(
-            text(f"EXPLAIN {claims._BEAT.text}"),
+            text(f"EXPLAIN {claims._BEAT_SQL}"),
             {
                 **values,
                 "moved": True,
@@ -455,6 +461,39 @@ def test_a_claim_that_waits_for_its_own_task_holds_up_no_other_task_s(ledger: Le
         connection.commit()
         assert isinstance(waiting.result(), Claimed)
     many.engine.dispose()
+
+
+def test_a_claim_whose_reply_is_lost_is_made_anew_at_once(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when its lease has ended: the slot knows that it works on nothing."""
+    execute, lost = Prepared.execute, list[str]()
+
+    def deaf(self: Prepared, cursor: Any, call: str, values: Mapping[str, Any]) -> None:
+        execute(self, cursor, call, values)
+        if self.name == "claim" and not lost:
+            lost.append(call)
+            cursor.connection.close()
+            raise psycopg2.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(Prepared, "execute", deaf)
+    ref = ledger.task()["work"]
+    wiring = wired(ledger.url, None, tmp_path)
+    found = take(wiring, ref, "agent@host/1", None)
+    wiring.engine.dispose()
+    assert lost
+    assert isinstance(found, Claimed)
+    assert (found.fence, found.attempt, found.resumed) == (2, 1, True)
+    names = [event["name"] for event in ledger.events() if event["type"] == "step"]
+    assert names == ["claim", "yield", "claim"]
+    ledger.assert_consistent()
+
+
+def test_only_the_slot_that_made_a_claim_takes_it_back(ledger: Ledger) -> None:
+    claimed = ledger.take(ledger.task()["work"])
+    assert ledger.do(lambda c: claims.take_back(c, claimed.step, "agent@other/1")) is None
+    assert ledger.step(claimed.step)["fence"] == 1
+    assert ledger.step(claimed.step)["status"] == "running"
 
 
 def _waits_for_a_lock(ledger: Ledger) -> bool:

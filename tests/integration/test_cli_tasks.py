@@ -452,10 +452,36 @@ def test_a_patch_in_a_pipe_is_the_patch_itself(door: Door) -> None:
     assert run(door, "task", "diff", "--stat", task["id"]).stdout == "M x  +1 -1\n"
 
 
+def test_a_plan_shows_what_runs_side_by_side_and_how_long_that_takes(door: Door) -> None:
+    steps = [
+        {"id": "parse", "description": "1", "estimate": "10m"},
+        {"id": "docs", "description": "2", "estimate": "PT5M"},
+        {"id": "tests", "description": "3", "needs": ["parse"], "estimate": 90},
+        {"id": "look", "description": "4", "needs": ["docs", "tests"]},
+    ]
+    task = door.create(steps=steps)
+    done = run(door, "task", "plan", task["id"])
+    assert done.stdout.splitlines() == [
+        "parse\t1\t10m00s\t",
+        "docs\t1\t5m00s\t",
+        "tests\t2\t1m30s\tparse",
+        "look\t3\t\tdocs, tests",
+    ]
+    assert "Critical path: parse → tests → look" in done.stderr
+    assert "11m30s side by side, 16m30s one after the other; steps without an estimate: 1" in done.stderr
+    shown = json.loads(run(door, "task", "plan", task["id"], "--json").stdout)
+    assert shown["parallel_groups"] == [["parse", "docs"], ["tests"], ["look"]]
+    assert (shown["sequential_seconds"], shown["parallel_seconds"]) == (990, 690)
+    plain = door.create(steps=[{"id": "only", "description": "1"}])
+    assert "No step has an estimate." in run(door, "task", "plan", plain["id"]).stderr
+    assert run(door, "task", "plan", "nobody").returncode == 5
+
+
 def on_a_terminal(
     door: Door, *words: str, typed: str = "", until: str = "", **changes: str
 ) -> tuple[int, str]:
-    """Runs it with a terminal; types once `until` is on the screen. Exit code and all that was drawn."""
+    """Runs it with a terminal; types once `until` is on the screen, a key after each
+    change of it. Exit code and all that was drawn."""
     child, screen = pty.fork()
     if child == 0:
         os.execve(  # noqa: S606
@@ -471,8 +497,8 @@ def on_a_terminal(
             break
         drawn += part
         if typed and until.encode() in drawn:
-            os.write(screen, typed.encode())
-            typed = ""
+            os.write(screen, typed[0].encode())
+            typed = typed[1:]
         if not part:
             break
     _, status = os.waitpid(child, 0)
@@ -593,11 +619,12 @@ def test_what_a_watched_task_waits_for_is_told_whole_and_with_the_way_on(door: D
         )
 
     code, drawn = on_a_terminal(
-        door, "task", "watch", task["id"], typed="\x03", until="→ orchestrator agent types"
+        door, "task", "watch", task["id"], typed="qxq\x03", until="→ orchestrator agent types"
     )
 
     assert code == 130
     assert re.search(r"it\s+end\.", drawn)
+    assert "qxq" not in drawn, "keys don't tear the picture apart"
 
 
 def test_a_table_on_a_terminal_is_coloured_unless_nobody_wants_it(door: Door) -> None:

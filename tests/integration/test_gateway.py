@@ -158,6 +158,7 @@ def test_headers_for_us_stay_here_and_those_for_the_provider_pass(
     claimed = ledger.take(ledger.task("t", step("a"))["a"])
     sent = {
         "X-Task-Id": "spoofed",
+        "Idempotency-Key": "spoofed",
         "X-KILOCODE-TASK-ID": "spoofed",
         "X-Orchestrator-Anything": "spoofed",
         "Cookie": "spoofed",
@@ -171,7 +172,7 @@ def test_headers_for_us_stay_here_and_those_for_the_provider_pass(
         token = gateway.access(ledger, claimed).token
         answer = httpx2.post(
             f"{gateway.url}/v1/messages?beta=true",
-            json={"model": MODEL, "stream": True, "messages": []},
+            json={"model": MODEL, "stream": True, "messages": [], "cache_control": {"type": "ephemeral"}},
             headers={**sent, "x-api-key": token},
             trust_env=False,
         )
@@ -179,11 +180,17 @@ def test_headers_for_us_stay_here_and_those_for_the_provider_pass(
     found = {name.lower(): value for name, value in headers.items()}
     assert "spoofed" not in found.values()
     assert (found["anthropic-beta"], found["anthropic-version"]) == ("a-beta", "2023-06-01")
+    assert len(found["idempotency-key"]) == 64, "one that no other run can have"
     assert found.get("x-task-id") == ("t" if traces else None)
     assert ("x-timestamp-iso" in found) == traces
     assert answer.headers["x-ratelimit"] == "7"
     assert "set-cookie" not in answer.headers
     assert answer.content.decode().count("data:") == len(STREAM), "byte for byte"
+    (call,) = ledger.rows("SELECT * FROM model_calls")
+    read = call["reserved_tokens"] - 4096
+    dearest = read * Decimal("3.75") + 4096 * Decimal(15)
+    assert call["reserved_usd"] == dearest / 1_000_000, "as what is written to a cache"
+    assert call["cost_usd"] == Decimal("0.0004071"), "as it was"
 
 
 def test_counting_tokens_is_passed_on_and_free(ledger: Ledger, tmp_path: Path) -> None:

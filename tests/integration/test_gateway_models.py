@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import openai
 import pytest
 
 from orchestrator.core.assignment import ModelAccess
+from orchestrator.core.recovery import ErrorClass
+from orchestrator.core.verdict import Broke
+from orchestrator.tasks.circuits import laid_at_its_cause
 from tests.integration.gateway_server import MODEL, gateway_to
 from tests.integration.ledger import Ledger, step
 from tests.integration.stack import until
@@ -63,6 +67,25 @@ def test_what_the_model_says_arrives_and_what_it_used_is_written_down(
     assert used["output_tokens"] > 0
 
 
+def test_an_agent_is_to_blame_for_what_it_asked_and_for_what_came_of_a_good_reply(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    claimed = ledger.take(ledger.task("t", step("a"))["a"])
+    own = Broke("agent-failed", "It could not go on.", ErrorClass.AGENT)
+    with model_server(SCRIPT) as model, gateway_to(ledger, model.url, tmp_path) as gateway:
+        where = (gateway.wiring, claimed.step, claimed.fence)
+        assert laid_at_its_cause(*where, own) == own, "it never called a model"
+        model.fault("bad-request")
+        with pytest.raises(anthropic.BadRequestError):
+            messages(gateway.access(ledger, claimed), True)
+        assert laid_at_its_cause(*where, own) == own
+        model.fault("overloaded")
+        with pytest.raises(anthropic.APIStatusError):
+            messages(gateway.access(ledger, claimed), True)
+        messages(gateway.access(ledger, claimed), True)
+        assert laid_at_its_cause(*where, own) == own, "the provider was back"
+
+
 @pytest.mark.parametrize("ask", [messages, chat, responses])
 @pytest.mark.parametrize(
     "fault", ["server-error", "overloaded", "close", "cut", "reset", "truncated", "error-event"]
@@ -80,3 +103,6 @@ def test_a_fault_is_passed_on_once_and_counts_against_the_provider(
     assert call["outcome"] == "failed"
     (breaker,) = ledger.rows("SELECT name, failures FROM breakers")
     assert breaker == {"name": call["provider"], "failures": 1}
+    retold = Broke("agent-failed", "The connection was lost.", ErrorClass.AGENT)
+    laid = laid_at_its_cause(gateway.wiring, claimed.step, claimed.fence, retold)
+    assert laid == replace(retold, error=ErrorClass.OVERLOADED), "no agent is to blame for it"

@@ -16,9 +16,9 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator.commands import answer
 from orchestrator.core.redaction import Redactor
-from orchestrator.core.states import WaitingOn
+from orchestrator.core.states import Status, WaitingOn
 from orchestrator.core.verdict import Ask
-from orchestrator.db import effects, journal
+from orchestrator.db import effects, journal, transitions
 from orchestrator.db.claims import Claimed
 from orchestrator.db.journal import Scope
 from orchestrator.engine import approval
@@ -242,6 +242,32 @@ def test_an_answer_is_found_by_its_call_and_counts_as_consumed_with_its_result(l
     assert ledger.question(ref)["consumed_at"] is None
     mine.finish_call("ask", ToolResult("left"), None)
     assert ledger.question(ref)["consumed_at"] is not None
+
+
+def test_a_conversation_that_is_begun_anew_does_not_take_the_old_one_s_answers_for_its_own(
+    ledger: Ledger,
+) -> None:
+    """Some models number their calls, so that another question comes with the same id."""
+    ref = ledger.task()["work"]
+    ledger.ask(ledger.take(ref))
+    ledger.do(lambda c: answer.answer(c, TENANT, "t", "left", by="me"))
+    first = ledger.take(ref)
+    assert kept(ledger, first).load().answers == {"call_1": "left"}
+    ledger.do(lambda c: effects.count_conflict(c, ref, first.fence, "<<<<<<<"))
+    ledger.do(lambda c: transitions.give_back(c, ref, first.fence, "conflict"))
+    again = ledger.take(ref)
+    assert again.conflicts == 1
+    assert kept(ledger, again, again.conflicts).load().answers == {}
+    asked = ledger.ask(again)
+    assert asked is not None
+    assert asked.settled.status is Status.PENDING_INPUT
+    ledger.do(lambda c: answer.answer(c, TENANT, "t", "right", by="me"))
+    mine = kept(ledger, ledger.take(ref), again.conflicts)
+    assert mine.load().answers == {"call_1": "right"}
+    mine.begin_call(1, "call_1", "ask_followup_question", {})
+    mine.finish_call("call_1", ToolResult("right"), None)
+    answers = ledger.rows("SELECT answer ->> 'text' AS text FROM questions WHERE consumed_at IS NOT NULL")
+    assert [row["text"] for row in answers] == ["right"]
 
 
 def test_no_secret_is_kept(ledger: Ledger) -> None:

@@ -61,6 +61,8 @@ def test_data_survives_an_orderly_stop_and_a_kill(home: Path, tmp_path: Path) ->
         _ask(cluster.dsn(port, database="postgres"), "CREATE TABLE kept AS SELECT 41 AS value")
     cluster = postgres.prepare(home, "secret", say=print)
     with _served(tmp_path, cluster) as (_, port):
+        assert _ask(cluster.dsn(port, database="postgres"), "SHOW fsync") == "on"
+        assert _ask(cluster.dsn(port, database="postgres"), "SHOW synchronous_commit") == "on"
         assert _ask(cluster.dsn(port, database="postgres"), "SELECT value FROM kept") == 41
         _ask(cluster.dsn(port, database="postgres"), "UPDATE kept SET value = 42")
         lock = cluster.data / "postmaster.pid"
@@ -117,8 +119,6 @@ def test_it_wants_the_password_and_opens_no_socket_file(postgres_server: Postgre
         psycopg2.connect(stranger.dsn(postgres_server.port, database="postgres"))
     dsn = postgres_server.cluster.dsn(postgres_server.port, database="postgres")
     assert _ask(dsn, "SHOW unix_socket_directories") == ""
-    assert _ask(dsn, "SHOW fsync") == "on"
-    assert _ask(dsn, "SHOW synchronous_commit") == "on"
     assert _ask(dsn, "SELECT 'Ä' ILIKE 'ä'") is True
 
 

@@ -13,7 +13,6 @@ from orchestrator.core.assignment import ModelAccess, Stop
 from orchestrator.core.model_choice import ModelOptions, ModelSelection
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import StopReason
-from orchestrator.engine.context import Counting
 from orchestrator.engine.ports import (
     CallCompleted,
     ModelError,
@@ -21,6 +20,7 @@ from orchestrator.engine.ports import (
     StreamEvent,
     TextDelta,
     Usage,
+    counted,
 )
 from orchestrator.engine.providers.anthropic import AnthropicModel
 from orchestrator.engine.providers.making import Making, make, make_selected
@@ -106,7 +106,7 @@ def test_a_transport_without_headers_gets_a_block_that_asks_for_nothing(api: str
 GATEWAY = {
     "budget-exhausted": (402, ErrorClass.LIMIT, False),
     "circuit-open": (503, ErrorClass.OVERLOADED, True),
-    "run-token-invalid": (401, ErrorClass.AUTH, False),
+    "run-token-invalid": (401, ErrorClass.NETWORK, True),
     "model-not-allowed": (403, ErrorClass.VALIDATION, False),
     "price-unknown": (403, ErrorClass.VALIDATION, False),
     "provider-missing": (503, ErrorClass.AUTH, False),
@@ -179,9 +179,12 @@ def test_tokens_are_counted_by_the_provider() -> None:
     assert reply.usage != Usage()
 
 
-def test_what_can_t_be_counted_is_estimated() -> None:
+def test_what_the_provider_does_not_count_is_not_guessed() -> None:
+    """The engine has an estimate of its own, from what the provider counted last."""
     with serving(Answer(status=529, error={"type": "overloaded_error", "message": "no"})) as bare:
-        model = make_selected(ModelSelection("claude-x"), ModelAccess(bare.url, "t"), Making({}, SECONDS))
-        assert isinstance(model, Counting)
-        assert model.count(REQUEST) > 100
+        access, how = ModelAccess(bare.url, "t"), Making({}, SECONDS)
+        with pytest.raises(ModelError):
+            counted(make_selected(ModelSelection("claude-x"), access, how), REQUEST)
+        assert len(bare.requests) == 1
+        assert counted(make_selected(ModelSelection("gpt-x"), access, how), REQUEST) is None
         assert len(bare.requests) == 1

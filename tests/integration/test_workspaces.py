@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 
 from orchestrator.core.assignment import Stop
 from orchestrator.core.recovery import ErrorClass
-from orchestrator.core.workspace import CommandResult, Match, WorkspaceRefusal
-from orchestrator.workspaces.checkouts import Workspaces
+from orchestrator.core.workspace import CommandResult, Match, WorkspaceFault, WorkspaceRefusal
+from orchestrator.workspaces.checkouts import READY, Workspaces
 from orchestrator.workspaces.errors import CommitMissing, MergeConflict, RefMoved, TreeRefused
 from orchestrator.workspaces.integrate import Conflict, Integrated, find_step, integrate, move, push
 from orchestrator.workspaces.remotes import Reach
+from orchestrator.workspaces.room import RoomBounds
 from orchestrator.workspaces.workspace import AttemptOwner, Workspace
 from tests.integration.repositories import commit, git, installation, owner, repository, without_bubblewrap
 
@@ -54,6 +56,21 @@ def test_a_checkout_holds_the_base_and_leaves_no_trace_of_ours_in_a_commit(
     assert workspace.list(".", 2) == ["README.md", "src/", "src/app.py", "src/deep/"]
     assert workspace.checkpoint("nothing") is None
     assert workspace.result("nothing", {}, workspace.start) is None
+
+
+def test_a_command_that_fills_the_disk_is_ended_and_its_workspace_with_it(
+    workspaces: Workspaces, source: Path
+) -> None:
+    workspaces.sandbox.bounds = replace(workspaces.sandbox.bounds, room=RoomBounds(bytes=20_000_000))
+    workspace = opened(workspaces, source)
+    fill = "for i in $(seq 200); do head -c 200000 /dev/zero > $i; done"
+    with pytest.raises(WorkspaceFault) as raised:
+        ran(workspace, f"{fill}; sleep 1000")
+    assert raised.value.code == "workspace-too-large"
+    with pytest.raises(WorkspaceFault, match=r"at most 0\.02 GB"):
+        workspace.checkpoint("what it has filled")
+    with pytest.raises(WorkspaceFault, match=r"at most 0\.02 GB"):
+        ran(workspace, "true")
 
 
 def test_commands_work_in_the_tree_with_git_and_python_of_their_own(
@@ -162,6 +179,63 @@ def test_a_workspace_without_a_repository_shows_no_other_s_work(workspaces: Work
     again.write("b.txt", "more\n")
     made = ran(again, "git add -A && git commit -qm more && git log --format=%s | head -1")
     assert made.output == "more\n", made.output
+
+
+def test_a_workspace_shows_the_repository_s_history_and_its_own_task_s_work_and_no_other_s(
+    workspaces: Workspaces, source: Path
+) -> None:
+    theirs = opened(workspaces, source, "step-1")
+    theirs.write("private.txt", "their secret\n")
+    hidden = theirs.result("theirs", {"Step": "s"}, theirs.start)
+    assert hidden is not None
+    first = opened(workspaces, source, "step-2")
+    first.write("src/app.py", "def f():\n    return 'of ours'\n")
+    built = first.result("ours", {"Step": "s"}, first.start)
+    assert built is not None
+    base = workspaces.fetch(str(source), None)
+    start = workspaces.start_commit(base.mirror, base.commit, [built])
+    second = workspaces.open(owner("step-3"), base.mirror, start)
+    for workspace in (first, second):
+        assert "their secret" not in ran(workspace, ALL_OBJECTS).output
+        assert ran(workspace, f"git cat-file -e {hidden}").exit_code != 0
+        assert "hello" in ran(workspace, "git show HEAD:README.md").output
+        assert ran(workspace, "git fsck --strict").output.strip() == ""
+    assert ran(second, "git log --format=%s").output == "ours\nsome work\n"
+    assert "of ours" in ran(second, "git diff HEAD~1").output
+    held = list((second.tree.parent / "git/objects/pack").glob("*.pack"))
+    assert len(held) == 1
+    packed = ran(second, "git count-objects -v").output
+    assert "in-pack: 4\n" in packed, "its commit, two folders and a file: not the history once more"
+
+
+def test_a_mirror_of_before_goes_on_and_shows_no_other_s_work_either(
+    workspaces: Workspaces, source: Path, tmp_path: Path
+) -> None:
+    """It has all in one: what was fetched, and what tasks have built."""
+    name = installation(tmp_path / "other").fetch(str(source), None).mirror
+    mirror = tmp_path / "root/mirrors" / f"{name}.git"
+    git(tmp_path, "init", "-q", "--bare", str(mirror))
+    git(mirror, "fetch", "-q", str(source), "+refs/heads/main:refs/fetched/0")
+    base = git(mirror, "rev-parse", "refs/fetched/0")
+    hidden = git(mirror, "commit-tree", "-p", base, "-m", "their secret", f"{base}^{{tree}}")
+    git(mirror, "update-ref", f"refs/keep/{hidden}", hidden)
+    assert workspaces.mirrors.prepare(str(source), base) == name
+    old = workspaces.open(owner("step-1"), name, base)
+    newer = commit(source, {"README.md": "hello again\n"})
+    assert workspaces.fetch(str(source), None).commit == newer
+    assert git(mirror / "origin", "rev-parse", "refs/fetched/0") == base
+    (mirror / "objects/info/alternates").unlink()  # as one leaves it who was killed on the way
+    newest = commit(source, {"README.md": "hello for the third time\n"})
+    assert workspaces.fetch(str(source), None).commit == newest
+    new = workspaces.open(owner("step-2"), name, newest)
+    again = workspaces.open(owner("step-1"), name, base)
+    for workspace in (old, new, again):
+        assert "their secret" not in ran(workspace, ALL_OBJECTS).output
+        assert ran(workspace, "git fsck --strict && git status --porcelain").output.strip() == ""
+        assert "some work" in ran(workspace, "git log --format=%s").output
+    assert again.checkpoint("nothing") is None
+    new.write("a.txt", "a\n")
+    assert new.checkpoint("something") is not None
 
 
 def test_a_search_finds_lines_by_expression_folder_and_name(workspaces: Workspaces, source: Path) -> None:
@@ -306,7 +380,7 @@ def test_an_attempt_that_comes_back_finds_its_last_checkpoint_and_no_half_turn(
 def test_a_checkout_that_was_killed_half_way_is_made_anew(workspaces: Workspaces, source: Path) -> None:
     workspace = opened(workspaces, source)
     (workspace.tree / "README.md").unlink()
-    (workspace.tree.parent / "own" / "ready").unlink()
+    (workspace.tree.parent / "own" / READY).unlink()
     assert opened(workspaces, source).read("README.md") == "hello\n"
 
 

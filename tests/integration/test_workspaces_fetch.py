@@ -125,10 +125,11 @@ def test_what_a_killed_fetch_left_is_in_nobodys_way(
     (half / "tmp_pack_x").write_bytes(b"PACK")
     base = workspaces.fetch(str(source), None)
     mirror = workspaces.mirrors.git(base.mirror).directory
-    refs = list((mirror / "refs" / "fetched").iterdir())
+    refs = list((mirror / "origin" / "refs" / "fetched").iterdir())
+    assert refs
     for at in refs:
-        (mirror / "refs" / "fetched" / f"{at.name}.lock").write_text("")
-    (mirror / "packed-refs.lock").write_text("")
+        at.with_name(f"{at.name}.lock").write_text("")
+    (mirror / "origin" / "packed-refs.lock").write_text("")
     newer = commit(source, {"b": "b\n"})
     assert workspaces.fetch(str(source), None).commit == newer
 

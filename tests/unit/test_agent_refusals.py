@@ -6,12 +6,14 @@ from datetime import timedelta
 
 import pytest
 
-from orchestrator.agents.door import Answered
+from orchestrator.agents.door import Answered, _Heads
 from orchestrator.agents.error_words import read_words
 from orchestrator.agents.refusals import verdict
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.states import WaitingOn
 from orchestrator.core.verdict import Broke, NeedsInput, Waits
+from orchestrator.engine.limits import NOT_SENT
+from orchestrator.engine.providers.meaning import OF_GATEWAY
 from orchestrator.gateway.dialects import CHAT
 from orchestrator.gateway.refusals import refuse
 
@@ -42,11 +44,34 @@ def test_a_budget_asks_a_person_and_an_open_breaker_waits() -> None:
     assert waits.on is WaitingOn.CIRCUIT_BREAKER
 
 
+def test_what_a_server_wishes_is_read_as_the_engine_reads_it() -> None:
+    heads = _Heads()
+    heads.asked(b"POST /v1/messages HTTP/1.1\r\n\r\n")
+    times = b"date: Thu, 26 Nov 2026 08:00:00 GMT\r\nRetry-After: Thu, 26 Nov 2026 08:05:00 GMT"
+    answered = heads.answered(b"HTTP/1.1 429 Too Many Requests\r\n" + times + b"\r\n\r\n")
+    assert answered is not None
+    assert answered.retry_after == timedelta(minutes=5)
+
+
 @pytest.mark.parametrize(("status", "retryable"), [(400, False), (401, False), (500, True), (529, True)])
 def test_what_the_request_did_wrong_is_not_sent_again(status: int, retryable: bool) -> None:
     broke = verdict(Answered(status, None, None), fence=1)
     assert isinstance(broke, Broke)
     assert broke.retryable is retryable
+
+
+@pytest.mark.parametrize("code", sorted(OF_GATEWAY.keys() - {"budget-exhausted", "circuit-open", *NOT_SENT}))
+def test_what_the_gateway_refuses_means_the_same_for_every_kind_of_agent(code: str) -> None:
+    broke, meant = verdict(Answered(403, code, SOON), fence=1), OF_GATEWAY[code]
+    assert isinstance(broke, Broke)
+    assert (broke.code, broke.error, broke.retryable) == (code, meant.error, meant.retryable)
+
+
+def test_a_claim_whose_machine_slept_is_tried_again() -> None:
+    """Its token is no good until the next heartbeat, and nothing is wrong with the work."""
+    broke = verdict(Answered(401, "run-token-invalid"), fence=1)
+    assert isinstance(broke, Broke)
+    assert broke.retryable
 
 
 def test_a_providers_own_words_are_told_and_say_more_than_its_status() -> None:

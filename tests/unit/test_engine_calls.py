@@ -294,6 +294,108 @@ def test_a_claim_to_be_done_comes_with_what_really_ran_and_changed(world: World)
     assert [data["evidence"] for kind, data in world.wire.notes if kind == "completion"] == [evidence] * 2
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_a_claim_to_be_done_waits_for_the_calls_that_come_after_it(tmp_path: Path, after: bool) -> None:
+    for die_at in range(1, 20):
+        world, trace = World(tmp_path / f"{die_at}"), tmp_path / f"trace-{die_at}"
+        append = call("x", "run_command", command=f"echo x >> {trace}; touch here")
+        late = call("w", "write_file", path="late", content="l")
+        script = Script([[done(), append, late], [done("Looked again.", "again")]])
+        try:
+            verdict = world.claim(script, world.journal(die_at=die_at, after=after))
+            break
+        except Killed:
+            verdict = world.claim(script)
+            ran = [known.result.text for known in world.journal().load().calls if known.result]
+            interrupted = any(result.startswith("interrupted") for result in ran)
+            assert verdict == Done("Looked again." if interrupted else "Done.")
+        if interrupted:
+            continue
+        assert trace.read_text() == "x\n"
+        assert (world.workspace.root / "late").read_text() == "l"
+    assert verdict == Done("Done.")
+    assert die_at > 5
+    assert isinstance(verdict, Done)
+    assert verdict.evidence["files"] == ["late"], "what came after the claim counts, too"
+
+
+def test_a_claim_to_be_done_is_not_believed_if_a_call_that_comes_after_it_fails(world: World) -> None:
+    failing = call("r", "read_file", path="missing")
+    script = Script([[done(call_id="early"), failing], [done("Now it is.")]])
+    assert world.claim(script) == Done("Now it is.")
+    first, second = results(script.requests[1])
+    assert "not accepted: another call of the same reply failed" in first["content"]
+    assert "missing" in second["content"]
+
+
+def test_what_was_decided_before_a_question_was_answered_is_not_done(world: World) -> None:
+    """The question parks first, so what stands after it would run on an answer that the model never read."""
+    script = Script(
+        [
+            [
+                call("w", "write_file", path="before", content="b"),
+                done(call_id="early"),
+                call("q", "ask_followup_question", question="Delete it?"),
+                call("l", "list_files"),
+                call("d", "delete_file", path="before"),
+                call("s", "start_subtask", objective="Tidy up."),
+            ],
+            [done("Left it.")],
+        ]
+    )
+    asked = world.claim(script, tools=WITH_SUBTASKS, approvals=("delete_file",))
+    assert isinstance(asked, NeedsInput)
+    assert asked.ask.call_id == "q"
+    world.journal().answer("q", "No!")
+    assert world.claim(script, tools=WITH_SUBTASKS, approvals=("delete_file",)) == Done("Left it.")
+    assert (world.workspace.root / "before").exists()
+    told = {block["tool_use_id"]: block for block in results(script.requests[1])}
+    assert {call_id for call_id, block in told.items() if "before the answer" in block["content"]} == {
+        "early",
+        "d",
+        "s",
+    }
+    assert "before" in told["l"]["content"], "to look does no harm"
+    assert world.journal().load().subtasks == {}
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_question_between_subtasks_and_calls_does_each_once(tmp_path: Path, after: bool) -> None:
+    for die_at in range(1, 40):
+        world, trace, died = World(tmp_path / f"{die_at}"), tmp_path / f"trace-{die_at}", False
+        script = Script(
+            [
+                [
+                    call("s", "start_subtask", objective="The left half."),
+                    call("x", "run_command", command=f"echo x >> {trace}"),
+                    call("q", "ask_followup_question", question="Go on?"),
+                    call("y", "run_command", command=f"echo y >> {trace}"),
+                ],
+                [done()],
+            ]
+        )
+        journal, verdict = world.journal(die_at=die_at, after=after), None
+        for _ in range(5):
+            try:
+                verdict = world.claim(script, journal, tools=WITH_SUBTASKS)
+            except Killed:
+                died, journal = True, world.journal()
+                continue
+            if isinstance(verdict, NeedsInput):
+                world.journal().answer("q", "Yes.")
+            elif isinstance(verdict, Waits):
+                world.journal().end_subtask(ended("s"))
+            else:
+                break
+        assert verdict == Done("Done.")
+        assert not trace.exists() or trace.read_text() == "x\n"
+        assert set(world.journal().load().subtasks) == {"s"}
+        if not died:
+            break
+    assert trace.exists()
+    assert die_at > 8
+
+
 # --- before the reply has ended -----------------------------------------------------------------------------
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.model_choice import ModelSelection
 from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.verdict import Broke, Done
 from orchestrator.engine import prompt
@@ -25,6 +26,7 @@ from orchestrator.engine.ports import (
     Turn,
     Usage,
 )
+from orchestrator.engine.providers.switching import Switching
 from orchestrator.engine.tools import TOOLS
 from tests.engine_world import Killed, World, assignment, call, done, text
 
@@ -117,9 +119,9 @@ def test_a_summary_stands_for_the_past_but_for_the_task_and_what_people_said(wor
     reader = Reader(
         12,
         (
-            call("q", "ask_followup_question", question="Which one?"),
             call("c1", "write_file", path="new.txt", content="x"),
             call("r", "run_command", command="exit 3"),
+            call("q", "ask_followup_question", question="Which one?"),
         ),
     )
     world.claim(reader, room=ROOM)
@@ -226,6 +228,27 @@ def test_where_the_provider_does_not_count_the_estimate_does(world: World) -> No
     reader = Uncountable(10)
     assert isinstance(world.claim(reader, room=ROOM), Done)
     assert reader.summaries
+
+
+@dataclass
+class Dense(Reader):
+    """Says how many tokens it read: each character is one."""
+
+    too_long: int = 40_000
+    context_tokens: int = 40_000
+
+    def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
+        reply = super().reply(request, listen, stop)
+        return replace(reply, usage=Usage(input_tokens=len(json.dumps(asdict(request)))))
+
+
+def test_what_a_provider_counted_last_is_not_replaced_by_a_guess(world: World) -> None:
+    """Or the window would be full before anything was summed up."""
+    reader = Dense(10)
+    model = Switching(ModelSelection("reader"), lambda _: reader, context_tokens=reader.context_tokens)
+    assert isinstance(world.claim(model, room=Room(full=0.6, enough=0.3, latest=1)), Done)
+    assert reader.summaries
+    assert not reader.refused
 
 
 def _dialogue(turns: int, usage: Usage = Usage()) -> Dialogue:  # noqa: B008 - frozen

@@ -56,6 +56,18 @@ def test_nothing_else_passes() -> None:
     }
 
 
+def test_an_idempotency_key_is_one_of_its_run_alone() -> None:
+    """Providers answer a key that they know with what they said before, whoever of the account asks."""
+
+    def shown(run: str, key: bytes) -> bytes:
+        return dict(OPENAI.headers([(b"idempotency-key", key)], {}, KEY, run))[b"idempotency-key"]
+
+    mine = shown("my-run", b"step-1-3-1-turn-1-1")
+    assert mine == shown("my-run", b"step-1-3-1-turn-1-1"), "a send that is tried again is the same"
+    others = {shown("my-run", b"step-1-3-2-turn-3-1"), shown("another", b"step-1-3-1-turn-1-1")}
+    assert len({mine, *others, b"step-1-3-1-turn-1-1"}) == 4
+
+
 def test_of_a_query_what_names_a_version_passes() -> None:
     assert ANTHROPIC.url(MESSAGES, b"beta=true&key=x") == "https://a.example/v1/messages?beta=true"
     assert OPENAI.url(RESPONSES, b"key=x#y") == "https://o.example/v1/responses"

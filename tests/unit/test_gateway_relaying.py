@@ -10,12 +10,12 @@ import httpx2
 import pytest
 
 from orchestrator.db.run_tokens import Run
-from orchestrator.db.spending import Ended
+from orchestrator.db.spending import Ended, Tokens
 from orchestrator.db.sql import StepRef
 from orchestrator.engine.prices import Price
-from orchestrator.gateway.dialects import MESSAGES, Request
+from orchestrator.gateway.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Request
 from orchestrator.gateway.observing import Observer
-from orchestrator.gateway.relaying import Call
+from orchestrator.gateway.relaying import Call, cost_of, reserved
 
 RUN = Run(StepRef("default", "t", "w", "s"), "t", "sha", 1, 0, "engine", ())
 
@@ -53,6 +53,23 @@ def test_what_a_provider_calls_an_error_is_fit_for_a_terminal() -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "usd_per_token"),
+    [
+        ({}, 4),
+        ({"note": 'He wrote "cache_control" and "1h".'}, 4),
+        ({"cache_control": {"type": "ephemeral"}}, 5),
+        ({"system": [{"cache_control": {"type": "ephemeral", "ttl": "5m"}}]}, 5),
+        ({"system": [{"cache_control": {"type": "ephemeral", "ttl": "1h"}}]}, 8),
+    ],
+)
+def test_a_call_reserves_what_its_input_costs_at_most(asked: dict[str, Any], usd_per_token: int) -> None:
+    """Written to a cache it is dearer than read plainly, and for an hour twice as dear."""
+    tokens = reserved(Request("m", True, None, asked, json.dumps(asked).encode()), (9, 0))
+    assert tokens.total == 9
+    assert cost_of("m", tokens, {"m": Price(Decimal(4_000_000), Decimal(0))}) == 9 * usd_per_token
+
+
+@pytest.mark.parametrize(
     ("asked", "told", "cost_usd"),
     [
         ("5m", {"ephemeral_1h_input_tokens": 30, "ephemeral_5m_input_tokens": 70}, 30 * 8 + 70 * 5),
@@ -73,3 +90,18 @@ def test_what_is_cached_for_an_hour_is_dearer_also_where_nobody_says_for_how_lon
     settled = ended(10, said=said.encode(), asked=marked.encode())
     assert settled.used is not None
     assert (settled.used.cache_write, settled.cost_usd) == (100, cost_usd)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked", "answered"),
+    [(RESPONSES, "input_tokens", "output_tokens"), (CHAT, "prompt_tokens", "completion_tokens")],
+)
+def test_what_openai_writes_to_its_cache_is_counted_as_that(
+    dialect: Dialect, asked: str, answered: str
+) -> None:
+    details = {"cached_tokens": 20, "cache_write_tokens": 70}
+    usage = {asked: 100, f"{asked}_details": details, answered: 5}
+    observer = Observer(dialect, streamed=False)
+    list(observer.feed(json.dumps({"usage": usage}).encode()))
+    observer.close()
+    assert observer.tokens(9) == Tokens(input=10, output=5, cache_read=20, cache_write=70)

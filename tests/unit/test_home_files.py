@@ -74,6 +74,11 @@ def test_only_what_lasts_is_left_and_no_link_is_followed(home: Path) -> None:
     assert (outside / "file").exists()
 
 
-def test_a_path_that_leads_out_is_refused(home: Path) -> None:
+@pytest.mark.parametrize("place", ["../outside", "{outside}", "/{outside}", ".codex/../../outside"])
+def test_a_path_that_leads_out_is_refused(home: Path, place: str) -> None:
+    """Names may be an agent's; where one begins with a slash, what stands before it counts for nothing."""
+    outside = home.parent / "outside"
+    outside.mkdir()
     with pytest.raises(OSError, match="leads out"):
-        home_files.write(home, PurePosixPath("../outside/x"), ["ours\n"])
+        home_files.write(home, PurePosixPath(".codex") / place.format(outside=outside) / "x", ["ours\n"])
+    assert list(outside.iterdir()) == []

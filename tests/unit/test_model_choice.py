@@ -87,7 +87,7 @@ def test_the_phase_is_what_was_done_last(latest_first: list[list[str]], expected
         (ErrorClass.CONTEXT_TOO_LONG, "context-too-long", False),
         (ErrorClass.CONTENT_REFUSED, "model-refused", False),
         (ErrorClass.LIMIT, "budget-exhausted", False),
-        (ErrorClass.AUTH, "run-token-invalid", False),
+        (ErrorClass.NETWORK, "run-token-invalid", False),
         (ErrorClass.NETWORK, "gateway-unready", False),
     ],
 )

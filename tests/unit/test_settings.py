@@ -7,6 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.cli import session
 from orchestrator.config import Settings
 
 
@@ -21,3 +22,23 @@ def test_a_credential_that_is_badly_written_is_refused_without_a_part_of_it(
     assert "forge is not https://user:password@host/" in str(found.value)
     assert "s3cret" not in str(found.value)
     assert found.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("named", "folder"),
+    [
+        ("/far/away", "/far/away/orchestrator/default"),
+        ("not/absolute", "/home/ada/.local/share/orchestrator/default"),
+        ("", "/home/ada/.local/share/orchestrator/default"),
+    ],
+)
+def test_the_data_is_kept_where_the_user_s_data_is(
+    named: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For servers and for the clients that look there for what runs."""
+    monkeypatch.delenv("ORCHESTRATOR_DATA_DIR", raising=False)
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("XDG_DATA_HOME", named)
+    assert str(Settings().data_dir) == str(session.data_dir()) == folder
+    monkeypatch.setenv("ORCHESTRATOR_DATA_DIR", "/named")
+    assert str(Settings().data_dir) == str(session.data_dir()) == "/named"

@@ -222,8 +222,6 @@ _BY_TYPE: Final[Mapping[str, Meaning]] = {
     "conflict_error": meaning.CONFLICT,
     "request_too_large": meaning.TOO_LONG,
 }
-_TOO_LONG_SAYINGS: Final = ("prompt is too long", "exceed context limit")
-_BILLING_SAYINGS: Final = ("credit balance is too low",)
 
 
 def _as_model_error(error: Exception) -> ModelError | None:
@@ -255,11 +253,8 @@ def _meaning(error: Exception) -> Meaning:
 def _meaning_of_status(error: anthropic.APIStatusError) -> Meaning:
     if meaning.CODE_HEADER in error.response.headers:
         return meaning.of_status(error.status_code, error.response.headers)
-    said = (error.api_message or "").lower()
-    if any(saying in said for saying in _TOO_LONG_SAYINGS):
-        return meaning.TOO_LONG
-    if any(saying in said for saying in _BILLING_SAYINGS):
-        return meaning.BILLING
+    if (meant := meaning.of_words(error.api_message or "")) is not None:
+        return meant
     if error.type is not None and error.type in _BY_TYPE:
         return _BY_TYPE[error.type]
     return meaning.of_status(error.status_code, error.response.headers)

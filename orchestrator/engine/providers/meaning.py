@@ -97,7 +97,8 @@ OF_GATEWAY: Final[Mapping[str, Meaning]] = MappingProxyType(
             Meaning(ErrorClass.LIMIT, "budget-exhausted", retryable=False),
             Meaning(ErrorClass.LIMIT, "run-limit-reached", retryable=False),
             Meaning(ErrorClass.OVERLOADED, "circuit-open", retryable=True),
-            Meaning(ErrorClass.AUTH, "run-token-invalid", retryable=False),
+            # The lease had lapsed for a moment (the machine slept), or is another's: then nothing is written.
+            Meaning(ErrorClass.NETWORK, "run-token-invalid", retryable=True),
             Meaning(ErrorClass.VALIDATION, "model-not-allowed", retryable=False),
             Meaning(ErrorClass.VALIDATION, "price-unknown", retryable=False),
             Meaning(ErrorClass.AUTH, "provider-missing", retryable=False),
@@ -109,6 +110,29 @@ OF_GATEWAY: Final[Mapping[str, Meaning]] = MappingProxyType(
         )
     }
 )
+
+
+_SAYINGS: Final[Mapping[str, Meaning]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                *("prompt is too long", "exceed context limit", "maximum context length", "context window"),
+                "context_length_exceeded",
+            ),
+            TOO_LONG,
+        ),
+        **dict.fromkeys(
+            ("credit balance is too low", "exceeded your current quota", "insufficient_quota"), BILLING
+        ),
+    }
+)
+"""What providers say under codes and statuses that mean something else, too."""
+
+
+def of_words(said: str) -> Meaning | None:
+    """What an error means by its own words alone."""
+    lower = said.lower()
+    return next((meaning for saying, meaning in _SAYINGS.items() if saying in lower), None)
 
 
 def of_status(status: int, headers: Mapping[str, str]) -> Meaning:

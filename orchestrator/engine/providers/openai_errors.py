@@ -47,8 +47,6 @@ _BY_CODE: Final[Mapping[str, Meaning]] = MappingProxyType(
         "invalid_request_error": meaning.INVALID,
     }
 )
-_TOO_LONG_SAYINGS: Final = ("maximum context length", "prompt is too long", "context window")
-_BILLING_SAYINGS: Final = ("credit balance is too low", "exceeded your current quota")
 _PREVIOUS: Final = "previous_response_id"
 
 
@@ -107,12 +105,11 @@ def _of_status(error: openai.APIStatusError) -> Meaning:
 
 
 def _of_body(error: openai.APIError) -> Meaning | None:
-    said = _message(error.body).lower()
-    if any(saying in said for saying in _TOO_LONG_SAYINGS):
-        return meaning.TOO_LONG
-    if any(saying in said for saying in _BILLING_SAYINGS):
-        return meaning.BILLING
-    return _BY_CODE.get(error.code or "") or _BY_CODE.get(error.type or "")
+    return (
+        meaning.of_words(_message(error.body))
+        or _BY_CODE.get(error.code or "")
+        or _BY_CODE.get(error.type or "")
+    )
 
 
 def _message(body: object) -> str:

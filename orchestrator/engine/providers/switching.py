@@ -23,8 +23,8 @@ from orchestrator.engine.ports import (
     ModelSwitched,
     Reply,
     StreamEvent,
+    counted,
 )
-from orchestrator.engine.providers.counting import count
 
 REST: Final = timedelta(minutes=1)
 """How long a model that failed is passed over, unless its provider asks for longer."""
@@ -53,9 +53,9 @@ class Switching:
     def name(self) -> str:
         return self._current or self.selection.primary
 
-    def count(self, request: ModelRequest, /) -> int:
-        """Tokens of the request, by the model that answered last."""
-        return count(self._model(self.name), own(request, self.name))
+    def count(self, request: ModelRequest, /) -> int | None:
+        """By the provider of the model that answered last."""
+        return counted(self._model(self.name), own(request, self.name))
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
         """Raises the last model's `ModelError` when none answered."""

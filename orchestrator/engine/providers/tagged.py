@@ -9,8 +9,16 @@ from typing import Literal
 from orchestrator.core.assignment import Stop
 from orchestrator.engine.parsing.calls import CallParser
 from orchestrator.engine.parsing.transcript import as_text
-from orchestrator.engine.ports import Block, CallCompleted, Model, ModelRequest, Reply, StreamEvent, TextDelta
-from orchestrator.engine.providers.counting import count
+from orchestrator.engine.ports import (
+    Block,
+    CallCompleted,
+    Model,
+    ModelRequest,
+    Reply,
+    StreamEvent,
+    TextDelta,
+    counted,
+)
 
 _CUT_OFF = frozenset({"max_tokens"})
 
@@ -37,8 +45,8 @@ class TaggedModel:
     def context_tokens(self) -> int | None:
         return getattr(self.model, "context_tokens", None)
 
-    def count(self, request: ModelRequest, /) -> int:
-        return count(self.model, as_text(request))
+    def count(self, request: ModelRequest, /) -> int | None:
+        return counted(self.model, as_text(request))
 
     def reply(self, request: ModelRequest, listen: Callable[[StreamEvent], None], stop: Stop, /) -> Reply:
         reading = _Reading(CallParser(request.tools), listen)

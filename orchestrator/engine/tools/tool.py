@@ -15,6 +15,7 @@ from orchestrator.core.assignment import Stop
 from orchestrator.core.subtask import SubtaskRequest
 from orchestrator.core.verdict import Ask, Done
 from orchestrator.core.workspace import WorkspaceRefusal
+from orchestrator.engine.parsing.calls import UNPARSED
 from orchestrator.engine.ports import ToolResult, Workspace
 from orchestrator.engine.untrusted import cut, storable
 
@@ -98,7 +99,7 @@ class Tool(Generic[A]):
 
     def problem(self, arguments: Mapping[str, Any]) -> str | None:
         """Why these arguments can't be used; None if they can."""
-        if "unparsed_json" in arguments:
+        if UNPARSED in arguments:
             return (
                 f"{self.name} was not run: its arguments are not a JSON object (a long call may be cut "
                 "off at the output limit; make it smaller)."
