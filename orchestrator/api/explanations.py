@@ -414,6 +414,9 @@ commit-missing | A commit is nowhere to be found
 git-failed | git failed
     A git command of ours failed; the message is git's own.
     See the worker's log. It is tried again by itself.
+tree-refused | What lies in the workspace can't be committed
+    Git takes it for an attack (an address in .gitmodules, a name like .git), or can't read it, as it says.
+    Say in the task what to avoid, or correct the repository, and run it again: orchestrator task retry <id>
 ref-moved | The branch is not where it was expected
     Somebody else moved the branch between reading and writing it. Nothing was overwritten.
     Run it again: orchestrator task retry <id>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -35,12 +36,18 @@ _PLAINLY: Final = (
 )
 
 
+_LENGTH: Final = re.compile(r"Value should have at (most|least) (\d+) items? after validation, not (\d+)")
+"""Of a text: of lists pydantic speaks otherwise."""
+
+
 def in_words(fault: Mapping[str, Any]) -> str:
     """Of one fault as pydantic tells it."""
     name = next((part for part in reversed(fault["loc"]) if isinstance(part, str)), "")
     if name in _WANTED and fault["type"] not in _OWN_WORDS:
         return f"must be {_WANTED[name]}"
     said: str = fault["msg"]
+    if (length := _LENGTH.fullmatch(said)) is not None:
+        return f"must have at {length[1]} {length[2]} characters, and has {length[3]}"
     for theirs, ours in _PLAINLY:
         said = said.replace(theirs, ours)
     return said

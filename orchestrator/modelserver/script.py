@@ -137,7 +137,7 @@ def _played(conversation: Conversation, name: str, asked: Asked) -> Played:
     plain = [(number, turn) for number, turn in enumerate(conversation.turns) if not turn.latest]
     count = len(plain)
     if not count or (asked.turn >= count and not conversation.loop):
-        raise NoLine(f"conversation {name!r} has {count} turns in order, and this is turn {asked.turn}")
+        raise NoLine(f"conversation {name!r} is through: its {count} turns are over")
     _, turn = plain[asked.turn % count]
     return Played(name, asked.turn, turn)
 

@@ -4,6 +4,7 @@ WorkspaceFault (core)          ends the claim; `code` is stable, `error` says wh
 ├── RepositoryUnreachable      repository-unreachable     network, DNS, no access, no such repository
 ├── BranchUnknown              branch-unknown
 ├── GitError                   git-failed                 git itself, e.g. a damaged object
+├── TreeRefused                tree-refused               git takes no such files; another try would not help
 ├── CommitMissing              commit-missing             neither here nor in the artifact store
 ├── RefMoved                   ref-moved                  a compare-and-swap that lost
 ├── PushRefused                push-refused
@@ -46,6 +47,15 @@ class GitError(WorkspaceFault):
 
     def __init__(self, message: str, error: ErrorClass = ErrorClass.RESOURCE) -> None:
         super().__init__("git-failed", message, error)
+
+
+class TreeRefused(WorkspaceFault):
+    """What lies in the workspace can't be committed: git takes it for an attack, or can't read it as the
+    repository's attributes say."""
+
+    def __init__(self, message: str) -> None:
+        text = f"git refuses what lies in the workspace: {message}"
+        super().__init__("tree-refused", text, ErrorClass.VALIDATION)
 
 
 class CommitMissing(WorkspaceFault):

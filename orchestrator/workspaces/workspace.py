@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,7 +24,7 @@ from orchestrator.core.workspace import (
 )
 from orchestrator.workspaces.background import Background
 from orchestrator.workspaces.commands import Ended
-from orchestrator.workspaces.errors import MergeConflict
+from orchestrator.workspaces.errors import GitError, MergeConflict, TreeRefused
 from orchestrator.workspaces.files import Files
 from orchestrator.workspaces.git import Git
 from orchestrator.workspaces.integrate import compose, merged_tree
@@ -302,7 +303,11 @@ class Workspace:
     def restore(self, commit: str) -> None:
         """The tree is exactly that of `commit`. If it was already, ignored files are left as they are."""
         wanted = self._git.commit(commit)
-        if self._taken() != wanted.tree:
+        try:
+            is_there = self._taken() == wanted.tree
+        except TreeRefused:
+            is_there = False
+        if not is_there:
             self._worktree.checkout(commit, clean=True)
         self._last = wanted
 
@@ -349,15 +354,26 @@ class Workspace:
         return changes(self._git, base, commit)
 
     def _taken(self) -> str:
-        """Brings the tree's objects to the mirror, checked; its id."""
+        """Brings the tree's objects to the mirror, checked; its id. Raises TreeRefused."""
         self._room.check_size()
-        with self._worktree.snapshot(self._last.sha, self._last.tree) as (tree, pack):
-            if pack is not None:
-                self._git.take_pack(pack, MAX_CHANGES)
-            return tree
+        try:
+            with self._worktree.snapshot(self._last.sha, self._last.tree) as (tree, pack):
+                if pack is not None:
+                    self._git.take_pack(pack, MAX_CHANGES)
+                return tree
+        except GitError as error:
+            if (found := _REFUSED.search(error.message)) is None:
+                raise
+            raise TreeRefused((found[1] or found[2]).strip()) from error
 
     def _keep(self, sha: str) -> None:
         self._git.run("update-ref", f"refs/keep/{sha}", sha)
+
+
+_REFUSED: Final = re.compile(
+    r"error: object [0-9a-f]+: ([^\n]+)(?=[\s\S]*fsck error)"
+    r"|(?:hint|error|fatal): ([^\n]*(?:working-tree-encoding|byte order mark|Permission denied)[^\n]*)"
+)
 
 
 def patch(git: Git, base: str, commit: str, most_bytes: int = 1024**2) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.assignment import Stop
+from orchestrator.core.recovery import ErrorClass
 from orchestrator.core.workspace import CommandResult, Match, WorkspaceFault, WorkspaceRefusal
 from orchestrator.workspaces import room
 from orchestrator.workspaces.checkouts import READY, Workspaces
-from orchestrator.workspaces.errors import CommitMissing, MergeConflict, RefMoved
+from orchestrator.workspaces.errors import CommitMissing, MergeConflict, RefMoved, TreeRefused
 from orchestrator.workspaces.integrate import Conflict, Integrated, find_step, integrate, move, push
 from orchestrator.workspaces.remotes import Reach
 from orchestrator.workspaces.room import RoomBounds
@@ -284,6 +285,26 @@ def test_odd_things_in_the_tree_are_taken_or_left_out_but_break_nothing(
     workspace.restore(sha)
     assert (workspace.tree / "away").readlink() == Path("/etc/passwd")
     assert workspace.read("inner/deep/d") == "d\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (r"printf '[submodule \"s\"]\n path = s\n url = --upload-pack=x\n' > .gitmodules", "submodule url"),
+        ("printf '*.t working-tree-encoding=UTF-16\\n' > .gitattributes; echo x > a.t", "byte order mark"),
+        ("printf '%3000s text' x > .gitattributes", "too long lines"),
+    ],
+)
+def test_what_git_takes_from_nobody_is_no_fault_of_git_s_and_not_tried_again(
+    workspaces: Workspaces, source: Path, script: str, why: str
+) -> None:
+    workspace = opened(workspaces, source)
+    assert ran(workspace, script).exit_code == 0
+    with pytest.raises(TreeRefused, match=why) as raised:
+        workspace.checkpoint("odd")
+    assert raised.value.error is ErrorClass.VALIDATION
+    workspace.restore(workspace.start)
+    assert workspace.checkpoint("even") is None
 
 
 def test_folders_in_the_place_of_many_files_cost_no_more_than_one(

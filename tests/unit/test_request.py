@@ -203,6 +203,8 @@ def test_whatever_is_sent_is_accepted_or_refused_in_our_own_words(body: dict[str
         ({"execution_mode": "fast"}, "must be 'auto', 'strict' or 'dry_run'"),
         ({"on_question_timeout": {"after": "2h", "then": "ask"}}, "must be 'wait', 'fail' or 'default'"),
         ({"title": 7}, "must be a text"),
+        ({"description": "a" * 100_001}, "must have at most 100000 characters, and has 100001"),
+        ({"description": ""}, "must have at least 1 characters, and has 0"),
         ({"agent": {"tool_approval": ["a b"]}}, "must be the name of a class of risk or a tool: write"),
     ],
 )
