@@ -122,11 +122,7 @@ def _source() -> str:
     assert process.stdout
     assert process.stdout.readline() == b"ready\n"
 
-    def leave() -> None:
-        process.communicate()
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(leave)
+    atexit.register(process.communicate)
     return address
 
 
@@ -151,6 +147,7 @@ def main(address: str) -> None:
                     door.close()
                     _mind(caller)
                     return
+    shutil.rmtree(Path(address).parent)
 
 
 def _mind(caller: socket.socket) -> None:
