@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.core import graph
-from orchestrator.core.plan import Plan, needs as needs_of
+import networkx as nx
+
+from orchestrator.core.plan import Plan, graph
 
 
 @dataclass(eq=False, slots=True)
@@ -47,8 +48,9 @@ class Unit:
 
 def grow(plan: Plan, most_steps: int) -> tuple[Unit, ...]:
     """The roots of all canvases, none of over `most_steps` steps; those that start at once come first."""
-    needs = graph.reduced(needs_of(plan))
-    generations = [set(group) for group in graph.generations(needs)]
+    reduced = nx.transitive_reduction(graph(plan))
+    needs = {key: frozenset(reduced.pred[key]) for key in plan.keys}
+    generations = [set(group) for group in nx.topological_generations(reduced)]
     return _split(_Forest(needs, generations, most_steps).grown(), most_steps)
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
-from orchestrator.core import graph
+import networkx as nx
+
 from orchestrator.core.errors import Problem, Refused
 
 MAX_STEPS: Final = 500
@@ -116,7 +117,9 @@ def critical_path(plan: Plan) -> tuple[str, ...]:
 def parallel_groups(plan: Plan) -> tuple[tuple[str, ...], ...]:
     """Generations: each group's steps need only steps of earlier groups. In the plan's order."""
     place = {key: number for number, key in enumerate(plan.keys)}
-    return tuple(tuple(sorted(group, key=place.__getitem__)) for group in graph.generations(needs(plan)))
+    return tuple(
+        tuple(sorted(group, key=place.__getitem__)) for group in nx.topological_generations(graph(plan))
+    )
 
 
 def estimate(plan: Plan) -> Estimate:
@@ -127,9 +130,12 @@ def estimate(plan: Plan) -> Estimate:
     )
 
 
-def needs(plan: Plan) -> dict[str, tuple[str, ...]]:
-    """By step, in the plan's order."""
-    return {step.key: step.needs for step in plan.steps}
+def graph(plan: Plan) -> nx.DiGraph[str]:
+    """Nodes in the plan's order; an edge leads from what is needed to what needs it."""
+    found: nx.DiGraph[str] = nx.DiGraph()
+    found.add_nodes_from(plan.keys)
+    found.add_edges_from((need, step.key) for step in plan.steps for need in step.needs)
+    return found
 
 
 def _in_order(plan: Plan) -> Iterator[str]:
@@ -170,10 +176,14 @@ def _faulty_needs(number: int, step: PlanStep, known: Mapping[str, int]) -> Iter
 
 def _circles(steps: Sequence[PlanStep]) -> Iterator[Problem]:
     """One circle of each knot of steps, written `a -> b -> a`: each needs the next."""
-    wanted = {step.key: step.needs for step in steps}
+    needed_by: nx.DiGraph[str] = nx.DiGraph((step.key, need) for step in steps for need in step.needs)
     place = {step.key: number for number, step in enumerate(steps)}
-    for knot in graph.knots(wanted):
-        circle = graph.circle(wanted, knot)
+    knots = [knot for knot in nx.strongly_connected_components(needed_by) if len(knot) > 1]
+    for knot in sorted(knots, key=lambda knot: min(place[key] for key in knot)):
+        within: nx.DiGraph[str] = nx.DiGraph(
+            (step.key, need) for step in steps if step.key in knot for need in step.needs if need in knot
+        )
+        circle = [key for key, _ in nx.find_cycle(within)]
         turn = circle.index(min(circle, key=place.__getitem__))
         named = [*circle[turn:], *circle[: turn + 1]]
         start = steps[place[named[0]]]
