@@ -67,7 +67,8 @@ def exhausted(budget: Budget, spent: Spending) -> tuple[str, Budget] | None:
 
 
 def ask_for_budget(what: str, used_up: Budget, spent: Spending, answers: Mapping[str, str]) -> Verdict:
-    """`spent`: by the whole tree until now, of which calls in flight may take more. Parks until a person has raised the budget; one who has said to stop isn't asked again."""
+    """Parks until a person has raised the budget; one who has said to stop isn't asked again. `spent`: by the
+    whole tree until now."""
     asked = [call_id for call_id in answers if call_id.startswith("budget-")]
     last = f"budget-{len(asked)}"
     if last in answers and answers[last].strip().casefold() == STOP.casefold():
@@ -85,7 +86,7 @@ def _offered(budget: Budget, spent: Spending) -> str:
         (budget.turns, spent.turns, "{:.0f} turns".format, 0),
     )
     return ", ".join(
-        shown(max(2 * bound, _above(Decimal(used), places)))
+        shown(max(Decimal(2 * bound), _above(Decimal(used), places)))
         for bound, used, shown, places in parts
         if bound is not None
     )
