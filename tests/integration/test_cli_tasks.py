@@ -549,7 +549,9 @@ def test_a_maximum_is_offered_without_numbers_that_would_be_taken_for_one(door: 
     with door.wiring.engine.begin() as connection:
         assert effects.ask(connection, claimed.step, claimed.fence, more)
 
-    _, drawn = on_a_terminal(door, "task", "watch", task["id"], typed="\x04", until="answer [a maximum")
+    _, drawn = on_a_terminal(
+        door, "task", "watch", task["id"], typed="\x04", until="answer [a maximum, or Stop]"
+    )
 
     for shown in (drawn, run(door, "task", "status", task["id"]).stdout):
         assert "[budget] The budget is used up." in shown
@@ -623,6 +625,11 @@ def test_what_a_watched_task_waits_for_is_told_whole_and_with_the_way_on(door: D
         door, "task", "watch", task["id"], typed="qxq\x03", until="→ orchestrator agent types"
     )
 
+    waited = run(door, "task", "wait", task["id"], "--timeout", "5s")
+    status = run(door, "task", "status", task["id"]).stdout
+
+    assert re.search(r"waits: .*it end\.\n  → orchestrator agent types\n", waited.stderr)
+    assert status.count("not installed: orchestrator agent install codex") == 1
     assert code == 130
     assert re.search(r"it\s+end\.", drawn)
     assert "qxq" not in drawn, "keys don't tear the picture apart"
