@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -479,10 +479,15 @@ def test_a_plan_shows_what_runs_side_by_side_and_how_long_that_takes(door: Door)
 
 
 def on_a_terminal(
-    door: Door, *words: str, typed: str = "", until: str = "", **changes: str
+    door: Door,
+    *words: str,
+    typed: str = "",
+    until: str = "",
+    then: Callable[[], None] | None = None,
+    **changes: str,
 ) -> tuple[int, str]:
     """Runs it with a terminal; types once `until` is on the screen, a key after each
-    change of it. Exit code and all that was drawn."""
+    change of it, or does `then`. Exit code and all that was drawn."""
     child, screen = pty.fork()
     if child == 0:
         os.execve(  # noqa: S606
@@ -497,6 +502,9 @@ def on_a_terminal(
         except OSError:  # the other end is closed
             break
         drawn += part
+        if then is not None and until.encode() in drawn:
+            then()
+            then = None
         if typed and until.encode() in drawn:
             os.write(screen, typed[0].encode())
             typed = typed[1:]
@@ -526,6 +534,20 @@ def test_a_question_is_asked_and_answered_at_the_terminal_that_watches(door: Doo
     assert "The agent asks: Keep \\x1b[31mthe flag?" in drawn
     assert "completed" in drawn
     assert door.sql("SELECT answer ->> 'text' FROM questions WHERE task_id = :t", t=task["id"])[0][0] == "No"
+
+
+def test_the_prompt_goes_on_when_somebody_answers_elsewhere(door: Door) -> None:
+    task = door.create()
+    ask(door, task)
+
+    def answer_elsewhere() -> None:
+        run(door, "task", "answer", task["id"], "--choice", "1")
+        complete(door, claim(door, task))
+
+    code, drawn = on_a_terminal(door, "task", "watch", task["id"], until="answer [1-2", then=answer_elsewhere)
+
+    assert code == 0
+    assert "answered by" in drawn.split("answer [1-2")[1]
 
 
 def test_who_leaves_the_prompt_is_told_that_the_task_waits_and_how_to_answer(door: Door) -> None:
