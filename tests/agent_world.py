@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,9 +74,18 @@ class AgentWorld:
 
     server: RunningModel
 
-    def __init__(self, workspaces: Workspaces, folder: Path, adapter: Adapter, url: str, model: str) -> None:
+    def __init__(
+        self,
+        workspaces: Workspaces,
+        folder: Path,
+        adapter: Adapter,
+        url: str,
+        model: str,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        """`more`: files of the repository."""
         self.workspaces = workspaces
-        self.base = workspaces.fetch(str(repository(folder / "source", BUGGY)), None)
+        self.base = workspaces.fetch(str(repository(folder / "source", BUGGY | dict(more or {}))), None)
         self.adapter = adapter
         self.url = url
         self.model = model

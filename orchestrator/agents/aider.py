@@ -49,6 +49,17 @@ _OPTIONS: Final = (
     *("--message-file", "/dev/stdin"),
 )
 _LEFTOVERS: Final = "rm -rf .aider.tags.cache* .aider.chat.history.md .aider.input.history"
+_ENV_FILE: Final = ".aider-environment"
+"""Below its HOME: what holds against a repository's `.env`, which it loads over its environment."""
+_TOKEN: Final = "ORCHESTRATOR_RUN_TOKEN"  # noqa: S105 - the name of a variable
+_OURS: Final = (
+    *("--no-auto-lint", "--no-auto-test", "--lint-cmd", "true", "--test-cmd", "true"),
+    *("--no-notifications", "--notifications-command", "true", "--no-dry-run", "--no-watch-files"),
+    *("--no-restore-chat-history", "--no-git-commit-verify", "--no-gui"),
+    *("--set-env", "AIDER_UNUSED=1", "--api-key", "unused=unused", "--alias", "unused:unused"),
+)
+"""What a repository's `.aider.conf.yml` or `.env` would set else: of a list or a command that is on the
+command line, theirs doesn't count."""
 _FAULTS: Final = re.compile(r"litellm\.\w*(?:Error|Exception)\b[^\n]*")
 
 
@@ -116,16 +127,17 @@ class Runs:
     def _started(self) -> Running:
         enclosure, token = self._enclosure, self._enclosure.token
         provider = provider_of(self._model) or "openai"
-        environment = {
-            "ANTHROPIC_API_KEY": token,
-            "ANTHROPIC_API_BASE": enclosure.base_url,
-            "OPENAI_API_KEY": token,
-            "OPENAI_API_BASE": f"{enclosure.base_url}/v1",
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-            "PYTHONUNBUFFERED": "1",
-        }
-        history = ("--chat-history-file", f"{enclosure.home}/{_HISTORY}")
-        words = (*self._program.command, *_OPTIONS, *history, "--model", f"{provider}/{self._model}")
+        model = f"{provider}/{self._model}"
+        home_files.write(enclosure.home_on_disk, PurePosixPath(_ENV_FILE), _lasting(enclosure.base_url))
+        environment = {_TOKEN: token, **_environment(enclosure.base_url, token)}
+        files = (
+            "--chat-history-file",
+            f"{enclosure.home}/{_HISTORY}",
+            "--env-file",
+            f"{enclosure.home}/{_ENV_FILE}",
+        )
+        models = ("--model", model, "--weak-model", model, "--editor-model", model)
+        words = (*self._program.command, *_OPTIONS, *_OURS, *files, *models)
         return enclosure.start(words, environment, programs=self._program.folders)
 
     def _followed(self, running: Running, output: _Output, before: int) -> tuple[Cut | None, Broke | None]:
@@ -152,6 +164,31 @@ class Runs:
                     if time.monotonic() - ended_at > _LINGER_SECONDS:
                         break
         return None, None
+
+
+def _environment(base_url: str, token: str) -> dict[str, str]:
+    return {
+        "ANTHROPIC_API_KEY": token,
+        "ANTHROPIC_API_BASE": base_url,
+        "OPENAI_API_KEY": token,
+        "OPENAI_API_BASE": f"{base_url}/v1",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _lasting(base_url: str) -> list[str]:
+    """The same as a `.env`, loaded last; with its own names of the keys, which configuration gives too. The
+    token is only referred to, so that no file has it."""
+    token = f"${{{_TOKEN}}}"
+    own = {
+        "AIDER_OPENAI_API_KEY": token,
+        "AIDER_ANTHROPIC_API_KEY": token,
+        "AIDER_OPENAI_API_BASE": f"{base_url}/v1",
+    }
+    return [f'{name}="{value}"\n' for name, value in (_environment(base_url, token) | own).items()]
 
 
 class _Output:

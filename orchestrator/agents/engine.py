@@ -13,7 +13,7 @@ from orchestrator.core.verdict import Broke, StopReason, Verdict, Yielded
 from orchestrator.core.workspace import WorkspaceFault
 from orchestrator.engine import loop
 from orchestrator.engine.limits import refused
-from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Stopped, Workspace
+from orchestrator.engine.ports import Journal, LeaseLost, Model, ModelError, Spending, Stopped, Workspace
 from orchestrator.engine.prices import PRICES, Price
 from orchestrator.engine.tools.policy import OpenServers, ToolPolicy, no_servers
 
@@ -53,7 +53,7 @@ class EngineAgent:
                     command_timeout=self.command_timeout,
                 )
         except ModelError as error:
-            return refused(error, assignment.budget, {})
+            return refused(error, assignment.budget, Spending(), {})
         except Stopped:
             return Yielded(link.stop.reason or StopReason.DRAIN)
         except LeaseLost:

@@ -33,7 +33,7 @@ def prompt(question: Mapping[str, Any]) -> str:
     many = len(question["options"])
     match question["kind"]:
         case "budget":
-            return "a maximum, or {STOP}"
+            return f"a maximum, or {STOP}"
         case "tool_approval":
             return f"1-{many}, or Deny and why"
         case _:

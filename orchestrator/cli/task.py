@@ -107,7 +107,9 @@ def create(
     ] = None,
     hold: Annotated[bool, typer.Option("--hold", help="Don't start it before `task resume`.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Watch it until it ends.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait silently until it ends.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until it ends; says only what it waits for.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Creates a task."""
@@ -507,11 +509,12 @@ def _watched(task_id: str, *, json: bool) -> ExitCode:
 
 def _waited(task_id: str, deadline: float | None, until: str, *, json: bool) -> ExitCode:
     """Follows the progress, which a dropped connection doesn't end. `deadline` is of the monotonic clock."""
-    client = session.client()
+    client, told = session.client(), ""
     try:
         for kind, data in _before(deadline, client.follow(_path(task_id, "progress"))):
             if kind == "end" or (until == "input" and data["status"] == "pending_input"):
                 break
+            told = _tell_wait(client.get(_path(task_id)), told)
     except TimeoutError:
         raise _too_long(task_id) from None
     except KeyboardInterrupt:
@@ -523,6 +526,15 @@ def _waited(task_id: str, deadline: float | None, until: str, *, json: bool) -> 
     else:
         out(f"{task['id']}\t{task['status']}")
     return code_of_task(task)
+
+
+def _tell_wait(task: dict[str, Any], told: str) -> str:
+    """What has to be done, if it doesn't go on by itself: said once. What was told last."""
+    ways = ways_on(task) if task["waiting_on"] else []
+    said = "\n".join([f"{task['id']} waits: {line(task['display']['why'])}", *(f"  → {way}" for way in ways)])
+    if ways and said != told:
+        say(said)
+    return said if ways else ""
 
 
 def _before(deadline: float | None, source: Iterator[Heard]) -> Iterator[Heard]:
@@ -605,6 +617,7 @@ def _print_task(task: dict[str, Any], *, verbose: bool) -> None:
     for step in task["steps"]:
         said = step["error"]["message"] if step["error"] else step["summary"] or ""
         said = step["display"]["why"] if step["waiting_on"] else said
+        said = "" if step["waiting_on"] and said == task["display"]["why"] else said  # told above
         attempt = f" (attempt {step['attempt']})" if step["attempt"] > 1 else ""
         out(
             f"  {step['number']:>3} {step['display']['label']:<14} {line(step['key'])}{attempt}"

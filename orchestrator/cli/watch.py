@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import sys
 import threading
 from collections import deque
@@ -21,6 +22,8 @@ from orchestrator.cli.ways_on import ways_on
 from orchestrator.core.errors import OrchestratorError
 
 _REFRESH_SECONDS: Final = 0.25
+_LOOK_SECONDS: Final = 1.0
+"""While an answer is awaited here it may be given elsewhere."""
 
 
 @dataclass
@@ -135,14 +138,27 @@ class Watch:
         """The first open question, at the prompt. False when nobody is there to answer."""
         question = task["questions"][0]
         self.asking = True
-        try:
-            said = input(f"   answer [{answers.prompt(question)}] ▸ ").strip()
-        except EOFError:
+        print(f"   answer [{answers.prompt(question)}] ▸ ", end="", flush=True)
+        while not select.select([sys.stdin], [], [], _LOOK_SECONDS)[0]:
+            if self._ended_elsewhere(question):
+                self.asking = False
+                return True
+        typed = sys.stdin.readline()
+        if not typed:
             say("")
             return False
         self.asking = False
-        if said:
+        if said := typed.strip():
             self._send(question, answers.given(question, said))
+        return True
+
+    def _ended_elsewhere(self, question: dict[str, Any]) -> bool:
+        """Somebody answered it at another door, or its step ended."""
+        now = self.client.get(f"/api/v1/questions/{segment(question['id'])}")
+        if now["state"] == "open":
+            return False
+        by = f"answered by {now['answered_by']}" if now["answered_by"] else now["state"]
+        say(f"\n   {line(by)}")
         return True
 
     def _send(self, question: dict[str, Any], answer: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -33,6 +34,12 @@ _OPEN: Final = statement(
     """
     SELECT id FROM questions WHERE tenant_id = :tenant AND task_id = :task
       AND answered_at IS NULL AND withdrawn_at IS NULL ORDER BY asked_at
+    """
+)
+_LAST: Final = statement(
+    """
+    SELECT id FROM questions WHERE tenant_id = :tenant AND task_id = :task AND answered_at IS NOT NULL
+    ORDER BY answered_at DESC LIMIT 1
     """
 )
 _FIND: Final = statement("SELECT * FROM questions WHERE tenant_id = :tenant AND id = :question")
@@ -154,6 +161,10 @@ def _question_id(connection: Connection, tenant_id: str, subject: str) -> str:
             "Name one of them.",
         )
     if not found:
+        if (
+            last := one(connection, _LAST, tenant=tenant_id, task=TaskRef(tenant_id, subject).task_id)
+        ) is not None:
+            raise _too_late(connection, tenant_id, last["id"])
         raise Unknown(
             "question-unknown",
             f"Task {subject} has no open question.",
@@ -167,7 +178,8 @@ def _too_late(connection: Connection, tenant_id: str, question_id: str) -> Confl
     if now is not None and now["answered_at"] is not None:
         return Conflict(
             "already-answered",
-            f"Question {question_id} was answered by {now['answered_by']}: {now['answer']['text']}",
+            f"Question {question_id} was answered by {now['answered_by']}: {now['answer']['text']}"
+            f" (at {now['answered_at'].astimezone(UTC):%Y-%m-%d %H:%M:%SZ})",
             f"See how it goes on: orchestrator task watch {now['task_id']}",
         )
     return Conflict(

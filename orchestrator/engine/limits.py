@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Final
 
 from orchestrator.core.assignment import Budget, Limits
@@ -54,10 +54,9 @@ def exceeded(limits: Limits, dialogue: Dialogue, since_last_turn: timedelta) -> 
     return None
 
 
-def exhausted(budget: Budget, dialogue: Dialogue, elsewhere: Spending) -> tuple[str, Budget] | None:
+def exhausted(budget: Budget, spent: Spending) -> tuple[str, Budget] | None:
     """Which part of the task's budget allows no further request: as a sentence, and that part alone."""
-    turns, tokens = dialogue.turns + elsewhere.turns, dialogue.tokens + elsewhere.tokens
-    cost = dialogue.cost_usd + elsewhere.cost_usd
+    turns, tokens, cost = spent.turns, spent.tokens, spent.cost_usd
     if budget.turns is not None and turns >= budget.turns:
         return f"{turns} turns are used, {budget.turns} allowed.", Budget(turns=budget.turns)
     if budget.tokens is not None and tokens >= budget.tokens:
@@ -67,35 +66,53 @@ def exhausted(budget: Budget, dialogue: Dialogue, elsewhere: Spending) -> tuple[
     return None
 
 
-def ask_for_budget(what: str, used_up: Budget, answers: Mapping[str, str]) -> Verdict:
-    """Parks until a person has raised the budget; one who has said to stop isn't asked again."""
+def ask_for_budget(what: str, used_up: Budget, spent: Spending, answers: Mapping[str, str]) -> Verdict:
+    """Parks until a person has raised the budget; one who has said to stop isn't asked again. `spent`: by the
+    whole tree until now."""
     asked = [call_id for call_id in answers if call_id.startswith("budget-")]
     last = f"budget-{len(asked)}"
     if last in answers and answers[last].strip().casefold() == STOP.casefold():
         return Broke("budget-refused", what, ErrorClass.LIMIT, retryable=False)
-    options = (*filter(None, [_doubled(used_up)]), STOP)
+    options = (*filter(None, [_offered(used_up, spent)]), STOP)
     text = f"The budget of the task and its subtasks is used up: {what} What is its new maximum, or stop?"
     return NeedsInput(Ask(f"budget-{len(asked) + 1}", text, options, WaitingOn.BUDGET))
 
 
-def _doubled(budget: Budget) -> str:
-    """As an answer says it."""
+def _offered(budget: Budget, spent: Spending) -> str:
+    """As an answer says it: twice the budget, or more where calls in flight have overspent that far."""
+    parts = (
+        (budget.cost_usd, spent.cost_usd, dollars, 2),
+        (budget.tokens, spent.tokens, "{:.0f} tokens".format, 0),
+        (budget.turns, spent.turns, "{:.0f} turns".format, 0),
+    )
     return ", ".join(
-        amount
-        for amount in (
-            budget.cost_usd is not None and dollars(2 * budget.cost_usd),
-            budget.tokens is not None and f"{2 * budget.tokens} tokens",
-            budget.turns is not None and f"{2 * budget.turns} turns",
-        )
-        if amount
+        shown(max(Decimal(2 * bound), _above(Decimal(used), places)))
+        for bound, used, shown, places in parts
+        if bound is not None
     )
 
 
-def refused(error: ModelError, budget: Budget, answers: Mapping[str, str]) -> Verdict:
+def _above(taken: Decimal, places: int) -> Decimal:
+    """One and a half times of it, rounded up to two digits, and to no more places than that."""
+    more = taken * 3 / 2
+    digits = min(places, 1 - more.adjusted()) if more else places
+    return more.quantize(Decimal(1).scaleb(-digits), ROUND_CEILING)
+
+
+def taken(dialogue: Dialogue, elsewhere: Spending) -> Spending:
+    """By the whole tree."""
+    return Spending(
+        dialogue.turns + elsewhere.turns,
+        dialogue.tokens + elsewhere.tokens,
+        dialogue.cost_usd + elsewhere.cost_usd,
+    )
+
+
+def refused(error: ModelError, budget: Budget, spent: Spending, answers: Mapping[str, str]) -> Verdict:
     """What follows from a model that gave no reply: ask, wait, or break (and perhaps try again)."""
     detail = {"code": error.code, "message": error.message}
     if error.code == "budget-exhausted":
-        return ask_for_budget(error.message, budget, answers)
+        return ask_for_budget(error.message, budget, spent, answers)
     if error.code == "circuit-open":
         return Waits(WaitingOn.CIRCUIT_BREAKER, detail, error.retry_after)
     if error.code in NOT_SENT:

@@ -41,6 +41,7 @@ from orchestrator.engine.ports import (
     ModelSwitched,
     Purpose,
     Reply,
+    Spending,
     Stopped,
     StreamEvent,
     TextDelta,
@@ -120,7 +121,7 @@ class _Work:
                 self._make_room()
                 turn = self._take_turn()
         except ModelError as error:
-            return limits.refused(error, self._means.assignment.budget, self._answers)
+            return limits.refused(error, self._means.assignment.budget, self._spent(), self._answers)
 
     # --- picking up -----------------------------------------------------------------------------------------
 
@@ -170,8 +171,11 @@ class _Work:
             return broke
         if self._metered or not assignment.budget.binds:
             return None
-        found = limits.exhausted(assignment.budget, self._dialogue, self._journal.spent_elsewhere())
-        return None if found is None else limits.ask_for_budget(*found, self._answers)
+        found = limits.exhausted(assignment.budget, spent := self._spent())
+        return None if found is None else limits.ask_for_budget(*found, spent, self._answers)
+
+    def _spent(self) -> Spending:
+        return limits.taken(self._dialogue, self._journal.spent_elsewhere())
 
     def _see(self, turn: Turn, results: Mapping[str, ToolResult]) -> None:
         self._watch.feed(stuck.seen(turn, results, self._talk))

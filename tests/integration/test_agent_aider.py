@@ -30,6 +30,32 @@ sums.py
 >>>>>>> REPLACE
 ```
 """
+THEIRS = {
+    ".env": """ANTHROPIC_API_KEY=theirs
+ANTHROPIC_API_BASE=http://127.0.0.1:9
+AIDER_ANTHROPIC_API_KEY=theirs
+AIDER_MODEL=anthropic/claude-theirs
+AIDER_TEST_CMD="touch started-by-env"
+AIDER_AUTO_TEST=true
+AIDER_DRY_RUN=true
+HTTP_PROXY=http://127.0.0.1:9
+""",
+    ".aider.conf.yml": """model: anthropic/claude-theirs
+weak-model: anthropic/claude-theirs
+anthropic-api-key: theirs
+api-key: [anthropic=theirs]
+set-env: ["ANTHROPIC_API_BASE=http://127.0.0.1:9"]
+alias: ["anthropic/claude-sonnet-4-6:anthropic/claude-theirs"]
+lint-cmd: touch started-by-lint
+auto-lint: true
+test-cmd: touch started-by-test
+auto-test: true
+notifications: true
+notifications-command: touch started-by-notification
+auto-commits: true
+dry-run: true
+""",
+}
 CLAUDE, GPT = "claude-sonnet-4-6", "gpt-5.2-codex"
 
 
@@ -62,6 +88,20 @@ def test_it_fixes_a_bug_with_models_of_either_provider_and_leaves_nothing_else(
     assert len(model.sends()) == 1
     with world._workspace(world.assignment()) as workspace:
         assert not [path for path in workspace.list(".", 1) if ".aider" in path]
+
+
+def test_a_repositorys_configuration_takes_it_to_no_other_provider_and_starts_nothing(
+    tmp_path: Path, model: RunningModel
+) -> None:
+    adapter = Aider(installed("aider"), CLAUDE)
+    world = AgentWorld(installation(tmp_path / "root"), tmp_path, adapter, model.url, CLAUDE, THEIRS)
+    verdict = world.work()
+    assert isinstance(verdict, Done), (verdict, world.log())
+    assert "a + b" in world.file("sums.py")
+    assert not [name for name in world.names() if name.startswith("started-")]
+    assert [send.model for send in model.sends()] == [CLAUDE]
+    kept = [at for at in world.home.rglob("*") if at.is_file() and b"run-token" in at.read_bytes()]
+    assert kept == []
 
 
 def test_what_is_said_and_not_done_is_no_success(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -371,7 +371,8 @@ def test_a_question_is_answered_by_number_or_text(door: Door) -> None:
 
     assert "answered: No" in first.stderr
     assert json.loads(second.stdout)["answer"] == {"text": "Neither"}
-    assert again.returncode == 5
+    assert again.returncode == 6
+    assert "was answered by" in again.stderr
 
 
 def test_watching_in_a_pipe_tells_a_line_per_event_and_stops_where_a_person_is_needed(door: Door) -> None:
@@ -478,10 +479,15 @@ def test_a_plan_shows_what_runs_side_by_side_and_how_long_that_takes(door: Door)
 
 
 def on_a_terminal(
-    door: Door, *words: str, typed: str = "", until: str = "", **changes: str
+    door: Door,
+    *words: str,
+    typed: str = "",
+    until: str = "",
+    then: Callable[[], None] | None = None,
+    **changes: str,
 ) -> tuple[int, str]:
     """Runs it with a terminal; types once `until` is on the screen, a key after each
-    change of it. Exit code and all that was drawn."""
+    change of it, or does `then`. Exit code and all that was drawn."""
     child, screen = pty.fork()
     if child == 0:
         os.execve(  # noqa: S606
@@ -496,6 +502,9 @@ def on_a_terminal(
         except OSError:  # the other end is closed
             break
         drawn += part
+        if then is not None and until.encode() in drawn:
+            then()
+            then = None
         if typed and until.encode() in drawn:
             os.write(screen, typed[0].encode())
             typed = typed[1:]
@@ -527,6 +536,20 @@ def test_a_question_is_asked_and_answered_at_the_terminal_that_watches(door: Doo
     assert door.sql("SELECT answer ->> 'text' FROM questions WHERE task_id = :t", t=task["id"])[0][0] == "No"
 
 
+def test_the_prompt_goes_on_when_somebody_answers_elsewhere(door: Door) -> None:
+    task = door.create()
+    ask(door, task)
+
+    def answer_elsewhere() -> None:
+        run(door, "task", "answer", task["id"], "--choice", "1")
+        complete(door, claim(door, task))
+
+    code, drawn = on_a_terminal(door, "task", "watch", task["id"], until="answer [1-2", then=answer_elsewhere)
+
+    assert code == 0
+    assert "answered by" in drawn.split("answer [1-2")[1]
+
+
 def test_who_leaves_the_prompt_is_told_that_the_task_waits_and_how_to_answer(door: Door) -> None:
     task = door.create()
     ask(door, task)
@@ -548,7 +571,9 @@ def test_a_maximum_is_offered_without_numbers_that_would_be_taken_for_one(door: 
     with door.wiring.engine.begin() as connection:
         assert effects.ask(connection, claimed.step, claimed.fence, more)
 
-    _, drawn = on_a_terminal(door, "task", "watch", task["id"], typed="\x04", until="answer [a maximum")
+    _, drawn = on_a_terminal(
+        door, "task", "watch", task["id"], typed="\x04", until="answer [a maximum, or Stop]"
+    )
 
     for shown in (drawn, run(door, "task", "status", task["id"]).stdout):
         assert "[budget] The budget is used up." in shown
@@ -622,6 +647,11 @@ def test_what_a_watched_task_waits_for_is_told_whole_and_with_the_way_on(door: D
         door, "task", "watch", task["id"], typed="qxq\x03", until="→ orchestrator agent types"
     )
 
+    waited = run(door, "task", "wait", task["id"], "--timeout", "5s")
+    status = run(door, "task", "status", task["id"]).stdout
+
+    assert re.search(r"waits: .*it end\.\n  → orchestrator agent types\n", waited.stderr)
+    assert status.count("not installed: orchestrator agent install codex") == 1
     assert code == 130
     assert re.search(r"it\s+end\.", drawn)
     assert "qxq" not in drawn, "keys don't tear the picture apart"

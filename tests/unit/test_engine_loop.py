@@ -425,6 +425,25 @@ def test_a_budget_that_the_whole_task_has_used_up_parks_until_it_is_raised(
     assert (broke.code, broke.retryable) == ("budget-refused", False)
 
 
+@pytest.mark.parametrize(
+    ("budget", "offered"),
+    [
+        (Budget(turns=3), "33 turns"),
+        (Budget(tokens=100), "1600 tokens"),
+        (Budget(cost_usd=Decimal(1)), "$26.00"),
+        (Budget(cost_usd=Decimal("0.01")), "$26.00"),
+    ],
+)
+def test_what_is_offered_is_above_what_calls_in_flight_have_overspent(
+    world: World, budget: Budget, offered: str
+) -> None:
+    script = Script([[call("c1", "list_files")]], kind="live", name="priced", usage=Usage(5, 5))
+    journal = world.journal(elsewhere=Spending(22, 1010, Decimal("17.20")))
+    parked = world.claim(script, journal, budget=budget, limits=Limits(cost_usd=Decimal(1000)))
+    assert isinstance(parked, NeedsInput)
+    assert parked.ask.options == (offered, "Stop")
+
+
 def test_turns_without_a_usable_call_end_the_step_also_over_a_resume(world: World) -> None:
     script = Script([[call(f"c{number}", "list_files", depth="x")] for number in range(9)])
     with pytest.raises(Killed):

@@ -91,6 +91,7 @@ def _config(model: str, base_url: str, *, asks: bool) -> str:
         "plugins = false",
         "apps = false",
         "hooks = false",
+        *(["multi_agent = false", "multi_agent_v2 = false"] if asks else []),  # they would be asked of nobody
         "default_mode_request_user_input = true",
         "[analytics]",
         "enabled = false",
