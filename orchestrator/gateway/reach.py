@@ -66,6 +66,8 @@ def _is_elsewhere(part: Mapping[str, Any]) -> bool:
         return True
     if any(isinstance(holder, Mapping) and holder.get("file_id") for holder in (part, part.get("file"))):
         return True
+    if part.get("type") == "item_reference" or ("id" in part and part.keys() <= {"id", "type"}):
+        return True  # an item or a sound that the provider has kept, perhaps from another run
     for name in _ADDRESSES:
         found = part.get(name)
         url = found.get("url") if isinstance(found, Mapping) else found

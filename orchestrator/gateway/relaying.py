@@ -47,6 +47,7 @@ _CACHED: Final = b'"cache_control"'
 """How a request marks what is to be cached."""
 _HOUR: Final = b'"1h"'
 """How long a request asks for what it marks to be cached."""
+_ESCAPED: Final = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
 _SETTLE_SECONDS: Final = 2.0
 """So long the end of a reply waits for its settling: who reads that end, finds it written down."""
 
@@ -143,16 +144,24 @@ class Call:
             written = max(written, min(most, int(self.lasted * _TOKENS_PER_SECOND)))
         if self.request.content.get("previous_response_id"):  # it reads all that came before, too
             read = max(read, _REMEMBERED)
-        return self.observer.tokens(read, written if left else 0, for_an_hour=_HOUR in self.request.body)
+        return self.observer.tokens(read, written if left else 0, for_an_hour=_says(self.request.body, _HOUR))
 
 
 def reserved(request: Request, expected: tuple[int, int]) -> Tokens:
     """The dearest that a call of so many input and output tokens can be: where something is to be cached, all
     that is read is taken for that, and for an hour if that is asked for anywhere."""
     read, written = expected
-    if _CACHED not in request.body:
+    if not _says(request.body, _CACHED):
         return Tokens(read, written)
-    return Tokens(output=written, cache_write=read, cache_write_hour=read if _HOUR in request.body else 0)
+    for_an_hour = _says(request.body, _HOUR)
+    return Tokens(output=written, cache_write=read, cache_write_hour=read if for_an_hour else 0)
+
+
+def _says(body: bytes, text: bytes) -> bool:
+    """Also where JSON's escapes spell it."""
+    if text in body:
+        return True
+    return b"\\u00" in body and text in _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), body)
 
 
 def _code(said: str | None) -> str | None:

@@ -105,3 +105,10 @@ def test_what_openai_writes_to_its_cache_is_counted_as_that(
     list(observer.feed(json.dumps({"usage": usage}).encode()))
     observer.close()
     assert observer.tokens(9) == Tokens(input=10, output=5, cache_read=20, cache_write=70)
+
+
+def test_what_is_cached_is_as_dear_where_escapes_spell_it() -> None:
+    body = rb'{"cach\u0065_control": {"type": "ephemeral", "ttl": "\u0031\u0068"}}'
+    assert reserved(Request("m", True, None, {}, body), (9, 1)) == Tokens(
+        output=1, cache_write=9, cache_write_hour=9
+    )
