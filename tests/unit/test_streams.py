@@ -12,8 +12,8 @@ from orchestrator.api.streams import numbered
 from orchestrator.api.wakeups import Wakeups
 from orchestrator.db.connect import SQLAlchemyError
 from orchestrator.db.sql import TaskRef
-from orchestrator.queries.events import Mark
 from orchestrator.queries.display import Display
+from orchestrator.queries.events import Mark
 from orchestrator.queries.progress import Progress
 
 REF = TaskRef("default", "task")
@@ -36,9 +36,7 @@ def test_a_stream_goes_on_after_a_failed_look_and_a_failed_snapshot(
         if snapshots:
             raise snapshots.pop()
         shown = Display("cancelled", "neutral", "stop", "")
-        return Progress(
-            "task", 0.0, None, 0.0, 0, "cancelled", None, shown, (), 0, 0, 0, 1, None, None
-        )
+        return Progress("task", 0.0, None, 0.0, 0, "cancelled", None, shown, (), 0, 0, 0, 1, None, None)
 
     async def hear() -> list[str]:
         async with asyncio.timeout(60):
