@@ -153,7 +153,7 @@ class ChatAssembly:
         """Some servers number all calls alike. A piece with a new id and a name is a call of its own; one
         that repeats only one of them goes on with the call."""
         call_id, name = piece.get("id"), (piece.get("function") or {}).get("name")
-        return bool(call_id and name) and storable(call_id) != call.call_id
+        return bool(name) and bool(call_id) and storable(str(call_id)) != call.call_id
 
     def _complete(self) -> Iterator[StreamEvent]:
         for call in self._open.values():
