@@ -111,7 +111,10 @@ async def numbered(
                 await wakeups.rest()
                 continue
             if whole and (not found or found[0].seq > seen + 1):
-                yield frame("reset", asdict(await run_in_threadpool(snapshot)))
+                while (stands := await _retried(snapshot)) is None:
+                    yield _KEEP_ALIVE
+                    await wakeups.rest()
+                yield frame("reset", asdict(stands))
             for row in found:
                 yield frame(row.type if isinstance(row, TaskEvent) else "log", asdict(row), row.seq)
             # A filter leaves rows out: what was looked through is seen. Some may be newer than the mark.

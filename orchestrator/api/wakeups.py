@@ -78,6 +78,9 @@ class Wakeups:
             except SQLAlchemyError as error:
                 log.warning("wakeups_blind", error=type(error).__name__)
                 found, wait = {}, _AWAY_SECONDS
+            except Exception:  # without a tick all streams would go silent, and say so to nobody
+                log.exception("wakeups_broke")
+                found, wait = {}, _AWAY_SECONDS
             async with self._ticked:
                 self._marks |= {ref: mark for ref, mark in found.items() if ref in self._followed}
                 self._ticked.notify_all()

@@ -78,17 +78,25 @@ def append_logs(
 
 _WORKFLOW_LOGS: Final = statement(
     """
-    SELECT s.key, l.stream, l.text, l.at FROM logs l
+    SELECT l.number, s.key, l.stream, l.text, l.at FROM logs l
     LEFT JOIN steps s ON s.tenant_id = l.tenant_id AND s.id = l.step_id
-    WHERE l.tenant_id = :tenant AND l.task_id = :task AND (s.workflow_id = :workflow OR l.step_id IS NULL)
-    ORDER BY l.number
+    WHERE l.tenant_id = :tenant AND l.task_id = :task AND l.number > :after
+        AND (s.workflow_id = :workflow OR l.step_id IS NULL)
+    ORDER BY l.number LIMIT :limit
     """
 )
 
 
-def logs_of_workflow(connection: Connection, step: StepRef) -> list[dict[str, Any]]:
-    """Everything that the steps of this one's workflow printed, in order: key, stream, text, at."""
-    keys = {"tenant": step.tenant_id, "task": step.task_id, "workflow": step.workflow_id}
+def logs_of_workflow(connection: Connection, step: StepRef, after: int, limit: int) -> list[dict[str, Any]]:
+    """What the steps of this one's workflow printed after that number, in order: number, key, stream, text,
+    at."""
+    keys = {
+        "tenant": step.tenant_id,
+        "task": step.task_id,
+        "workflow": step.workflow_id,
+        "after": after,
+        "limit": limit,
+    }
     return rows(connection, _WORKFLOW_LOGS, **keys)
 
 

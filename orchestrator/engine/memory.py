@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,10 @@ from orchestrator.engine.untrusted import cut
 _EXIT: Final = re.compile(r"exit code (-?\d+)\b")
 _LATEST_COMMANDS: Final = 50
 _TEXT: Final = 4000
+"""Characters of one text in a summary."""
+_SECTION: Final = 20_000
+"""Characters of all that a person said, of all answers, and of all files, each: a summary must stay shorter
+than what it stands for, however much there was."""
 _PATCHED: Final = re.compile(r"^(?:--- a/|\+\+\+ b/)([^\t\n]+)", re.MULTILINE)
 
 
@@ -72,18 +76,27 @@ class Memory:
         return "\n".join(self._lines()) or "(nothing)"
 
     def _lines(self) -> Iterator[str]:
-        yield from (f"The person who watches said: {cut(text, _TEXT)}" for text in self.heard)
-        for question, answer in self.answers:
-            yield f"You asked: {cut(question, _TEXT)}\nThe answer: {cut(answer, _TEXT)}"
+        said = [f"The person who watches said: {cut(text, _TEXT)}" for text in self.heard]
+        yield from _latest(said, "earlier messages of theirs")
+        answered = (f"You asked: {cut(q, _TEXT)}\nThe answer: {cut(a, _TEXT)}" for q, a in self.answers)
+        yield from _latest(list(answered), "earlier questions and answers")
         if self.plan is not None:
             yield f"Your plan: {cut(str(dict(self.plan)), _TEXT)}"
         if self.files:
-            yield "Files that you changed: " + ", ".join(
-                f"{path!r} ({by})" for path, by in self.files.items()
-            )
+            changed = [f"{path!r} ({by})" for path, by in self.files.items()]
+            yield "Files that you changed: " + ", ".join(_latest(changed, "files changed before these"))
         if self.commands:
             latest = self.commands[-10:]
             yield "Commands that you ran last: " + "; ".join(f"{r.command!r} → {_code(r)}" for r in latest)
+
+
+def _latest(texts: Sequence[str], rest: str) -> list[str]:
+    """As many of the last ones, in their order, as a summary has room for; how many came before is said."""
+    room, first = _SECTION, len(texts)
+    while first and room >= len(texts[first - 1]):
+        first -= 1
+        room -= len(texts[first])
+    return [*([f"({first} {rest} are left out here)"] if first else []), *texts[first:]]
 
 
 def _code(ran: Ran) -> str:

@@ -139,7 +139,7 @@ class PinnedTransport(httpx2.AsyncBaseTransport):
             )
             try:
                 response = await self._inner.handle_async_request(pinned)
-            except httpx2.ConnectError:
+            except (httpx2.ConnectError, httpx2.ConnectTimeout):
                 if number == min(len(addresses), _TRIED):
                     raise
                 continue

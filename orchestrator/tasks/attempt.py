@@ -320,8 +320,12 @@ def work(wiring: Wiring, claimed: Claimed, link: StepLink, desk: Desk) -> tuple[
         circuit = AgentCircuit(wiring, assignment.agent_type)
         if (waits := circuit.ask()) is not None:
             return waits, None
-        said = _agents_word(wiring, assignment, link, desk)
-        verdict = laid_at_its_cause(wiring, claimed.step, claimed.fence, said)
+        try:
+            said = _agents_word(wiring, assignment, link, desk)
+            verdict = laid_at_its_cause(wiring, claimed.step, claimed.fence, said)
+        except BaseException:
+            circuit.abandon()  # else its trial would keep the type closed to all until it expires
+            raise
         circuit.tell(verdict)
         if isinstance(verdict, Done):
             finished = desk.finish(verdict.summary)

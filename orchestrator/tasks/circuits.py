@@ -58,15 +58,20 @@ class AgentCircuit:
         """How it went. That this can't be written down changes nothing for the step."""
         match verdict:
             case Broke(code, _, error) if error in _ITS_OWN and not code.startswith(OF_MODELS):
-                tried = Tried.FAILED
                 self.wiring.unbroken_agents.pop(self.agent_type, None)
+                self._record(Tried.FAILED, code)
             case Done() | NeedsInput():
-                tried = Tried.SUCCEEDED
+                self._record(Tried.SUCCEEDED)
             case _:
-                tried = Tried.ABANDONED
+                self.abandon(verdict.code if isinstance(verdict, Broke) else None)
+
+    def abandon(self, reason: str | None = None) -> None:
+        """Nothing is known of the agent: whoever comes next may try it at once."""
+        self._record(Tried.ABANDONED, reason)
+
+    def _record(self, tried: Tried, reason: str | None = None) -> None:
         if not self._has_failed and tried is not Tried.FAILED:
             return
-        reason = verdict.code if isinstance(verdict, Broke) else None
         try:
             with self.wiring.engine.begin() as connection:
                 breakers.record(

@@ -377,6 +377,32 @@ def test_a_home_goes_when_its_step_is_over_and_not_before(tmp_path: Path) -> Non
     assert homes.open(going) == kept.parent
 
 
+def test_a_home_can_be_opened_while_another_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = installation(tmp_path / "root").homes
+    over, going = HomeOwner("task", "over"), HomeOwner("task", "going")
+    (homes.open(over) / "session").touch()
+    opened: list[Path] = []
+
+    def killed(folder: Path) -> None:
+        other = threading.Thread(target=lambda: opened.append(homes.open(going)), daemon=True)
+        other.start()
+        other.join(10)
+        raise KeyboardInterrupt(folder.name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("orchestrator.workspaces.homes.remove_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            homes.sweep(lambda _: ())
+    assert [path.name for path in opened] == ["home"]
+    assert list(homes.open(over).iterdir()) == [], "the step's old home is nobody's"
+
+    left = homes.sweep(lambda owners: owners)
+    assert len(left) == 1, "what the killed sweep left is found by the next"
+    assert homes.sweep(lambda owners: owners) == []
+
+
 def test_the_door_closes_with_the_enclosure(workspaces: Workspaces, gateway: Gateway, tmp_path: Path) -> None:
     with opened(workspaces, gateway, tmp_path) as enclosure:
         path, port = enclosure.door.path, None if enclosure.door.path else enclosure.door.port

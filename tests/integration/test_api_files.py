@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import pytest
+from sqlalchemy import text
 
-from orchestrator.db.effects import StoredFile, add_artifact
+from orchestrator.db.effects import LogChunk, StoredFile, add_artifact, append_logs
 from orchestrator.db.sql import StepRef
+from orchestrator.tasks.evidence import keep_log
+from orchestrator.workspaces.artifacts import Artifacts, Stored
 from tests.integration.api_server import Door, migrated, served, wired
 from tests.servers import PostgresServer
 
@@ -32,6 +35,10 @@ diff --git a/logo.png b/logo.png
 deleted file mode 100644
 Binary files a/logo.png and /dev/null differ
 """
+WAITING = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND state = 'idle in transaction' AND query LIKE '%FROM logs%'
+"""
 LONG = bytes(range(256)) * 12_000
 
 
@@ -51,6 +58,34 @@ def keep(door: Door, task: dict[str, Any], kind: str, name: str, media_type: str
         )
     listed = door.get(f"/tasks/{task['id']}/artifacts")["data"]
     return str(next(line["content"] for line in listed if line["name"] == name))
+
+
+def test_a_long_log_is_stored_whole_and_no_transaction_waits_for_the_store(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = door.create()
+    step = StepRef("default", task["id"], task["workflow"]["id"], task["steps"][0]["id"])
+    chunks = [LogChunk("stdout", f"first of {number}\nsecond of {number}\n") for number in range(450)]
+    with door.wiring.engine.begin() as connection:
+        append_logs(connection, step.task, step.step_id, 1, chunks)
+    open_meanwhile: list[int] = []
+    put = type(door.wiring.artifacts).put
+
+    def watched(store: Artifacts, data: bytes | IO[bytes], key: str | None = None) -> Stored:
+        with door.wiring.engine.connect() as connection:
+            open_meanwhile.append(connection.execute(text(WAITING)).scalar_one())
+        return put(store, data, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Artifacts, "put", watched)
+        keep_log(door.wiring, step)
+
+    listed = door.get(f"/tasks/{task['id']}/artifacts")["data"]
+    content = next(line["content"] for line in listed if line["name"] == "task.log")
+    lines = door.client.get(content).text.splitlines()
+    told = [line.partition("stdout: ")[2] for line in lines]
+    assert told == [f"{which} of {number}" for number in range(450) for which in ("first", "second")]
+    assert open_meanwhile == [0]
 
 
 def test_a_diff_is_summed_up_by_file_and_given_as_a_patch(door: Door) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given, strategies as st
 
@@ -19,7 +23,7 @@ from orchestrator.engine.ports import Stopped, ToolResult
 from orchestrator.engine.tools import fetch as fetching
 from orchestrator.engine.tools.fetch import MOST_BYTES, fetch_url
 from orchestrator.engine.tools.tool import ToolContext
-from orchestrator.engine.web import HostPolicy
+from orchestrator.engine.web import HostPolicy, PinnedTransport
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -177,6 +181,30 @@ def test_a_name_is_resolved_once_for_each_request_and_that_address_is_used(site:
     site.answers["/a"] = (200, {"content-type": "text/plain"}, b"text")
     assert "text" in fetched(policy(site, resolve=rebinding), f"http://{site.host}/a").text
     assert looked_up == ["docs.test"]
+
+
+def test_an_address_that_does_not_answer_is_no_reason_to_give_a_name_up(site: Site) -> None:
+    site.answers["/a"] = (200, {"content-type": "text/plain"}, b"text")
+    port = site.server.server_address[1]
+
+    async def both(_host: str, _port: int) -> Sequence[str]:
+        return ["127.0.0.2", "127.0.0.1"]
+
+    async def ask() -> str:
+        transport = PinnedTransport(policy(site, resolve=both), MOST_BYTES)
+        timeout = httpx2.Timeout(60, connect=1)
+        async with httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
+            found = await client.get(f"http://{site.host}/a", headers={"accept-encoding": "identity"})
+            return found.text
+
+    with socket.socket() as mute, ExitStack() as waiting:
+        mute.bind(("127.0.0.2", port))
+        mute.listen(0)
+        for _ in range(4):  # a full backlog: whoever comes next hears nothing at all
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.2", port))
+        assert asyncio.run(ask()) == "text"
 
 
 def test_names_below_one_are_meant_by_a_star_and_a_port_must_be_named(site: Site) -> None:

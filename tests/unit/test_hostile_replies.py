@@ -138,3 +138,14 @@ def test_a_chat_whose_text_is_none_is_no_reply(content: Any) -> None:
     with pytest.raises(ModelError) as caught:
         chat({"content": content})
     assert caught.value.code == "model-garbled"
+
+
+def test_whole_calls_under_one_index_are_calls_of_their_own() -> None:
+    pieces = [
+        {"index": 0, "id": "one", "function": {"name": "read_file", "arguments": '{"path": '}},
+        {"index": 0, "id": "one", "function": {"name": "read_file", "arguments": '"a"}'}},
+        {"index": 0, "id": "two", "function": {"name": "read_file", "arguments": '{"path": '}},
+        {"index": 0, "id": "else", "function": {"arguments": '"b"}'}},
+    ]
+    found = [(block["id"], block["input"]) for block in chat({"tool_calls": pieces}).content]
+    assert found == [("one", {"path": "a"}), ("two", {"path": "b"})]

@@ -140,13 +140,20 @@ class ChatAssembly:
 
     def _call(self, piece: Mapping[str, Any]) -> Iterator[StreamEvent]:
         index, function = piece.get("index") or 0, piece.get("function") or {}
-        if index not in self._open:
+        if index not in self._open or self._begins_another(self._open[index], piece):
             yield from self._complete()
             call_id = piece.get("id") or f"call_{uuid.uuid4().hex[:24]}"
             self._open[index] = _Call(storable(call_id), storable(function["name"]))
             yield CallAnnounced(function["name"])
         if written := function.get("arguments"):
             self._open[index].pieces.append(written)
+
+    @staticmethod
+    def _begins_another(call: _Call, piece: Mapping[str, Any]) -> bool:
+        """Some servers number all calls alike. A piece with a new id and a name is a call of its own; one
+        that repeats only one of them goes on with the call."""
+        call_id, name = piece.get("id"), (piece.get("function") or {}).get("name")
+        return bool(name) and bool(call_id) and storable(str(call_id)) != call.call_id
 
     def _complete(self) -> Iterator[StreamEvent]:
         for call in self._open.values():
