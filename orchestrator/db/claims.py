@@ -478,13 +478,21 @@ _FOUND: Final = statement(
     """
     SELECT s.status, s.fence, t.status AS task_status, t.finished_at IS NOT NULL AS task_ended
     FROM steps s JOIN tasks t ON t.tenant_id = s.tenant_id AND t.id = s.task_id
-    WHERE s.tenant_id = :tenant AND s.id = :step
+    WHERE s.tenant_id = :tenant AND s.id = :step AND s.task_id = :task AND s.workflow_id = :workflow
+      AND t.id = :task
     """
 )
 
 
 def look(connection: Connection, step: StepRef) -> Found | None:
-    row = one(connection, _FOUND, tenant=step.tenant_id, step=step.step_id)
+    row = one(
+        connection,
+        _FOUND,
+        tenant=step.tenant_id,
+        step=step.step_id,
+        task=step.task_id,
+        workflow=step.workflow_id,
+    )
     if row is None:
         return None
     return Found(Status(row["status"]), row["fence"], Status(row["task_status"]), row["task_ended"])

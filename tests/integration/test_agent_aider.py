@@ -142,7 +142,7 @@ def test_a_provider_that_refuses_is_told_of_in_its_own_words(
     verdict = worlds(CLAUDE).work()
     assert isinstance(verdict, Broke), verdict
     assert (verdict.code, verdict.retryable) == (code, False)
-    assert verdict.message.endswith(words)
+    assert words in verdict.message
 
 
 def test_what_the_gateway_refuses_for_good_ends_it_in_the_gateways_words(tmp_path: Path) -> None:
